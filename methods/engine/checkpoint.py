@@ -1,0 +1,302 @@
+"""Hugging Face checkpoint folder -> engine weights.
+
+Linears that read the same input become one matrix, filled in place tensor by tensor, so loading needs hardly more
+memory than the model. Files are memory-mapped and reopened every so often, because pages once read stay resident.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import struct
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from methods.engine.config import read_config, read_json
+from methods.engine.hub import resolve
+from methods.engine.llama import LayerWeights, Llama, ModelConfig, Weights
+from methods.errors import UserError, nearest
+
+__all__ = [
+    "empty_weights",
+    "file_hashes",
+    "load_model",
+    "pick_device",
+    "pick_dtype",
+    "randomise",
+    "read_config",
+    "read_tensors",
+    "resolve",
+    "weight_files",
+]
+
+SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DEVICES = ("auto", "cpu", "cuda")
+REOPEN_BYTES = 256 << 20  # at most; less for a small checkpoint
+INIT_STD = 0.02
+HARMLESS = ("rotary_emb.inv_freq",)  # buffers that old versions of transformers saved; they follow from config.json
+
+
+def load_model(
+    folder: Path, *, dtype: str = "auto", device: str = "auto", weights: str = "checkpoint", seed: int = 0
+) -> Llama:
+    """The model in `folder`.
+
+    dtype: auto (float32 on the CPU, the checkpoint's own on CUDA), float32, float16, bfloat16; device: auto (CUDA if
+    present), cpu, cuda; weights: checkpoint, or random (needs config.json only; normal, std 0.02, from `seed`).
+    Raises UserError for anything the folder or this machine lacks, and for missing, extra or mis-shaped tensors.
+    """
+    if weights not in ("checkpoint", "random"):
+        raise UserError(f"model.weights={weights} is unknown; {nearest(weights, ('checkpoint', 'random'))}")
+    config = read_config(folder)
+    place = pick_device(device)
+    built = empty_weights(config, pick_dtype(dtype, place, config), place)
+    if weights == "random":
+        randomise(built, seed)
+    else:
+        slots = _slots(config, built)
+        harmless = (*HARMLESS, "lm_head.weight") if config.tied else HARMLESS
+        _fill(folder, slots, harmless)
+    return Llama(config, built)
+
+
+def read_tensors(
+    folder: Path, shapes: Mapping[str, tuple[int, ...]], *, device: torch.device, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Exactly the named tensors of the checkpoint in `folder`, as for a draft's adapter.
+
+    Raises UserError, listing names, when a tensor is missing, extra or of another shape.
+    """
+    slots = {name: torch.empty(shape, dtype=dtype, device=device) for name, shape in shapes.items()}
+    _fill(folder, slots, HARMLESS)
+    return slots
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of config.json, the weight files and their index, by file name; what is absent is left out."""
+    files = {folder / "config.json", *folder.glob("*.index.json"), *weight_files(folder)}
+    return {file.name: _sha256(file) for file in sorted(files) if file.is_file()}
+
+
+def pick_device(device: str) -> torch.device:
+    """auto, cpu or cuda -> device. Raises UserError for CUDA on a machine without it."""
+    if device not in DEVICES:
+        raise UserError(f"model.device={device} is unknown; {nearest(device, DEVICES)}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("model.device=cuda: no CUDA device is available here; valid: cpu, auto")
+    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def pick_dtype(dtype: str, device: torch.device, config: ModelConfig) -> torch.dtype:
+    """auto, float32, float16 or bfloat16 -> dtype; auto is float32 on the CPU, else what the checkpoint says."""
+    if dtype not in ("auto", *DTYPES):
+        raise UserError(f"model.dtype={dtype} is unknown; {nearest(dtype, ('auto', *DTYPES))}")
+    name = dtype if dtype != "auto" else "float32" if device.type == "cpu" else config.dtype
+    if name not in DTYPES:
+        raise UserError(f"model.dtype=auto: the checkpoint's own {name} is not supported; valid: {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold the weights, safetensors before .bin; empty when there are none.
+
+    Raises UserError when an index names a file that is not there.
+    """
+    for name in SINGLE_FILES:
+        if (folder / name).is_file():
+            return [folder / name]
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            listed = read_json(index).get("weight_map")
+            if not isinstance(listed, dict) or not listed:
+                raise UserError(f"{index}: no weight_map that lists the shards")
+            shards = sorted({str(shard) for shard in listed.values()})
+            lost = [shard for shard in shards if not (folder / shard).is_file()]
+            if lost:
+                raise UserError(f"{index}: names {_some(lost)}, missing in this folder")
+            return [folder / shard for shard in shards]
+    return []
+
+
+def empty_weights(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Weights:
+    """Weights of the right shapes, uninitialised."""
+
+    def new(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=device)
+
+    hidden, rows = config.hidden_size, (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+    embedding = new(config.vocab_size, hidden)
+    return Weights(
+        embedding=embedding,
+        norm=new(hidden),
+        lm_head=embedding if config.tied else new(config.vocab_size, hidden),
+        layers=[
+            LayerWeights(
+                input_norm=new(hidden),
+                qkv=new(rows, hidden),
+                output=new(hidden, config.num_heads * config.head_dim),
+                post_norm=new(hidden),
+                gate_up=new(2 * config.intermediate_size, hidden),
+                down=new(hidden, config.intermediate_size),
+                qkv_bias=new(rows) if config.qkv_bias else None,
+                q_norm=new(config.head_dim) if config.qk_norm else None,
+                k_norm=new(config.head_dim) if config.qk_norm else None,
+            )
+            for _ in range(config.num_layers)
+        ],
+    )
+
+
+def randomise(weights: Weights, seed: int, std: float = INIT_STD) -> None:
+    """Fill with a fresh model's values: matrices normal from `seed`, norms 1, biases 0."""
+    generator = torch.Generator(weights.embedding.device).manual_seed(seed)
+    for tensor in weights.tensors():
+        if tensor.dim() == 2:
+            tensor.normal_(0, std, generator=generator)
+    for layer in weights.layers:
+        for norm in (layer.input_norm, layer.post_norm, layer.q_norm, layer.k_norm):
+            if norm is not None:
+                norm.fill_(1)
+        if layer.qkv_bias is not None:
+            layer.qkv_bias.zero_()
+    weights.norm.fill_(1)
+
+
+def _slots(config: ModelConfig, weights: Weights) -> dict[str, Tensor]:
+    """Published tensor name -> the place in the engine's weights where it belongs (a view)."""
+    slots = {"model.embed_tokens.weight": weights.embedding, "model.norm.weight": weights.norm}
+    if not config.tied:
+        slots["lm_head.weight"] = weights.lm_head
+    heads = [count * config.head_dim for count in (config.num_heads, config.num_kv_heads, config.num_kv_heads)]
+    for index, layer in enumerate(weights.layers):
+        parts = {
+            "input_layernorm.weight": layer.input_norm,
+            "post_attention_layernorm.weight": layer.post_norm,
+            "self_attn.o_proj.weight": layer.output,
+            "mlp.down_proj.weight": layer.down,
+            "self_attn.q_norm.weight": layer.q_norm,
+            "self_attn.k_norm.weight": layer.k_norm,
+        }
+        for name, rows in zip("qkv", layer.qkv.split(heads), strict=True):
+            parts[f"self_attn.{name}_proj.weight"] = rows
+        if layer.qkv_bias is not None:
+            for name, rows in zip("qkv", layer.qkv_bias.split(heads), strict=True):
+                parts[f"self_attn.{name}_proj.bias"] = rows
+        for name, rows in zip(("gate", "up"), layer.gate_up.chunk(2), strict=True):
+            parts[f"mlp.{name}_proj.weight"] = rows
+        slots |= {f"model.layers.{index}.{name}": part for name, part in parts.items() if part is not None}
+    return slots
+
+
+def _fill(folder: Path, slots: Mapping[str, Tensor], harmless: tuple[str, ...]) -> None:
+    """Copy every tensor of the checkpoint into its slot. All names and shapes are checked before the first copy."""
+    files = weight_files(folder)
+    if not files:
+        wanted = " or ".join(SINGLE_FILES)
+        raise UserError(f"{folder}: no weights in this folder; wanted: {wanted}, or shards with an index")
+    _check(folder, files, {name: tuple(slot.shape) for name, slot in slots.items()}, harmless)
+    with torch.no_grad():
+        for file in files:
+            _copy(file, slots)
+
+
+def _check(folder: Path, files: list[Path], wanted: dict[str, tuple[int, ...]], harmless: tuple[str, ...]) -> None:
+    found: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        found |= _shapes(file)
+    faults = []
+    if missing := [name for name in wanted if name not in found]:
+        faults.append(f"missing {_some(missing)}")
+    if extra := [name for name in found if name not in wanted and not name.endswith(harmless)]:
+        faults.append(f"extra {_some(extra)}")
+    shapes = ((name, found[name], shape) for name, shape in wanted.items() if name in found)
+    if wrong := [f"{name} {list(is_)} instead of {list(shape)}" for name, is_, shape in shapes if is_ != shape]:
+        faults.append(f"mis-shaped {_some(wrong)}")
+    if faults:
+        raise UserError(f"{folder}: the weights do not fit config.json: {'; '.join(faults)}")
+
+
+def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    if file.suffix == ".safetensors":
+        with _reading(file), safe_open(file, framework="pt") as opened:
+            return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    return {name: tuple(tensor.shape) for name, tensor in _load_bin(file).items()}
+
+
+def _copy(file: Path, slots: Mapping[str, Tensor]) -> None:
+    """Copy what the file has into the slots, reopening it so that few of its pages are resident at any time."""
+    names = [name for name in _shapes(file) if name in slots]
+    while names:
+        names = _copy_some(file, names, slots, min(REOPEN_BYTES, file.stat().st_size // 16))
+
+
+def _copy_some(file: Path, names: list[str], slots: Mapping[str, Tensor], limit_bytes: int) -> list[str]:
+    """Copy tensors until about `limit_bytes` have been read from one mapping; returns the names that are left."""
+    read_bytes = 0
+    with _opened(file) as tensors:
+        for index, name in enumerate(names):
+            if read_bytes > limit_bytes and tensors.mapped:
+                return names[index:]
+            tensor = tensors.take(name)
+            slots[name].copy_(tensor)
+            read_bytes += tensor.nbytes
+    return []
+
+
+@dataclass(frozen=True)
+class _Opened:
+    take: Callable[[str], Tensor]
+    mapped: bool
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[_Opened]:
+    if file.suffix == ".safetensors":
+        with _reading(file):
+            handle = safe_open(file, framework="pt")
+        with handle:
+            yield _Opened(take=handle.get_tensor, mapped=True)
+    else:
+        # Popped, so that a file that had to be read whole shrinks as the model fills.
+        yield _Opened(take=_load_bin(file).pop, mapped=zipfile.is_zipfile(file))
+
+
+def _load_bin(file: Path) -> dict[str, Tensor]:
+    with _reading(file):
+        # The format from before torch 1.6 is no zip archive and cannot be mapped.
+        tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise UserError(f"{file}: tensors by name are wanted, this file holds something else")
+    return dict(tensors)
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Turn the many errors of a broken weight file into one line that names it."""
+    try:
+        yield
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, struct.error) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{file}: not readable as a weight file ({reason})") from error
+
+
+def _some(names: Iterable[str], most: int = 6) -> str:
+    listed = list(names)
+    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + more
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        while block := opened.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()

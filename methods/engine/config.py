@@ -1,0 +1,156 @@
+"""config.json of a Hugging Face checkpoint -> ModelConfig.
+
+Read as plain JSON: importing transformers would cost seconds, and both generations of its keys (rope_theta,
+rope_scaling, torch_dtype; rope_parameters, dtype) are few enough to read here.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from methods.engine.llama import ModelConfig
+from methods.errors import UserError, nearest
+
+ARCHITECTURES = {  # by model_type, for configs that name no architecture
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+ROPE_KEYS = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The shape of the model in `folder`, from its config.json and, for end-of-sequence ids, generation_config.json.
+
+    A sliding attention window changes nothing as long as the context fits into it, so the context is limited to it.
+    Raises UserError for a missing or broken file, an unsupported architecture, and settings the engine does not have.
+    """
+    file = folder / "config.json"
+    raw = read_json(file)
+    architecture = _architecture(file, raw)
+    _refuse_unsupported(file, raw)
+    heads = _positive(file, raw, "num_attention_heads")
+    kv_heads = _positive(file, raw, "num_key_value_heads", default=heads)
+    if heads % kv_heads:
+        raise UserError(f"{file}: num_key_value_heads={kv_heads} must divide num_attention_heads={heads}")
+    hidden = _positive(file, raw, "hidden_size")
+    head_dim = _positive(file, raw, "head_dim", default=hidden // heads)
+    if head_dim % 2:
+        raise UserError(f"{file}: head_dim={head_dim} must be even for rotary positions")
+    rope = _rope(file, raw)
+    return ModelConfig(
+        architecture=architecture,
+        vocab_size=_positive(file, raw, "vocab_size"),
+        hidden_size=hidden,
+        intermediate_size=_positive(file, raw, "intermediate_size"),
+        num_layers=_positive(file, raw, "num_hidden_layers"),
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        norm_eps=_number(file, raw, "rms_norm_eps"),
+        context=_context(file, raw, architecture),
+        rope_theta=_number(file, rope, "rope_theta"),
+        rope_scaling=None if rope["rope_type"] == "default" else rope,
+        tied=bool(raw.get("tie_word_embeddings") or False),
+        qkv_bias=architecture == "Qwen2ForCausalLM",
+        qk_norm=architecture == "Qwen3ForCausalLM",
+        eos_token_ids=_eos_token_ids(folder, raw),
+        dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "float32").removeprefix("torch."),
+    )
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object from disk. Raises UserError when it is missing, unreadable or something else."""
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{file.parent}: no {file.name} in this folder") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: not readable as JSON ({error})") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{file}: a JSON object is wanted, this is a {type(raw).__name__}")
+    return raw
+
+
+def _architecture(file: Path, raw: dict[str, Any]) -> str:
+    named = raw.get("architectures") or []
+    name = str(named[0]) if isinstance(named, list) and named else ARCHITECTURES.get(raw.get("model_type", ""))
+    if name is None:
+        name = str(raw.get("model_type"))
+    if name not in ARCHITECTURES.values():
+        raise UserError(f"{file}: architecture={name} is not supported; {nearest(name, ARCHITECTURES.values())}")
+    return name
+
+
+def _refuse_unsupported(file: Path, raw: dict[str, Any]) -> None:
+    """Settings that would change the mathematics and that the engine does not have."""
+    wanted: dict[str, tuple[Any, ...]] = {
+        "hidden_act": ("silu", "swish", None),
+        "attention_bias": (False, None),
+        "mlp_bias": (False, None),
+        "partial_rotary_factor": (1, None),
+        "quantization_config": (None,),
+    }
+    for key, valid in wanted.items():
+        if raw.get(key) not in valid:
+            raise UserError(f"{file}: {key}={json.dumps(raw[key])} is not supported; valid: {json.dumps(valid[0])}")
+
+
+def _rope(file: Path, raw: dict[str, Any]) -> dict[str, Any]:
+    """Rotary settings in one form: rope_theta, rope_type and the numbers that type needs."""
+    given = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
+    kind = str(given.get("rope_type", given.get("type", "default")))
+    if kind not in ROPE_KEYS:
+        raise UserError(f"{file}: rope_type={kind} is not supported; {nearest(kind, ROPE_KEYS)}")
+    if any(isinstance(value, dict) for value in given.values()):
+        raise UserError(f"{file}: rope_parameters differ between layers ({', '.join(given)}); one set is supported")
+    given.setdefault("rope_theta", raw.get("rope_theta", 10_000.0))
+    if "original_max_position_embeddings" in raw:
+        given.setdefault("original_max_position_embeddings", raw["original_max_position_embeddings"])
+    numbers = {key: _number(file, given, key) for key in ("rope_theta", *ROPE_KEYS[kind])}
+    return {"rope_type": kind, **numbers}
+
+
+def _context(file: Path, raw: dict[str, Any], architecture: str) -> int:
+    # Long-context Vicunas leave max_position_embeddings at the value before linear scaling and say the rest here.
+    context = max(_positive(file, raw, "max_position_embeddings"), int(raw.get("max_sequence_length") or 0))
+    slides = architecture == "MistralForCausalLM" or raw.get("use_sliding_window")
+    window = raw.get("sliding_window") if slides else None
+    return min(context, _positive(file, raw, "sliding_window")) if window is not None else context
+
+
+def _eos_token_ids(folder: Path, raw: dict[str, Any]) -> tuple[int, ...]:
+    """End-of-sequence ids of both config files: chat models often name the end of a turn in only one of them."""
+    file = folder / "generation_config.json"
+    generation = read_json(file) if file.exists() else {}
+    found: list[int] = []
+    for value in (generation.get("eos_token_id"), raw.get("eos_token_id")):
+        found += value if isinstance(value, list) else [] if value is None else [value]
+    if not all(isinstance(token, int) for token in found):
+        raise UserError(f"{folder}: eos_token_id={found} must be an integer or a list of integers")
+    return tuple(dict.fromkeys(found))
+
+
+def _positive(file: Path, raw: dict[str, Any], key: str, default: int | None = None) -> int:
+    value = default if raw.get(key) is None else raw[key]
+    if value is None:
+        raise UserError(f"{file}: {key} is missing")
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UserError(f"{file}: {key}={value!r} must be a positive integer")
+    return value
+
+
+def _number(file: Path, raw: dict[str, Any], key: str) -> float:
+    value = raw.get(key)
+    if value is None:
+        raise UserError(f"{file}: {key} is missing")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+        raise UserError(f"{file}: {key}={value!r} must be a positive number")
+    return float(value)
