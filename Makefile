@@ -1,0 +1,56 @@
+# make bench                                   built-in model, all methods, then the report
+# make bench METHOD=kangaroo MODEL=vicuna-7b   [TASK=math_reasoning] [ARGS="limit=20 repeats=1"]
+# make PYTHON=python3.12 ...                   make .venv with another Python
+# make VENV= ...                               use the active environment as it is
+
+PYTHON ?= python3
+VENV ?= .venv
+METHOD ?= all
+MODEL ?= joey
+TASK ?= all
+ARGS ?=
+
+ifeq ($(VENV),)
+RUN := $(PYTHON)
+READY :=
+else
+RUN := $(VENV)/bin/python
+READY := $(VENV)/.ready
+endif
+
+.PHONY: setup bench report train experiment joey test lint clean
+
+setup: $(READY)
+
+$(VENV)/.ready: setup.cfg constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --constraint constraints.txt torch
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+bench: $(READY)
+	$(RUN) -m bench.run method=$(METHOD) model=$(MODEL) task=$(TASK) $(ARGS)
+	$(RUN) -m bench.report
+
+report: $(READY)
+	$(RUN) -m bench.report
+
+train: $(READY)
+	$(RUN) -m bench.train method=$(METHOD) model=$(MODEL) $(ARGS)
+
+experiment: $(READY)
+	$(RUN) -m bench.experiment name=$(NAME) model=$(MODEL) $(ARGS)
+
+joey: $(READY)
+	$(RUN) -m bench.train.joey $(ARGS)
+
+lint: $(READY)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+test: lint
+	$(RUN) -m pytest
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,1 @@
+"""Decoding: the engine, one loop, and the methods that run on it."""

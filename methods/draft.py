@@ -1,0 +1,100 @@
+"""What a method proposes: a tree of candidate tokens over the pending token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Shape of a draft. Row 0 is the pending token, row i + 1 is candidate i; n candidates make n + 1 rows.
+
+    Everything the target pass and the acceptance walk need is laid out as tensors, so neither loops over nodes. Trees
+    that repeat from step to step are built once and reused.
+    """
+
+    parents: Tensor  # [n + 1] row of each row's parent; the pending token is its own
+    depths: Tensor  # [n + 1] distance from the pending token
+    mask: Tensor  # [n + 1, n + 1] bool: row i sees row j when j is i or an ancestor of i
+    paths: Tensor  # [n + 1, deepest + 1] rows from the pending token to each row, the last one repeated
+    is_chain: bool
+
+    @property
+    def size(self) -> int:
+        """Number of candidates n."""
+        return len(self.parents) - 1
+
+    @classmethod
+    def build(cls, parents: Sequence[int] | np.ndarray, device: torch.device) -> Tree:
+        """Tree from each candidate's parent: the index of an earlier candidate, or -1 for the pending token.
+
+        Raises ValueError when a candidate stands before its parent.
+        """
+        rows = np.concatenate(([0], np.asarray(parents, dtype=np.int64) + 1))
+        order = np.arange(len(rows))
+        if np.any(rows[1:] >= order[1:]) or np.any(rows < 0):
+            raise ValueError(f"a candidate must come after its parent, got parents {list(parents)}")
+        ancestors = [order]  # after k rounds: each row's k-th ancestor; the pending token stays where it is
+        while ancestors[-1].any():
+            ancestors.append(rows[ancestors[-1]])
+        climb = np.stack(ancestors, 1)  # [n + 1, deepest + 1]
+        depths = (climb > 0).sum(1)
+        mask = np.zeros((len(rows), len(rows)), dtype=bool)
+        mask[order[:, None], climb] = True
+        # Reading a row's climb backwards from its depth gives the way down; beyond its own depth it stays on the row.
+        paths = np.take_along_axis(climb, np.maximum(depths[:, None] - np.arange(climb.shape[1]), 0), 1)
+
+        def on_device(array: np.ndarray) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+
+        return cls(
+            parents=on_device(rows),
+            depths=on_device(depths),
+            mask=on_device(mask),
+            paths=on_device(paths),
+            is_chain=bool((rows[1:] == order[:-1]).all()),
+        )
+
+    @classmethod
+    @lru_cache(maxsize=256)
+    def chain(cls, length: int, device: torch.device) -> Tree:
+        """Candidates in single file: 0 follows the pending token, 1 follows 0, and so on. No candidate: a plain step."""
+        return cls.build(range(-1, length - 1), device)
+
+
+@dataclass(frozen=True)
+class Extra:
+    """Query rows that ride along in a target pass without being candidates, such as Lookahead's window.
+
+    They see the whole past; among the rows of this pass they see what `mask` allows. No candidate sees them, and the
+    cache drops them after the pass.
+    """
+
+    tokens: Tensor  # [e] int64
+    offsets: Tensor  # [e] distance of each row's position from the pending token's
+    mask: Tensor  # [e, 1 + n + e] bool over [pending, candidates, extra rows]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Candidates for one target pass.
+
+    `hidden` [n + 1, hidden] holds the states of [pending, *tokens] after the method's tap layer, when the method has
+    computed them already; the cache of those layers then has these rows too.
+    """
+
+    tokens: Tensor  # [n] int64
+    tree: Tree
+    hidden: Tensor | None = None
+    extra: Extra | None = None
+
+    @classmethod
+    def empty(cls, device: torch.device) -> Draft:
+        """No candidates: the target pass is a plain step."""
+        return cls(tokens=torch.empty(0, dtype=torch.int64, device=device), tree=Tree.chain(0, device))

@@ -1,0 +1,1 @@
+"""The target model that every method shares."""

@@ -1,0 +1,62 @@
+"""Preallocated key-value cache for one sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class KVCache:
+    """Keys and values of some layers, each layer filled to its own length.
+
+    Lengths differ while a self-drafting method is at work: its first layers have already seen draft tokens that the
+    rest of the model sees only at verification. After `keep` or `truncate` all layers agree again.
+
+    Storage is one tensor [layers, 2, kv_heads, capacity, head_dim], so dropping or moving a slot touches every layer
+    in one operation. Nothing is allocated after construction.
+    """
+
+    def __init__(
+        self, *, layers: int, kv_heads: int, capacity: int, head_dim: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.storage = torch.zeros(layers, 2, kv_heads, capacity, head_dim, dtype=dtype, device=device)
+        self.capacity = capacity
+        self.lengths = [0] * layers
+        self._keys = [self.storage[layer, 0] for layer in range(layers)]
+        self._values = [self.storage[layer, 1] for layer in range(layers)]
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write keys and values [n, kv_heads, head_dim] behind the layer's last slot.
+
+        Returns views of everything the layer holds, each [kv_heads, length, head_dim].
+        Raises IndexError when the rows do not fit.
+        """
+        start = self.lengths[layer]
+        end = start + keys.shape[0]
+        if end > self.capacity:
+            raise IndexError(f"layer {layer} of the cache holds {self.capacity} slots, {end} are needed")
+        layer_keys, layer_values = self._keys[layer], self._values[layer]
+        layer_keys[:, start:end].copy_(keys.transpose(0, 1))
+        layer_values[:, start:end].copy_(values.transpose(0, 1))
+        self.lengths[layer] = end
+        return layer_keys[:, :end], layer_values[:, :end]
+
+    def keep(self, base: int, path: Sequence[int]) -> None:
+        """Keep slots 0..base-1 and, behind them, base + i for each i of the ascending path; drop the rest.
+
+        Rows move towards lower slots only, in ascending order, so none is overwritten before it is read.
+        """
+        for offset, row in enumerate(path):
+            if offset != row:
+                self.storage[:, :, :, base + offset].copy_(self.storage[:, :, :, base + row])
+        self.truncate(base + len(path))
+
+    def truncate(self, length: int) -> None:
+        """Drop everything from slot `length` on, in every layer that has it."""
+        self.lengths = [min(length, filled) for filled in self.lengths]
+
+    def reset(self) -> None:
+        """Forget the sequence."""
+        self.truncate(0)

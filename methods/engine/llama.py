@@ -1,0 +1,256 @@
+"""Llama-family decoder for one sequence, open at every layer.
+
+Covers Llama 1/2/3, Vicuna, Mistral, Qwen2/2.5 (biases on q, k, v) and Qwen3 (normalised q and k), grouped-query heads
+and tied embeddings. `run` takes any contiguous range of layers, which is what early exit needs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from methods.engine.kv_cache import KVCache
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of a model, independent of the family's way of writing it down."""
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    norm_eps: float
+    context: int
+    rope_theta: float = 10_000.0
+    rope_scaling: dict[str, Any] | None = None
+    tied: bool = False
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    eos_token_ids: tuple[int, ...] = ()
+    dtype: str = "float32"
+
+
+@dataclass(kw_only=True)
+class AttentionWeights:
+    """Weights of one attention block. q, k and v read the same input and are one matrix."""
+
+    input_norm: Tensor  # [hidden]
+    qkv: Tensor  # [(heads + 2 * kv_heads) * head_dim, hidden]
+    output: Tensor  # [hidden, heads * head_dim]
+    qkv_bias: Tensor | None = None  # [(heads + 2 * kv_heads) * head_dim]
+    q_norm: Tensor | None = None  # [head_dim]
+    k_norm: Tensor | None = None  # [head_dim]
+
+
+@dataclass(kw_only=True)
+class LayerWeights(AttentionWeights):
+    """Weights of one decoder layer: attention and SwiGLU, whose gate and up are one matrix."""
+
+    post_norm: Tensor  # [hidden]
+    gate_up: Tensor  # [2 * intermediate, hidden]
+    down: Tensor  # [hidden, intermediate]
+
+
+@dataclass
+class Weights:
+    """All weights of a model; `lm_head` is the embedding itself when the two are tied."""
+
+    embedding: Tensor  # [vocab, hidden]
+    norm: Tensor  # [hidden]
+    lm_head: Tensor  # [vocab, hidden]
+    layers: list[LayerWeights] = field(default_factory=list)
+
+    def tensors(self) -> list[Tensor]:
+        """Every distinct tensor once."""
+        own = [self.embedding, self.norm] + ([] if self.lm_head is self.embedding else [self.lm_head])
+        return own + [t for layer in self.layers for t in vars(layer).values() if t is not None]
+
+
+class Rope:
+    """Rotary position embedding in the half-split layout of Hugging Face checkpoints (Su et al., arXiv 2104.09864)."""
+
+    def __init__(self, config: ModelConfig, length: int, dtype: torch.dtype, device: torch.device) -> None:
+        angles = torch.outer(torch.arange(length, dtype=torch.float32), inverse_frequencies(config))
+        cos, sin = angles.cos(), angles.sin()
+        # Half 0 rotates with -sin, half 1 with +sin: x * cos + swap(x) * signed_sin needs no concatenation.
+        self.cos = torch.stack((cos, cos), 1).to(device, dtype)  # [length, 2, head_dim / 2]
+        self.signed_sin = torch.stack((-sin, sin), 1).to(device, dtype)
+
+    def at(self, positions: Tensor) -> Rotation:
+        """Factors for rows at the given positions [n]."""
+        return Rotation(self.cos[positions].unsqueeze(1), self.signed_sin[positions].unsqueeze(1))
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """Rotary factors of n rows, [n, 1, 2, head_dim / 2] each."""
+
+    cos: Tensor
+    signed_sin: Tensor
+
+    def __call__(self, heads: Tensor) -> Tensor:
+        """Rotate heads [n, any number of heads, head_dim]."""
+        halves = heads.unflatten(-1, (2, -1))
+        return torch.addcmul(halves * self.cos, halves.flip(2), self.signed_sin).flatten(2)
+
+
+def inverse_frequencies(config: ModelConfig) -> Tensor:
+    """Rotary frequencies [head_dim / 2] in radians per position, scaled as the config says (default, linear, llama3)."""
+    inverse = config.rope_theta ** -(torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim)
+    scaling = config.rope_scaling
+    if scaling is None:
+        return inverse
+    if scaling["rope_type"] == "linear":
+        return inverse / scaling["factor"]
+    # llama3: long wavelengths are stretched by `factor`, short ones kept, those between are blended.
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    turns = scaling["original_max_position_embeddings"] * inverse / (2 * math.pi)
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return inverse * (kept + (1 - kept) / scaling["factor"])
+
+
+def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """Grouped-query attention of n rows over m slots: [n, heads, head_dim] -> [n, heads * head_dim].
+
+    keys, values [kv_heads, m, head_dim]. mask comes from `attention_mask`; None means that a single row sees every
+    slot, or that the n rows are all there is and see themselves and what precedes them.
+    """
+    rows, heads, _ = query.shape
+    kv_heads = keys.shape[0]
+    groups = heads // kv_heads
+    if mask is None and rows > 1:
+        out = F.scaled_dot_product_attention(
+            query.transpose(0, 1)[None], keys[None], values[None], is_causal=True, enable_gqa=groups > 1
+        )
+        return out[0].transpose(0, 1).reshape(rows, -1)
+    # The query heads that share a key head become rows of one attention, so keys and values are never repeated.
+    grouped = query.unflatten(1, (kv_heads, groups)).permute(1, 2, 0, 3).reshape(1, kv_heads, groups * rows, -1)
+    out = F.scaled_dot_product_attention(grouped, keys[None], values[None], attn_mask=mask)
+    return out.view(heads, rows, -1).transpose(0, 1).reshape(rows, -1)
+
+
+def attention_mask(mask: Tensor | None, rows: int, past: int, groups: int, device: torch.device) -> Tensor | None:
+    """What `attend` takes, made once for all layers of a pass: [groups * rows, past + rows] or None.
+
+    mask [rows, past + rows], True = may attend; None = causal, which needs no mask for one row or an empty past.
+    """
+    if mask is None:
+        if rows == 1 or past == 0:
+            return None
+        mask = torch.ones(rows, past + rows, dtype=torch.bool, device=device).tril_(past)
+    return mask.repeat(groups, 1) if groups > 1 else mask
+
+
+def self_attention(
+    hidden: Tensor,
+    weights: AttentionWeights,
+    config: ModelConfig,
+    rotation: Rotation,
+    mask: Tensor | None,
+    cache: KVCache | None,
+    layer: int,
+) -> Tensor:
+    """Attention block, residual included: [n, hidden] -> [n, hidden]. `layer` is the block's place in the cache."""
+    heads, kv_heads, head_dim, eps = config.num_heads, config.num_kv_heads, config.head_dim, config.norm_eps
+    normed = F.rms_norm(hidden, (config.hidden_size,), weights.input_norm, eps)
+    qkv = F.linear(normed, weights.qkv, weights.qkv_bias).unflatten(1, (-1, head_dim))
+    query_keys, values = qkv[:, : heads + kv_heads], qkv[:, heads + kv_heads :]
+    if weights.q_norm is not None:
+        query, keys = query_keys.split((heads, kv_heads), 1)
+        query = F.rms_norm(query, (head_dim,), weights.q_norm, eps)
+        keys = F.rms_norm(keys, (head_dim,), weights.k_norm, eps)
+        query_keys = torch.cat((query, keys), 1)
+    query, keys = rotation(query_keys).split((heads, kv_heads), 1)
+    if cache is None:
+        keys, values = keys.transpose(0, 1), values.transpose(0, 1)
+    else:
+        keys, values = cache.append(layer, keys, values)
+    return torch.addmm(hidden, attend(query, keys, values, mask), weights.output.t())
+
+
+def feed_forward(hidden: Tensor, weights: LayerWeights, config: ModelConfig) -> Tensor:
+    """SwiGLU block, residual included: [n, hidden] -> [n, hidden]."""
+    normed = F.rms_norm(hidden, (config.hidden_size,), weights.post_norm, config.norm_eps)
+    gate, up = F.linear(normed, weights.gate_up).chunk(2, -1)
+    return torch.addmm(hidden, F.silu(gate) * up, weights.down.t())
+
+
+class Llama:
+    """The target model: embed, run any range of layers, head.
+
+    Example:
+        states = model.run(model.embed(tokens), positions, cache, slice(0, 2))        # exit after layer 2
+        logits = model.head(model.run(states, positions, cache, slice(2, None)))      # the rest, from there
+    """
+
+    def __init__(self, config: ModelConfig, weights: Weights) -> None:
+        self.config = config
+        self.weights = weights
+        self.device = weights.embedding.device
+        self.dtype = weights.embedding.dtype
+        self.rope = Rope(config, config.context, self.dtype, self.device)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights."""
+        return sum(t.numel() * t.element_size() for t in self.weights.tensors())
+
+    def new_cache(self, capacity: int) -> KVCache:
+        """An empty cache with `capacity` slots for every layer."""
+        config = self.config
+        return KVCache(
+            layers=config.num_layers,
+            kv_heads=config.num_kv_heads,
+            capacity=capacity,
+            head_dim=config.head_dim,
+            dtype=self.dtype,
+            device=self.device,
+        )
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """tokens [n] int64 -> [n, hidden]."""
+        return F.embedding(tokens, self.weights.embedding)
+
+    def run(
+        self, hidden: Tensor, positions: Tensor, cache: KVCache | None, layers: slice, mask: Tensor | None = None
+    ) -> Tensor:
+        """Residual stream [n, hidden] through a range of layers.
+
+        positions [n] int64 index the rotary table. With a cache the rows are appended to each layer of the range and
+        attend to all it holds; mask [n, held slots], True = may attend, None = causal. Without a cache the rows see
+        only each other.
+        """
+        indices = range(*layers.indices(self.config.num_layers))
+        if not indices:
+            return hidden
+        config = self.config
+        rotation = self.rope.at(positions)
+        past = cache.lengths[indices[0]] if cache else 0
+        mask = attention_mask(mask, len(hidden), past, config.num_heads // config.num_kv_heads, self.device)
+        for layer in indices:
+            weights = self.weights.layers[layer]
+            hidden = self_attention(hidden, weights, config, rotation, mask, cache, layer)
+            hidden = feed_forward(hidden, weights, config)
+        return hidden
+
+    def norm(self, hidden: Tensor) -> Tensor:
+        """Final RMSNorm, [n, hidden] -> [n, hidden]."""
+        return F.rms_norm(hidden, (self.config.hidden_size,), self.weights.norm, self.config.norm_eps)
+
+    def lm_head(self, normed: Tensor) -> Tensor:
+        """Normalised states [n, hidden] -> logits [n, vocab]."""
+        return F.linear(normed, self.weights.lm_head)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Final norm and LM head: [n, hidden] -> logits [n, vocab]."""
+        return self.lm_head(self.norm(hidden))

@@ -1,0 +1,22 @@
+"""Errors a user can act on. Entry points print a UserError as one line and exit with status 2."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake in configuration or input: one line naming the key, the value and what would be valid."""
+
+
+class NonFiniteLogits(ArithmeticError):
+    """The target produced NaN or infinite logits, so no token can be chosen from them."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Ending of an error line: the closest valid name, if one is close, and all valid names."""
+    names = sorted(valid)
+    close = difflib.get_close_matches(name, names, n=1)
+    guess = f"did you mean {close[0]}? " if close else ""
+    return f"{guess}valid: {', '.join(names)}"
