@@ -1,4 +1,4 @@
-"""Tiny random models: checkpoints in the published formats, written by transformers, and engine models for quick tests."""
+"""Tiny random models: checkpoints in the published formats (by transformers), and engine models for quick tests."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def reference_model(family: str, *, seed: int = 0, **changes: Any) -> Any:
     model = getattr(transformers, f"{prefix}ForCausalLM")(config).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
-        spread = parameter.shape[-1] ** -0.5 if parameter.dim() == 2 else 0.2
+        spread = 1.6 * parameter.shape[-1] ** -0.5 if parameter.dim() == 2 else 0.2
         parameter.normal_(1.0 if name.endswith("norm.weight") else 0.0, spread, generator=generator)
     return model
 
@@ -83,7 +83,7 @@ def write_checkpoint(folder: Path, model: Any, layout: str = "safetensors") -> P
     return folder
 
 
-def tiny_llama(seed: int = 0, *, std: float = 0.15, dtype: torch.dtype = torch.float32, **shape: Any) -> Llama:
+def tiny_llama(seed: int = 0, *, std: float = 0.2, dtype: torch.dtype = torch.float32, **shape: Any) -> Llama:
     """A random engine model on the CPU, quick to make; `shape` overrides fields of ModelConfig.
 
     With the default spread greedy text of the default shape wanders through many tokens instead of repeating one.

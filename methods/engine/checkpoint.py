@@ -265,17 +265,16 @@ def _opened(file: Path) -> Iterator[_Opened]:
         with handle:
             yield _Opened(take=handle.get_tensor, mapped=True)
     else:
-        # Popped, so that a file that had to be read whole shrinks as the model fills.
-        yield _Opened(take=_load_bin(file).pop, mapped=zipfile.is_zipfile(file))
+        yield _Opened(take=_load_bin(file).__getitem__, mapped=zipfile.is_zipfile(file))
 
 
 def _load_bin(file: Path) -> dict[str, Tensor]:
     with _reading(file):
-        # The format from before torch 1.6 is no zip archive and cannot be mapped.
+        # The format from before torch 1.6 is no zip archive, cannot be mapped and is read whole.
         tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise UserError(f"{file}: tensors by name are wanted, this file holds something else")
-    return dict(tensors)
+    return tensors
 
 
 @contextmanager

@@ -1,0 +1,369 @@
+"""Loading: every published layout, the memory it takes, and what a user is told about a folder that does not fit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from methods.engine.checkpoint import file_hashes, load_model, read_config, read_tensors, weight_files
+from methods.engine.llama import Llama
+from methods.errors import UserError
+from tests.tiny import FAMILIES, SHAPE, adapter_checkpoint, reference_model, tiny_llama, write_checkpoint
+
+LAYOUTS = ("safetensors", "safetensors_shards", "bin", "bin_shards", "bin_legacy")
+REPOSITORY = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def reference() -> Any:
+    return reference_model("llama_gqa")
+
+
+@pytest.fixture
+def folder(reference: Any, tmp_path: Path) -> Path:
+    return write_checkpoint(tmp_path / "model", reference)
+
+
+def edit_config(folder: Path, remove: tuple[str, ...] = (), **changes: Any) -> None:
+    file = folder / "config.json"
+    raw = {key: value for key, value in json.loads(file.read_text()).items() if key not in remove}
+    file.write_text(json.dumps({**raw, **changes}))
+
+
+def edit_weights(folder: Path, edit: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    state = load_file(folder / "model.safetensors")
+    edit(state)
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+
+
+def refusal(call: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        call(*args, **kwargs)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def first_logits(model: Llama) -> torch.Tensor:
+    tokens = torch.arange(20)
+    return model.head(model.run(model.embed(tokens), tokens, None, slice(None)))
+
+
+# Layouts
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_gives_the_same_model(reference: Any, layout: str, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, reference, layout)
+    assert (len(weight_files(folder)) > 1) == layout.endswith("shards")
+    model = load_model(folder, device="cpu")
+    state = reference.state_dict()
+    layer, prefix = model.weights.layers[2], "model.layers.2."
+    qkv = [state[f"{prefix}self_attn.{part}_proj.weight"] for part in "qkv"]
+    assert torch.equal(layer.qkv, torch.cat(qkv))
+    assert torch.equal(layer.gate_up, torch.cat([state[f"{prefix}mlp.{part}_proj.weight"] for part in ("gate", "up")]))
+    assert torch.equal(model.weights.lm_head, state["lm_head.weight"])
+    assert (first_logits(model) - reference(torch.arange(20)[None]).logits[0]).abs().max() <= 1e-4
+
+
+def test_safetensors_are_read_before_bin(reference: Any, folder: Path) -> None:
+    (folder / "pytorch_model.bin").write_bytes(b"not a weight file")
+    assert [file.name for file in weight_files(folder)] == ["model.safetensors"]
+    load_model(folder)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_dtype_is_converted_on_the_way_in(reference: Any, folder: Path, dtype: str) -> None:
+    model = load_model(folder, dtype=dtype, device="cpu")
+    assert {tensor.dtype for tensor in model.weights.tensors()} == {getattr(torch, dtype)}
+    expected = reference.state_dict()["model.layers.0.mlp.down_proj.weight"].to(getattr(torch, dtype))
+    assert torch.equal(model.weights.layers[0].down, expected)
+
+
+def test_auto_dtype_on_the_cpu_is_float32(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, reference_model("llama").to(torch.bfloat16))
+    assert read_config(folder).dtype == "bfloat16"
+    assert load_model(folder, device="cpu").dtype == torch.float32
+
+
+def test_tied_embeddings_are_one_tensor_and_a_stored_copy_is_ignored(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, reference_model("llama_tied"))
+    edit_weights(folder, lambda state: state.update({"lm_head.weight": torch.zeros(128, 64)}))
+    model = load_model(folder)
+    assert model.weights.lm_head is model.weights.embedding
+    assert model.weights.embedding.abs().sum() > 0
+
+
+def test_loading_peaks_below_one_fifth_over_the_model(tmp_path: Path) -> None:
+    if not Path("/proc/self/status").exists():
+        pytest.skip("needs /proc to read the peak of resident memory")
+    shape = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "vocab_size": 2000}
+    model = reference_model("llama_gqa", num_attention_heads=8, num_key_value_heads=4, **shape)
+    small = write_checkpoint(tmp_path / "small", reference_model("llama"))
+    folders = [str(write_checkpoint(tmp_path / layout, model, layout)) for layout in ("safetensors", "bin")]
+    script = f"""
+import re
+from pathlib import Path
+from methods.engine.checkpoint import load_model
+
+def status(key):
+    return int(re.search(rf"{{key}}:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+
+load_model(Path({str(small)!r}), device="cpu")
+for folder in {folders!r}:
+    before = status("VmRSS")
+    model = load_model(Path(folder), device="cpu")
+    print((status("VmHWM") - before) / model.weight_bytes)
+    del model
+"""
+    ratios = [float(line) for line in run_python(script).stdout.split()]
+    assert len(ratios) == 2
+    assert all(0.9 < ratio <= 1.2 for ratio in ratios), ratios
+
+
+def run_python(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+
+
+# Random weights
+
+
+def test_random_weights_need_a_config_only(folder: Path) -> None:
+    for file in weight_files(folder):
+        file.unlink()
+    model = load_model(folder, weights="random", seed=3)
+    again, other = (load_model(folder, weights="random", seed=seed) for seed in (3, 4))
+    assert torch.equal(model.weights.layers[1].qkv, again.weights.layers[1].qkv)
+    assert not torch.equal(model.weights.layers[1].qkv, other.weights.layers[1].qkv)
+    assert model.weights.layers[1].gate_up.std().item() == pytest.approx(0.02, rel=0.05)
+    assert torch.equal(model.weights.layers[1].post_norm, torch.ones(64))
+    assert first_logits(model).isfinite().all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_random_weights_of_every_family(family: str, dtype: str, tmp_path: Path) -> None:
+    prefix, differs = FAMILIES[family]
+    config = {"model_type": prefix.lower(), "rms_norm_eps": 1e-6, **SHAPE, **differs}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = load_model(tmp_path, weights="random", dtype=dtype, device="cpu")
+    assert model.config.architecture == f"{prefix}ForCausalLM"
+    assert first_logits(model).isfinite().all()
+
+
+def test_tiny_llama_talks_and_depends_on_its_seed() -> None:
+    model, tokens = tiny_llama(5), [7]
+    while len(tokens) < 60:
+        rows = torch.tensor(tokens)
+        tokens.append(
+            int(model.head(model.run(model.embed(rows), torch.arange(len(rows)), None, slice(None)))[-1].argmax())
+        )
+    assert len(set(tokens)) > 15
+    assert not torch.equal(first_logits(model), first_logits(tiny_llama(6)))
+
+
+# config.json
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_both_generations_of_keys_mean_the_same(family: str, tmp_path: Path) -> None:
+    model = reference_model(family)
+    folder = write_checkpoint(tmp_path, model)
+    new = read_config(folder)
+    rope = dict(model.config.rope_parameters)
+    theta, kind = rope.pop("rope_theta"), rope.pop("rope_type")
+    scaling = None if kind == "default" else {"type" if kind == "linear" else "rope_type": kind, **rope}
+    old = {"rope_theta": theta, "rope_scaling": scaling, "torch_dtype": "float32"}
+    edit_config(folder, remove=("rope_parameters", "dtype"), **old)
+    assert read_config(folder) == new
+    assert (new.rope_theta, new.dtype, new.tied) == (theta, "float32", "tied" in family)
+    assert (new.qkv_bias, new.qk_norm) == (family.startswith("qwen2"), family.startswith("qwen3"))
+
+
+def test_first_llama_configs_have_few_keys(folder: Path) -> None:
+    edit_config(folder, remove=("num_key_value_heads", "head_dim", "rope_parameters", "attention_bias", "mlp_bias"))
+    config = read_config(folder)
+    assert (config.num_kv_heads, config.head_dim, config.rope_theta, config.rope_scaling) == (4, 16, 10_000.0, None)
+
+
+@pytest.mark.parametrize(
+    ("own", "generation", "expected"),
+    [(2, None, (2,)), (2, 3, (3, 2)), ([2, 5], [7, 2], (7, 2, 5)), (None, [4], (4,)), (None, None, ())],
+)
+def test_end_tokens_come_from_both_files(folder: Path, own: Any, generation: Any, expected: tuple[int, ...]) -> None:
+    edit_config(folder, eos_token_id=own)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": generation}))
+    assert read_config(folder).eos_token_ids == expected
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "context"),
+    [
+        ("mistral", {"sliding_window": None}, 256),
+        ("mistral", {"sliding_window": 100}, 100),
+        ("mistral", {"sliding_window": 4096}, 256),
+        ("qwen2", {"sliding_window": 100, "use_sliding_window": False}, 256),
+        ("qwen2", {"sliding_window": 100, "use_sliding_window": True}, 100),
+        ("llama", {"max_sequence_length": 1024}, 1024),
+    ],
+)
+def test_context(family: str, changes: dict[str, Any], context: int, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, reference_model(family))
+    edit_config(folder, **changes)
+    assert read_config(folder).context == context
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"architectures": ["GPTNeoXForCausalLM"]}, ["architecture=GPTNeoXForCausalLM", "LlamaForCausalLM", "Qwen3"]),
+        ({"architectures": None, "model_type": "gemma2"}, ["gemma2", "MistralForCausalLM"]),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, ["rope_type=yarn", "default, linear, llama3"]),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}, "rope_parameters": None}, ["rope_type=dynamic"]),
+        ({"rope_parameters": {"rope_type": "linear"}}, ["factor is missing"]),
+        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, ["full_attention"]),
+        ({"attention_bias": True}, ["attention_bias=true", "valid: false"]),
+        ({"hidden_act": "gelu"}, ['hidden_act="gelu"', "silu"]),
+        ({"quantization_config": {"bits": 4}}, ["quantization_config", "null"]),
+        ({"hidden_size": "64"}, ["hidden_size='64'", "positive integer"]),
+        ({"num_key_value_heads": 3}, ["num_key_value_heads=3", "num_attention_heads=4"]),
+        ({"vocab_size": None}, ["vocab_size is missing"]),
+        ({"rms_norm_eps": -1}, ["rms_norm_eps=-1"]),
+        ({"eos_token_id": "</s>"}, ["eos_token_id"]),
+    ],
+)
+def test_unsupported_configs_are_refused(folder: Path, changes: dict[str, Any], parts: list[str]) -> None:
+    edit_config(folder, **changes)
+    message = refusal(read_config, folder)
+    assert all(part in message for part in parts), message
+    assert str(folder) in message
+
+
+@pytest.mark.parametrize(("text", "part"), [(None, "no config.json"), ("{", "not readable as JSON"), ("[]", "list")])
+def test_broken_config_file(folder: Path, text: str | None, part: str) -> None:
+    (folder / "config.json").unlink()
+    if text is not None:
+        (folder / "config.json").write_text(text)
+    assert part in refusal(load_model, folder)
+
+
+# Weights that do not fit
+
+
+@pytest.mark.parametrize(
+    ("edit", "parts"),
+    [
+        (lambda state: state.pop("model.layers.1.mlp.up_proj.weight"), ["missing model.layers.1.mlp.up_proj.weight"]),
+        (lambda state: state.update({"visual.weight": torch.ones(2)}), ["extra visual.weight"]),
+        (
+            lambda state: state.update({"model.norm.weight": torch.ones(63)}),
+            ["mis-shaped model.norm.weight [63] instead of [64]"],
+        ),
+        (lambda state: [state.pop(name) for name in list(state) if "layers" in name], ["and 30 more"]),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(folder: Path, edit: Callable[..., Any], parts: list[str]) -> None:
+    edit_weights(folder, edit)
+    message = refusal(load_model, folder)
+    assert all(part in message for part in parts), message
+
+
+def test_harmless_extra_tensors_are_ignored(folder: Path) -> None:
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    edit_weights(folder, lambda state: state.update({name: torch.ones(8)}))
+    load_model(folder)
+
+
+def test_folder_without_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    message = refusal(load_model, folder)
+    assert "no weights" in message and "model.safetensors or pytorch_model.bin" in message
+
+
+def test_lost_shard_is_named(reference: Any, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, reference, "bin_shards")
+    (folder / "pytorch_model-00002-of-00003.bin").unlink()
+    assert "pytorch_model-00002-of-00003.bin" in refusal(load_model, folder)
+
+
+@pytest.mark.parametrize("layout", ["safetensors", "bin"])
+@pytest.mark.parametrize("size", [0, 100, 50_000])
+def test_torn_weight_file_is_named(reference: Any, layout: str, size: int, tmp_path: Path) -> None:
+    file = weight_files(write_checkpoint(tmp_path, reference, layout))[0]
+    file.write_bytes(file.read_bytes()[:size])
+    message = refusal(load_model, tmp_path)
+    assert file.name in message and "not readable" in message
+
+
+def test_bin_file_that_would_run_code_is_refused(reference: Any, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, reference, "bin")
+    torch.save({"model.norm.weight": print}, folder / "pytorch_model.bin")
+    assert "pytorch_model.bin" in refusal(load_model, folder)
+
+
+def test_bin_file_of_something_else_is_refused(reference: Any, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, reference, "bin")
+    torch.save({"epoch": 3}, folder / "pytorch_model.bin")
+    assert "tensors by name" in refusal(load_model, folder)
+
+
+@pytest.mark.parametrize(
+    ("settings", "parts"),
+    [
+        ({"dtype": "float8"}, ["model.dtype=float8", "bfloat16"]),
+        ({"device": "gpu"}, ["model.device=gpu", "cuda"]),
+        ({"weights": "randm"}, ["model.weights=randm", "did you mean random?"]),
+    ],
+)
+def test_unknown_settings(folder: Path, settings: dict[str, str], parts: list[str]) -> None:
+    message = refusal(load_model, folder, **settings)
+    assert all(part in message for part in parts), message
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_cuda_asked_for_and_absent(folder: Path) -> None:
+    assert "model.device=cuda" in refusal(load_model, folder, device="cuda")
+
+
+# Adapters and records
+
+
+def test_read_tensors_takes_exactly_what_is_named(tmp_path: Path) -> None:
+    folder = adapter_checkpoint(tmp_path, 64)
+    state = torch.load(folder / "pytorch_model.bin")
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    cpu = torch.device("cpu")
+    read = read_tensors(folder, shapes, device=cpu, dtype=torch.float32)
+    assert read.keys() == state.keys()
+    assert all(torch.equal(read[name], state[name]) for name in state)
+
+    wider = {name: tuple(2 * size for size in shape) for name, shape in shapes.items()}
+    assert "norm.weight [64] instead of [128]" in refusal(read_tensors, folder, wider, device=cpu, dtype=torch.float32)
+    fewer = {name: shape for name, shape in shapes.items() if name != "norm.weight"}
+    assert "extra norm.weight" in refusal(read_tensors, folder, fewer, device=cpu, dtype=torch.float32)
+
+
+def test_file_hashes(reference: Any, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, reference, "bin_shards")
+    hashes = file_hashes(folder)
+    shards = [f"pytorch_model-0000{i}-of-00003.bin" for i in (1, 2, 3)]
+    assert sorted(hashes) == ["config.json", *shards, "pytorch_model.bin.index.json"]
+    assert hashes["config.json"] == hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
