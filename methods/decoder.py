@@ -151,7 +151,7 @@ class Decoder:
         return self._accept(logits, logits.argmax(-1), Draft.empty(model.device)).tokens
 
     def _verify(self, draft: Draft, tokens: list[int]) -> Verification:
-        """One target pass over the pending token, the candidates and any extra rows; the cache keeps what is accepted."""
+        """One target pass over [pending, candidates, extra rows]; the cache keeps what is accepted."""
         model, base, rows = self.model, len(tokens) - 1, draft.tree.size + 1
         if draft.tree.is_chain and draft.extra is None:
             positions, mask = self.positions[base : base + rows], None

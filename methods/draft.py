@@ -64,7 +64,7 @@ class Tree:
     @classmethod
     @lru_cache(maxsize=256)
     def chain(cls, length: int, device: torch.device) -> Tree:
-        """Candidates in single file: 0 follows the pending token, 1 follows 0, and so on. No candidate: a plain step."""
+        """Candidates in single file: each follows the one before. Without any, a target pass is a plain step."""
         return cls.build(range(-1, length - 1), device)
 
 

@@ -105,7 +105,7 @@ class Rotation:
 
 
 def inverse_frequencies(config: ModelConfig) -> Tensor:
-    """Rotary frequencies [head_dim / 2] in radians per position, scaled as the config says (default, linear, llama3)."""
+    """Rotary frequencies [head_dim / 2] in radians per position, scaled as the config says."""
     inverse = config.rope_theta ** -(torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim)
     scaling = config.rope_scaling
     if scaling is None:
