@@ -1,0 +1,378 @@
+"""Every number of a table or figure, computed here once from recorded turns. No clock, no torch.
+
+Counting and names follow the measurement protocol: a step emits s_k tokens, CR is the mean of s_k over the steps of a
+subtask, CTAR(w) the share of steps with s_k > w, and a step costs c = CR / decode speedup - 1 target passes beyond its
+own. A value that was not measured is None, never 0 or 1.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from bench.recorded import CTAR_POSITIONS, SUBTASKS, Run, ordered_subtasks, read_run
+
+SCHEMA_VERSION = 1
+CONFIDENCE = 0.95
+RESAMPLES = 2000
+SPREAD_LIMIT = 0.10
+OVERHEAD_LIMIT = 0.10
+# Below this many questions a BCa interval of a mean is visibly too narrow (about 90 % instead of 95 %).
+FEW_QUESTIONS = 20
+
+SPEED_FIGURES = (
+    *("baseline_tokens_per_s", "speedup", "speedup_low", "speedup_high", "speedup_pooled", "speedup_paired"),
+    *("speedup_paired_low", "speedup_paired_high", "decode_speedup", "step_cost", "baseline_step_ms", "spread"),
+)
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Bounds of a 95 % interval; both None when there are too few questions or no variation."""
+
+    low: float | None
+    high: float | None
+
+    @property
+    def known(self) -> bool:
+        return self.low is not None and self.high is not None
+
+
+NO_INTERVAL = Interval(None, None)
+
+
+def compression_ratio(lengths: Sequence[int] | Array) -> float | None:
+    """CR = sum of s_k over the number of steps; lengths: emitted tokens per step, one entry a step."""
+    return float(np.mean(lengths)) if len(lengths) else None
+
+
+def ctar(lengths: Sequence[int] | Array, w: int) -> float | None:
+    """CTAR(w): share of steps that emitted more than w tokens."""
+    return float(np.mean(np.asarray(lengths) > w)) if len(lengths) else None
+
+
+def question_rates(turns: pd.DataFrame) -> pd.DataFrame:
+    """tokens/s by question (rows) and repeat (columns): a question's tokens over its turns by its seconds."""
+    sums = turns.groupby(["question_id", "repeat"], sort=True)[["new_tokens", "wall_s"]].sum()
+    return (sums.new_tokens / sums.wall_s).unstack("repeat")
+
+
+def speedup(rates: Array, baseline_rates: Array) -> float:
+    """Spec-Bench's: mean over questions of tokens/s, over the same mean of the baseline."""
+    return float(np.mean(rates) / np.mean(baseline_rates))
+
+
+def speedup_pooled(answers: pd.DataFrame, baseline: pd.DataFrame) -> float:
+    """All tokens over all seconds, as a ratio to the baseline's."""
+    ours, theirs = (t.new_tokens.sum() / t.wall_s.sum() for t in (answers, baseline))
+    return float(ours / theirs)
+
+
+def geometric_mean(ratios: Array) -> float:
+    return float(np.exp(np.mean(np.log(ratios))))
+
+
+def bca_interval(statistic: Callable[..., Any], *samples: Array, resamples: int = RESAMPLES) -> Interval:
+    """95 % BCa bootstrap interval over questions (Efron 1987; scipy.stats.bootstrap), paired and reproducible.
+
+    samples: arrays [questions], one value a question, so that repeats and turns stay inside their question.
+    statistic: takes the samples and `axis`. One question, or no variation, has no interval.
+    """
+    if len(samples[0]) < 2:
+        return NO_INTERVAL
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # degenerate data is answered with "no interval" below
+        found = stats.bootstrap(
+            samples,
+            statistic,
+            paired=True,
+            vectorized=True,
+            n_resamples=resamples,
+            confidence_level=CONFIDENCE,
+            method="BCa",
+            rng=np.random.default_rng(0),
+        ).confidence_interval
+    if not (np.isfinite(found.low) and np.isfinite(found.high)):
+        return NO_INTERVAL
+    return Interval(float(found.low), float(found.high))
+
+
+def ratio_interval(ratios: Array, resamples: int = RESAMPLES) -> Interval:
+    """Interval of the geometric mean of per-question ratios [questions]."""
+    logs = bca_interval(lambda x, axis: np.mean(x, axis=axis), np.log(ratios), resamples=resamples)
+    if logs.low is None or logs.high is None:
+        return NO_INTERVAL
+    return Interval(float(np.exp(logs.low)), float(np.exp(logs.high)))
+
+
+def speedup_interval(rates: Array, baseline_rates: Array) -> Interval:
+    """Interval of Spec-Bench's speedup; rates and baseline_rates: [questions], in the same order."""
+    return bca_interval(lambda x, y, axis: np.mean(x, axis=axis) / np.mean(y, axis=axis), rates, baseline_rates)
+
+
+def spread(values: Sequence[float]) -> float | None:
+    """(largest - smallest) over the mean of the repeats' values; None for a single repeat."""
+    return float((max(values) - min(values)) / np.mean(values)) if len(values) > 1 else None
+
+
+def decode_seconds_per_step(turns: pd.DataFrame) -> float | None:
+    """(wall - prefill) over steps, pooled. None where phases or steps were not recorded."""
+    seconds, steps = (turns.wall_s - turns.prefill_s).sum(skipna=False), turns.steps.sum(skipna=False)
+    return float(seconds / steps) if np.isfinite(seconds) and steps > 0 else None
+
+
+def _decode_rate(turns: pd.DataFrame) -> float | None:
+    """Tokens after the first by the seconds after prefill."""
+    seconds, emitted = (turns.wall_s - turns.prefill_s).sum(skipna=False), turns.emitted.sum(skipna=False)
+    return float(emitted / seconds) if np.isfinite(seconds) and emitted > 0 else None
+
+
+def phase_split(turns: pd.DataFrame) -> dict[str, float | None]:
+    """Milliseconds per step spent drafting, verifying and in between; overhead's share of wall; prefill per turn."""
+    none = dict.fromkeys(("prefill_ms", "draft_ms", "verify_ms", "overhead_ms", "overhead_share"))
+    sums = turns[["wall_s", "prefill_s", "draft_s", "verify_s", "steps"]].sum(skipna=False)
+    if not np.isfinite(sums.to_numpy(dtype=float)).all() or not len(turns):
+        return none
+    overhead = sums.wall_s - sums.prefill_s - sums.draft_s - sums.verify_s
+    per_step = 1e3 / sums.steps if sums.steps else np.nan
+    return {
+        "prefill_ms": float(1e3 * sums.prefill_s / len(turns)),
+        "draft_ms": _known(sums.draft_s * per_step),
+        "verify_ms": _known(sums.verify_s * per_step),
+        "overhead_ms": _known(overhead * per_step),
+        "overhead_share": float(overhead / sums.wall_s),
+    }
+
+
+def _known(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def paired_turns(run: Run) -> tuple[pd.DataFrame, pd.DataFrame | None, int]:
+    """Answers and baseline over the same (question, repeat) pairs, and how many pairs one side lacked.
+
+    Pairs with a failed or skipped turn are left out as well.
+    """
+    keys = ["question_id", "repeat"]
+    failed = pd.MultiIndex.from_frame(run.failures[keys])
+    answers = run.answers[~pd.MultiIndex.from_frame(run.answers[keys]).isin(failed)]
+    if run.baseline is None:
+        return answers, None, 0
+    ours, theirs = (pd.MultiIndex.from_frame(t[keys]) for t in (answers, run.baseline))
+    in_both, has_partner = ours.isin(theirs), theirs.isin(ours)
+    lacking = len(ours[~in_both].unique()) + len(theirs[~has_partner & ~theirs.isin(failed)].unique())
+    return answers[in_both], run.baseline[has_partner], lacking
+
+
+def summarise_turns(answers: pd.DataFrame, baseline: pd.DataFrame | None) -> dict[str, Any]:
+    """All figures of one set of turns; baseline: the same questions and repeats, or None."""
+    steps = answers.steps.sum(skipna=False)
+    counted = bool(np.isfinite(steps)) and steps > 0
+    verdicts = answers.verdict.fillna("unchecked").value_counts()
+    row: dict[str, Any] = {
+        "questions": int(answers.question_id.nunique()),
+        "turns": len(answers.drop_duplicates(["question_id", "turn"])),
+        "repeats": int(answers.repeat.nunique()),
+        "tokens": int(answers.new_tokens.sum()),
+        "steps": int(steps) if counted else None,
+        "cr": float(answers.emitted.sum() / steps) if counted else None,
+        "ctar": [float(answers[f"over_{w}"].sum() / steps) if counted else None for w in CTAR_POSITIONS],
+        "drafted_per_step": _known(answers.drafted.sum(skipna=False) / steps) if counted else None,
+    }
+    row |= _speedups(answers, baseline)
+    row |= {"step_ms": _milliseconds(decode_seconds_per_step(answers))} | phase_split(answers)
+    row |= {name: int(verdicts.get(name, 0)) for name in ("equal", "near_tie", "mismatch", "unchecked")}
+    row["peak_memory_bytes"] = _largest(answers)
+    row["baseline_peak_memory_bytes"] = _largest(baseline)
+    return row
+
+
+def _speedups(answers: pd.DataFrame, baseline: pd.DataFrame | None) -> dict[str, Any]:
+    found: dict[str, Any] = dict.fromkeys(SPEED_FIGURES) | {"repeat_speedups": []}
+    if not len(answers):
+        return found | {"tokens_per_s": None}
+    by_repeat = question_rates(answers)
+    rates = by_repeat.mean(axis=1).to_numpy()
+    found["tokens_per_s"] = float(rates.mean())
+    if baseline is None:
+        return found
+    baseline_by_repeat = question_rates(baseline)
+    baseline_rates = baseline_by_repeat.mean(axis=1).to_numpy()
+    plain, paired = speedup_interval(rates, baseline_rates), ratio_interval(rates / baseline_rates)
+    repeats = [float(by_repeat[r].mean() / baseline_by_repeat[r].mean()) for r in by_repeat.columns]
+    ours, theirs = _decode_rate(answers), _decode_rate(baseline)
+    our_step, their_step = decode_seconds_per_step(answers), decode_seconds_per_step(baseline)
+    return found | {
+        "baseline_tokens_per_s": float(baseline_rates.mean()),
+        "speedup": speedup(rates, baseline_rates),
+        "speedup_low": plain.low,
+        "speedup_high": plain.high,
+        "speedup_pooled": speedup_pooled(answers, baseline),
+        "speedup_paired": geometric_mean(rates / baseline_rates),
+        "speedup_paired_low": paired.low,
+        "speedup_paired_high": paired.high,
+        "decode_speedup": ours / theirs if ours and theirs else None,
+        # CR / decode speedup - 1 with every vanilla step emitting one token is the ratio of step times, minus 1.
+        "step_cost": our_step / their_step - 1 if our_step and their_step else None,
+        "baseline_step_ms": _milliseconds(their_step),
+        "repeat_speedups": repeats,
+        "spread": spread(repeats),
+    }
+
+
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else 1e3 * seconds
+
+
+def _largest(turns: pd.DataFrame | None) -> int | None:
+    peak = np.nan if turns is None or not len(turns) else turns.peak_memory_bytes.max()
+    return int(peak) if np.isfinite(peak) else None
+
+
+def summarise(run: Run) -> dict[str, Any]:
+    """The content of metrics.json: per subtask and overall, with failures and warnings. JSON-able.
+
+    Overall CR pools all steps and the overall speedup takes all questions, as Spec-Bench does; speedup_average is the
+    plain mean of the six subtasks' speedups that the paper's Table 1 prints, and is None unless all six were measured.
+    """
+    answers, baseline, lacking = paired_turns(run)
+    subtasks = {}
+    for name in ordered_subtasks(answers.subtask.unique()):
+        theirs = None if baseline is None else baseline[baseline.subtask == name]
+        subtasks[name] = summarise_turns(answers[answers.subtask == name], theirs)
+    overall = summarise_turns(answers, baseline)
+    speedups = [subtasks[s]["speedup"] for s in SUBTASKS if s in subtasks]
+    complete = len(speedups) == len(SUBTASKS) and None not in speedups
+    statuses = run.failures.drop_duplicates(["question_id", "status"]).status.value_counts()
+    found: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "model": run.model,
+        "method": run.method,
+        "demonstration": bool(run.info.get("demonstration", False)),
+        "failed_questions": int(statuses.get("failed", 0)),
+        "skipped_questions": int(statuses.get("skipped", 0)),
+        "unpaired": lacking,
+        "extra_parameters": run.info.get("extra_parameters"),
+        "datastore_bytes": run.info.get("datastore_bytes"),
+        "overall": overall | {"speedup_average": float(np.mean(speedups)) if complete else None},
+        "subtasks": subtasks,
+    }
+    return found | {"warnings": run_warnings(run, found) + figure_warnings(found)}
+
+
+def summarise_run(run_dir: Path) -> dict[str, Any]:
+    """Metrics of one run directory, JSON-able. Raises UserError naming file and line of a broken record."""
+    return summarise(read_run(run_dir))
+
+
+def run_warnings(run: Run, found: dict[str, Any]) -> list[dict[str, str]]:
+    """What a reader must know of the run as a whole."""
+    texts = []
+    if found["demonstration"]:
+        texts.append("demonstration on the built-in model: not comparable with published numbers")
+    if not len(run.answers):
+        texts.append("no answers recorded yet")
+    elif run.baseline is None:
+        texts.append("no baseline was run: speedups and step cost are missing")
+    for status in ("failed", "skipped"):
+        if count := found[f"{status}_questions"]:
+            texts.append(f"{count} {_plural('question', count)} {status} and left out of both sides")
+    if count := found["unpaired"]:
+        texts.append(f"{count} {_plural('answer', count)} without a partner in the baseline, left out")
+    if len(run.answers) and found["overall"]["repeats"] == 1:
+        texts.append("one repeat: the spread over repeats is unknown")
+    if (run.info.get("git") or {}).get("dirty"):
+        texts.append("the working tree had uncommitted changes")
+    return [{"scope": "run", "figure": "", "text": text} for text in [*texts, *run.notes]]
+
+
+def figure_warnings(found: dict[str, Any]) -> list[dict[str, str]]:
+    """Warnings that stand beside a figure: scope is the subtask or "overall"."""
+    result = []
+    for scope, row in [*found["subtasks"].items(), ("overall", found["overall"])]:
+        texts = _row_warnings(row, expect_faster=found["method"] != "vanilla")
+        result += [{"scope": scope, "figure": figure, "text": text} for figure, text in texts]
+    return result
+
+
+def _row_warnings(row: dict[str, Any], expect_faster: bool) -> list[tuple[str, str]]:
+    texts = []
+    if row["speedup"] is not None:
+        if row["speedup_low"] is None:
+            texts.append(("speedup", f"{row['questions']} {_plural('question', row['questions'])}: no interval"))
+        elif expect_faster and row["speedup_low"] <= 1 <= row["speedup_high"]:
+            texts.append(("speedup", "interval includes 1: no speedup is shown"))
+        if row["speedup_low"] is not None and row["questions"] < FEW_QUESTIONS:
+            texts.append(("speedup", f"fewer than {FEW_QUESTIONS} questions: the interval is likely too narrow"))
+    if row["spread"] is not None and row["spread"] > SPREAD_LIMIT:
+        texts.append(("spread", f"repeats differ by {row['spread']:.0%}: unstable"))
+    if row["overhead_share"] is not None and row["overhead_share"] > OVERHEAD_LIMIT:
+        texts.append(("overhead_share", f"overhead is {row['overhead_share']:.0%} of wall time"))
+    if row["mismatch"]:
+        texts.append(("mismatch", f"{row['mismatch']} {_plural('turn', row['mismatch'])} not lossless"))
+    return texts
+
+
+def _plural(word: str, count: int) -> str:
+    return word if count == 1 else f"{word}s"
+
+
+def show(value: float | None, digits: int = 2) -> str:
+    """A number for a table; a missing one is an empty cell."""
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def show_interval(row: dict[str, Any], name: str = "speedup", digits: int = 2) -> str:
+    """`1.52 [1.48, 1.57]`, or the value alone when it has no interval."""
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    bounds = f" [{low:.{digits}f}, {high:.{digits}f}]" if low is not None and high is not None else ""
+    return show(row[name], digits) + bounds
+
+
+def format_table(metrics: dict[str, Any]) -> str:
+    """Plain-text table of a run for the terminal, with its warnings below."""
+    header = [
+        "subtask",
+        "questions",
+        "speedup [95 %]",
+        "paired [95 %]",
+        "pooled",
+        "CR",
+        *(f"CTAR{w}" for w in CTAR_POSITIONS),
+        "step cost",
+        "equal/tie/mismatch",
+    ]
+    lines = [header]
+    for name, row in [*metrics["subtasks"].items(), ("overall", metrics["overall"])]:
+        lossless = "/".join(str(row[key]) for key in ("equal", "near_tie", "mismatch"))
+        lines.append(
+            [
+                name,
+                str(row["questions"]),
+                show_interval(row),
+                show_interval(row, "speedup_paired"),
+                show(row["speedup_pooled"]),
+                show(row["cr"]),
+                *(show(value) for value in row["ctar"]),
+                show(row["step_cost"]),
+                lossless,
+            ]
+        )
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    aligned = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
+    label = " (demonstration)" if metrics["demonstration"] else ""
+    title = f"{metrics['model']} / {metrics['method']}{label}; speedup: mean tokens/s over questions by the baseline's"
+    scopes: dict[str, list[str]] = {}
+    for warning in metrics["warnings"]:
+        scopes.setdefault(warning["text"], []).append(warning["scope"])
+    notes = [f"! {text}" if where == ["run"] else f"! {', '.join(where)}: {text}" for text, where in scopes.items()]
+    return "\n".join([title, aligned[0].rstrip(), "-" * len(aligned[0]), *(a.rstrip() for a in aligned[1:]), *notes])

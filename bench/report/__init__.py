@@ -1,0 +1,1 @@
+"""Tables, figures and one page from recorded runs: `python -m bench.report`."""

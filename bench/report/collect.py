@@ -1,0 +1,204 @@
+"""Finds the runs below a results folder, merges shards, and keeps machines and models apart."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench import metrics
+from bench.recorded import HARDWARE_KEYS, Run, differences, environment, flatten, merge, ordered_subtasks, read_run
+from methods.errors import UserError
+
+# Config keys that say where or how a run was done, not what was measured.
+INCIDENTAL = {"results_dir", "resume", "shard", "data.path", "model.path"}
+
+USUAL = ("kangaroo", "medusa", "lookahead", "rest", "vanilla")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of a table: a run, the label that tells it from its neighbours, and its metrics."""
+
+    run: Run
+    label: str
+    metrics: dict[str, Any]
+    index: int  # place in its group, which fixes colour and marker
+
+    def row(self, subtask: str) -> dict[str, Any] | None:
+        """Figures of a subtask or of "overall"; None when it was not run."""
+        return self.metrics["overall"] if subtask == "overall" else self.metrics["subtasks"].get(subtask)
+
+    @property
+    def architecture(self) -> str:
+        """Name in the paper's Table 2: the adapter variant, or the method."""
+        method = self.run.config.get("method")
+        variant = method.get("variant") if isinstance(method, dict) else None
+        return str(variant or self.run.method)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that may stand in one table: one machine, dtype and set of versions, and one model."""
+
+    machine: str  # "A", "B", ...
+    environment: dict[str, Any]
+    model: str
+    entries: tuple[Entry, ...]
+    warnings: tuple[str, ...] = ()
+    slug: str = ""  # ending of this group's figure files; empty for the first
+
+    @property
+    def subtasks(self) -> list[str]:
+        return ordered_subtasks([name for entry in self.entries for name in entry.metrics["subtasks"]])
+
+    @property
+    def demonstration(self) -> bool:
+        return any(entry.metrics["demonstration"] for entry in self.entries)
+
+    @property
+    def title(self) -> str:
+        return f"{self.model}{' (demonstration)' if self.demonstration else ''} on machine {self.machine}"
+
+
+@dataclass(frozen=True)
+class Collection:
+    """All that a report shows. warnings: what concerns no single group."""
+
+    groups: tuple[Group, ...]
+    warnings: tuple[str, ...] = field(default=())
+
+
+def collect(results_dir: Path, imported: Sequence[Run] = ()) -> Collection:
+    """Every run below results_dir/runs, grouped. Raises UserError when there is none, or a file is broken."""
+    folders = sorted(path.parent for path in results_dir.glob("runs/**/run.json"))
+    if not folders and not imported:
+        raise UserError(f"{results_dir}: no runs in it; expected {results_dir}/runs/<model>/<method>/<hash>/run.json")
+    collection = group_runs([read_run(folder) for folder in folders] + list(imported))
+    if not collection.groups:
+        raise UserError(f"{results_dir}: {len(folders)} run directories in it, and no answers in any of them yet")
+    return collection
+
+
+def group_runs(runs: Iterable[Run]) -> Collection:
+    """Runs with an answer each, by environment and model."""
+    warnings: list[str] = []
+    by_place: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        if not len(run.answers) and not len(run.failures):
+            warnings.append(f"{run.folders[0]}: no answers recorded yet, left out")
+            continue
+        place = json.dumps(environment(run.info), sort_keys=True, default=str)
+        by_place.setdefault((place, run.model), []).append(run)
+    # The fullest group comes first: its figures carry the plain names.
+    ordered = sorted(by_place.items(), key=lambda item: (-len(item[1]), item[0][1], item[0][0]))
+    letters: dict[str, str] = {}
+    for (place, _), _ in ordered:
+        letters.setdefault(place, _letter(len(letters)))
+    groups: list[Group] = []
+    for (place, model), members in ordered:
+        slug = f"_{model}_{letters[place]}" if groups else ""
+        groups.append(_group(letters[place], model, members, slug))
+    return Collection(tuple(groups), tuple(warnings + _scattered_shards(groups)))
+
+
+def _letter(number: int) -> str:
+    return chr(ord("A") + number) if number < 26 else f"A{number}"
+
+
+def _identity(run: Run) -> dict[str, Any]:
+    return {key: value for key, value in flatten(run.config).items() if key not in INCIDENTAL}
+
+
+def _shard(run: Run) -> str:
+    return str(run.config.get("shard") or "0/1")
+
+
+def _group(machine: str, model: str, runs: list[Run], slug: str) -> Group:
+    by_config: dict[str, list[Run]] = {}
+    for run in runs:
+        key = json.dumps([run.method, _identity(run)], sort_keys=True, default=str)
+        by_config.setdefault(key, []).append(run)
+    merged: list[Run] = []
+    for members in by_config.values():
+        shards = {_shard(run) for run in members}
+        merged += [merge(members)] if len(shards) == len(members) else members
+    merged.sort(key=lambda run: (run.method != "vanilla", run.method, str(run.info.get("started"))))
+    labels = _labels(merged)
+    entries = tuple(
+        Entry(run, label, metrics.summarise(run), index)
+        for run, label, index in zip(merged, labels, _indices(merged), strict=True)
+    )
+    return Group(machine, environment(runs[0].info), model, entries, tuple(_group_warnings(entries)), slug)
+
+
+def _indices(runs: list[Run]) -> list[int]:
+    """The paper's methods keep their colour from report to report; others take what is left."""
+    free = list(range(len(USUAL), len(USUAL) + len(runs)))
+    taken: list[int] = []
+    for run in runs:
+        usual = USUAL.index(run.method) if run.method in USUAL else None
+        taken.append(free.pop(0) if usual is None or usual in taken else usual)
+    return taken
+
+
+def _labels(runs: list[Run]) -> list[str]:
+    """The method's name, with the settings that tell runs of one method apart."""
+    labels = []
+    for run in runs:
+        same = [other for other in runs if other.method == run.method]
+        varying = {key for other in same for key, _, _ in differences(_identity(same[0]), _identity(other))}
+        mine = _identity(run)
+        parts = [f"{key.rsplit('.', 1)[-1]}={mine.get(key)}" for key in sorted(varying) if key in mine]
+        twins = [other for other in same if _identity(other) == mine]
+        if len(twins) > 1:
+            parts.append(f"run {twins.index(run) + 1}")
+        labels.append(f"{run.method} ({', '.join(parts)})" if parts else run.method)
+    return labels
+
+
+def _group_warnings(entries: Sequence[Entry]) -> list[str]:
+    texts = []
+    asked = {frozenset(entry.run.answers.question_id) for entry in entries}
+    if len(asked) > 1:
+        counts = ", ".join(f"{entry.label} {entry.metrics['overall']['questions']}" for entry in entries)
+        texts.append(f"not all methods answered the same questions ({counts}): compare them with care")
+    commits = {str((entry.run.info.get("git") or {}).get("commit")) for entry in entries}
+    if len(commits) > 1:
+        texts.append(f"made with {len(commits)} different commits of this harness")
+    for entry in entries:
+        expected = int(_shard(entry.run).split("/")[-1]) if "/" in _shard(entry.run) else 1
+        if len(entry.run.folders) < expected:
+            texts.append(f"{entry.label}: {len(entry.run.folders)} of {expected} shards are here")
+    return texts
+
+
+def _scattered_shards(groups: Sequence[Group]) -> list[str]:
+    """Shards of one configuration measured on different machines: kept apart, and said."""
+    texts = []
+    for number, group in enumerate(groups):
+        for entry in group.entries:
+            if _shard(entry.run) in ("0/1", "None"):
+                continue
+            for other_group in groups[number + 1 :]:
+                for other in other_group.entries:
+                    if other.run.method == entry.run.method and _identity(other.run) == _identity(entry.run):
+                        key, left, right = differences(group.environment, other_group.environment)[0]
+                        texts.append(
+                            f"shards of {entry.label} were measured on machines {group.machine} and "
+                            f"{other_group.machine} ({key}: {left!r}, {right!r}) and are not merged"
+                        )
+    return texts
+
+
+def machine_label(found: dict[str, Any]) -> str:
+    """One phrase for a machine: GPU or CPU, cores, threads, dtype."""
+    if not any(found.get(key) for key in HARDWARE_KEYS):
+        return "machine not recorded"
+    parts = [str(found.get("gpu") or found.get("cpu") or "unknown processor")]
+    if not found.get("gpu"):
+        parts += [f"{found['cores']} cores"] if found.get("cores") else []
+        parts += [f"{found['threads']} threads"] if found.get("threads") else []
+    return ", ".join([*parts, *([str(found["dtype"])] if found.get("dtype") else [])])

@@ -1,0 +1,180 @@
+"""The paper's figures as PNG and PDF: fonts embedded, colours safe for colour-blind readers, at column width."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from bench.recorded import CTAR_POSITIONS
+from bench.report import published
+from bench.report.collect import Collection, Entry, Group
+from bench.report.tables import PAPER_ORDER, title
+
+# Okabe and Ito (2008), without the yellow that fades on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#4D4D4D", "#7F3C8D")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "h", "p")
+COLUMN, PAGE = 3.35, 6.9  # inches: one column and both columns of a two-column paper
+STYLE: Any = {
+    "font.family": "STIXGeneral",
+    "mathtext.fontset": "stix",
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "legend.fontsize": 7,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.4,
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.1,
+    "lines.markersize": 3.5,
+    "legend.frameon": False,
+    "pdf.fonttype": 42,
+    "ps.fonttype": 42,
+    "savefig.dpi": 200,
+}
+
+
+def colour(entry: Entry) -> str:
+    return COLOURS[entry.index % len(COLOURS)]
+
+
+def marker(entry: Entry) -> str:
+    return MARKERS[entry.index % len(MARKERS)]
+
+
+def write_figures(collection: Collection, out: Path) -> list[Path]:
+    """Writes every figure that the runs allow below `out`; returns what was written."""
+    written = []
+    with plt.rc_context(STYLE):
+        for group in collection.groups:
+            for name, draw in FIGURES.items():
+                figure = draw(group)
+                if figure is None:
+                    continue
+                for ending in ("png", "pdf"):
+                    path = out / f"{name}{group.slug}.{ending}"
+                    # no date inside, so the same records give the same file
+                    figure.savefig(path, metadata={"CreationDate": None} if ending == "pdf" else None)
+                    written.append(path)
+                plt.close(figure)
+    return written
+
+
+def _ctar_axes(axes: Axes, group: Group, subtask: str) -> None:
+    for entry in _measured_methods(group):
+        row = entry.row(subtask)
+        if row is None or row["ctar"][0] is None:
+            continue
+        axes.plot(CTAR_POSITIONS, [100 * v for v in row["ctar"]], color=colour(entry), marker=marker(entry),
+                  label=entry.label)  # fmt: skip
+        beside = published.ctar_math_reasoning(group.model, entry.run.method) if subtask == "math_reasoning" else None
+        if beside:
+            label = f"{entry.run.method}, published"
+            axes.plot(CTAR_POSITIONS, [100 * v for v in beside], linestyle=":", color=colour(entry),
+                      marker=marker(entry), markerfacecolor="white", label=label)  # fmt: skip
+    axes.set_xticks(list(CTAR_POSITIONS))
+    axes.set_ylim(bottom=0)
+
+
+def _measured_methods(group: Group) -> list[Entry]:
+    """Entries whose curves say something: vanilla's CTAR is 0 and its speedup 1 by definition."""
+    return [entry for entry in group.entries if entry.run.method != "vanilla"] or list(group.entries)
+
+
+def figure1_ctar(group: Group) -> Figure | None:
+    """CTAR decay on math_reasoning (the paper's Figure 1, left), or on the first subtask that was run."""
+    if not group.subtasks:
+        return None
+    subtask = "math_reasoning" if "math_reasoning" in group.subtasks else group.subtasks[0]
+    figure, axes = plt.subplots(figsize=(COLUMN, 2.4), layout="constrained")
+    _ctar_axes(axes, group, subtask)
+    axes.set(xlabel="position $w$", ylabel="CTAR($w$), % of steps", title=f"{subtask}, {_model(group)}")
+    axes.legend()
+    return figure
+
+
+def figure1_ctar_subtasks(group: Group) -> Figure | None:
+    """CTAR decay on every subtask, as small panels with one scale."""
+    names = group.subtasks
+    if len(names) < 2:
+        return None
+    rows = math.ceil(len(names) / 3)
+    figure, grid = plt.subplots(rows, 3, figsize=(PAGE, 1.75 * rows + 0.4), sharex=True, sharey=True,
+                                layout="constrained", squeeze=False)  # fmt: skip
+    for axes, subtask in zip(grid.flat, names, strict=False):
+        _ctar_axes(axes, group, subtask)
+        axes.set_title(title(subtask))
+    for axes in grid.flat[len(names) :]:
+        axes.set_visible(False)
+    figure.supxlabel("position $w$", fontsize=8)
+    figure.supylabel("CTAR($w$), % of steps", fontsize=8)
+    _shared_legend(figure, grid.flat[0:1])
+    return figure
+
+
+def _shared_legend(figure: Figure, all_axes: Any) -> None:
+    found = {
+        label: handle for axes in all_axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(found.values(), found.keys(), loc="outside upper center", ncols=min(4, len(found)))
+
+
+def figure1_speedup(group: Group) -> Figure | None:
+    """Speedup bars by subtask and overall with 95 % intervals (the paper's Figure 1, right)."""
+    entries = [e for e in _measured_methods(group) if e.metrics["overall"]["speedup"] is not None]
+    if not entries:
+        return None
+    names = [s for s in PAPER_ORDER if s in group.subtasks] + [s for s in group.subtasks if s not in PAPER_ORDER]
+    names.append("overall")
+    wide = len(entries) * len(names) > 16
+    figure, axes = plt.subplots(figsize=(PAGE if wide else COLUMN, 2.4), layout="constrained")
+    width, published_shown = 0.8 / len(entries), False
+    for number, entry in enumerate(entries):
+        for place, subtask in enumerate(names):
+            row = entry.row(subtask)
+            if row is None or row["speedup"] is None:
+                continue
+            x = place + (number - (len(entries) - 1) / 2) * width
+            axes.bar(x, row["speedup"], width * 0.92, color=colour(entry), label=entry.label if place == 0 else None,
+                     hatch="//" if entry.index >= len(COLOURS) else None, edgecolor="white", linewidth=0.3)  # fmt: skip
+            if row["speedup_low"] is not None:
+                axes.plot([x, x], [row["speedup_low"], row["speedup_high"]], color="#222222", linewidth=0.7)
+            beside = published.table1(group.model, entry.run.method).get(subtask)
+            if beside and beside[1] is not None:
+                label = None if published_shown else "published"
+                axes.plot(x, beside[1], marker="_", color="black", markersize=6, linestyle="none", label=label)
+                published_shown = True
+    axes.axhline(1, color="#222222", linewidth=0.6)
+    axes.set_xticks(
+        range(len(names)), [title(s) for s in names], rotation=0 if wide else 30, ha="center" if wide else "right"
+    )
+    axes.grid(axis="x", visible=False)
+    axes.set(ylabel="speedup over vanilla", title=_model(group))
+    _shared_legend(figure, [axes])
+    return figure
+
+
+def _model(group: Group) -> str:
+    return f"{group.model} (demonstration)" if group.demonstration else group.model
+
+
+FIGURES: dict[str, Callable[[Group], Figure | None]] = {
+    "figure1_ctar": figure1_ctar,
+    "figure1_ctar_subtasks": figure1_ctar_subtasks,
+    "figure1_speedup": figure1_speedup,
+}

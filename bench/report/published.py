@@ -1,0 +1,56 @@
+"""Numbers others published, from bench/reference, to stand beside measured ones with their source."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import pandas as pd
+
+REFERENCE = Path(__file__).resolve().parent.parent / "reference"
+PAPER = "Kangaroo paper, arXiv 2404.18911"
+
+
+@cache
+def _table(name: str) -> pd.DataFrame:
+    return pd.read_csv(REFERENCE / f"{name}.csv", comment="#")
+
+
+def table1(model: str, method: str) -> dict[str, tuple[float | None, float | None]]:
+    """(CR, speedup) by subtask and "average" as the paper's Table 1 prints them; empty when it has no such row."""
+    rows = _table("table1_main")
+    rows = rows[(rows.model == model) & (rows.method == method)]
+    return {
+        row.subtask: (None if pd.isna(row.compression_ratio) else float(row.compression_ratio), float(row.speedup))
+        for row in rows.itertuples()
+    }
+
+
+def table2() -> pd.DataFrame:
+    """Adapter architectures of Table 2, one row each."""
+    return _table("table2_adapter").copy()
+
+
+def ctar_math_reasoning(model: str, method: str) -> list[float] | None:
+    """CTAR(1..6) of Figure 1, left; the paper shows Vicuna-7B only."""
+    rows = _table("figure1_ctar_math_reasoning")
+    rows = rows[rows.method == method].sort_values("w")
+    return (rows.ctar_percent / 100).tolist() if model == "vicuna-7b" and len(rows) else None
+
+
+def exit_layers(model: str) -> pd.DataFrame:
+    """exit_layer, compression_ratio, speedup of the exit-layer ablation; no rows for other models."""
+    rows = _table("figure_exit_layer")
+    return rows[rows.model == model].sort_values("exit_layer")
+
+
+def thresholds(model: str) -> pd.DataFrame:
+    """gamma, eta, compression_ratio, speedup of the threshold ablation; no rows for other models."""
+    rows = _table("figure_threshold")
+    return rows[rows.model == model].sort_values(["gamma", "eta"])
+
+
+def spec_bench(model: str, method: str) -> pd.DataFrame:
+    """Rows of Spec-Bench's leaderboard for one of our model names, one per device."""
+    rows = _table("spec_bench_leaderboard")
+    return rows[(rows.model == f"{model}-v1.3") & (rows.method == method)]

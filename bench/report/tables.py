@@ -1,0 +1,270 @@
+"""table1, table2 and the leaderboard as Markdown, CSV and LaTeX. Missing values are empty cells."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.metrics import show, show_interval
+from bench.recorded import CTAR_POSITIONS
+from bench.report import published
+from bench.report.collect import Collection, Entry, Group, machine_label
+
+PAPER_ORDER = ("translation", "qa", "summarization", "math_reasoning", "rag", "mt_bench")
+TITLES = {
+    "translation": "Translation",
+    "qa": "QA",
+    "summarization": "Summarization",
+    "math_reasoning": "Math",
+    "rag": "RAG",
+    "mt_bench": "MT-bench",
+    "overall": "Overall",
+}
+MEASURED, PUBLISHED = "measured", "published"
+TABLE1_CAPTION = (
+    "Speedup is Spec-Bench's (mean over questions of tokens/s, by the same mean of the baseline); CR is the mean of "
+    "tokens per step; Avg. is the mean of the six speedups, as in the paper. "
+    f"Published rows: {published.PAPER}, Table 1 (V100)."
+)
+LEADERBOARD_CAPTION = (
+    "Spec-Bench's speedup with CR in brackets; overall is over all questions, with its 95 % BCa interval. A method is "
+    "ranked below another only where their intervals do not overlap."
+)
+
+
+def title(subtask: str) -> str:
+    return TITLES.get(subtask, subtask.replace("_", " "))
+
+
+def ranks(group: Group) -> dict[str, int | None]:
+    """Rank by overall speedup: 1 + the methods whose whole interval lies above. None without an interval."""
+    rows = {entry.label: entry.metrics["overall"] for entry in group.entries}
+    known = {label: row for label, row in rows.items() if row["speedup_low"] is not None}
+    return {
+        label: 1 + sum(other["speedup_low"] > row["speedup_high"] for other in known.values())
+        if label in known
+        else None
+        for label, row in rows.items()
+    }
+
+
+def table1_rows(group: Group) -> list[dict[str, Any]]:
+    """Measured rows, each followed by the published row of the same model and method."""
+    rows = []
+    for entry in group.entries:
+        head = {"machine": group.machine, "model": group.model}
+        measured: dict[str, Any] = head | {"method": entry.label, "source": MEASURED}
+        measured["demonstration"] = entry.metrics["demonstration"]
+        beside = published.table1(group.model, entry.run.method)
+        theirs: dict[str, Any] = head | {"method": entry.run.method, "source": PUBLISHED, "demonstration": False}
+        for subtask in PAPER_ORDER:
+            row = entry.row(subtask) or {}
+            measured |= {f"{subtask}_cr": row.get("cr"), f"{subtask}_speedup": row.get("speedup")}
+            cr, speedup = beside.get(subtask, (None, None))
+            theirs |= {f"{subtask}_cr": cr, f"{subtask}_speedup": speedup}
+        measured["average_speedup"] = entry.metrics["overall"]["speedup_average"]
+        theirs["average_speedup"] = beside.get("average", (None, None))[1]
+        rows += [measured, theirs] if beside else [measured]
+    return rows
+
+
+def table2_rows(collection: Collection) -> list[dict[str, Any]]:
+    """Adapter architectures: the paper's row, then each measured one. Empty when none of them was measured."""
+    rows = []
+    for reference in published.table2().to_dict("records"):
+        measured = [(g, e) for g in collection.groups for e in g.entries if e.architecture == reference["architecture"]]
+        parts = {key: value for key, value in reference.items() if key not in ("parameters_millions", "speedup")}
+        rows.append(
+            {"machine": "", "model": "vicuna-7b", "method": reference["architecture"], "source": PUBLISHED}
+            | {"demonstration": False}
+            | parts
+            | {"parameters": reference["parameters_millions"] * 1_000_000, "average_speedup": reference["speedup"]}
+        )
+        for group, entry in measured:
+            overall = entry.metrics["overall"]
+            average = overall["speedup_average"]
+            rows.append(
+                {"machine": group.machine, "model": group.model, "method": entry.label, "source": MEASURED}
+                | {"demonstration": entry.metrics["demonstration"]}
+                | parts
+                | {"parameters": entry.metrics["extra_parameters"], "average_speedup": average}
+            )
+    return rows if any(row["source"] == MEASURED for row in rows) else []
+
+
+def leaderboard_rows(collection: Collection) -> list[dict[str, Any]]:
+    """One row per machine, model, method and subtask ("overall" last) with every figure that was computed."""
+    rows = []
+    for group in collection.groups:
+        rank = ranks(group)
+        for entry in group.entries:
+            for subtask in [*entry.metrics["subtasks"], "overall"]:
+                row = dict(entry.row(subtask) or {})
+                for w, value in zip(CTAR_POSITIONS, row.pop("ctar"), strict=True):
+                    row[f"ctar_{w}"] = value
+                row["repeat_speedups"] = " ".join(repr(value) for value in row["repeat_speedups"])
+                row.setdefault("speedup_average", None)
+                head = {"machine": group.machine, "model": group.model, "method": entry.label, "subtask": subtask}
+                head |= {"demonstration": entry.metrics["demonstration"]}
+                rows.append(head | {"rank": rank[entry.label] if subtask == "overall" else None} | row)
+    return rows
+
+
+def csv_text(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows with the same keys as CSV; None is an empty cell and floats keep all their digits."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *body]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+
+
+def tex_escape(text: str) -> str:
+    for plain, escaped in (("\\", r"\textbackslash "), ("_", r"\_"), ("%", r"\%"), ("&", r"\&"), ("#", r"\#"),
+                           ("{", r"\{"), ("}", r"\}"), ("$", r"\$"), ("^", r"\^{}"), ("~", r"\~{}")):  # fmt: skip
+        text = text.replace(plain, escaped)
+    return text
+
+
+def _source(row: dict[str, Any]) -> str:
+    return "demonstration" if row.get("demonstration") else row["source"]
+
+
+def _table1_markdown(groups: Sequence[Group]) -> str:
+    header = ["Model", "Method", "", *(f"{title(s)}: speedup (CR)" for s in PAPER_ORDER), "Avg. speedup"]
+    parts = ["# Table 1\n", TABLE1_CAPTION + "\n"]
+    for group in groups:
+        body = []
+        for row in table1_rows(group):
+            cells = [_with_cr(row[f"{s}_speedup"], row[f"{s}_cr"]) for s in PAPER_ORDER]
+            body.append([row["model"], row["method"], _source(row), *cells, show(row["average_speedup"])])
+        parts += [f"## {group.title}: {machine_label(group.environment)}\n", markdown_table(header, body)]
+    return "\n".join(parts)
+
+
+def _with_cr(speedup: float | None, cr: float | None) -> str:
+    if speedup is None:
+        return f"(CR {show(cr)})" if cr is not None else ""
+    return f"{show(speedup)}× ({show(cr)})" if cr is not None else f"{show(speedup)}×"
+
+
+def _table1_tex(groups: Sequence[Group]) -> str:
+    columns = "ll" + "cc" * len(PAPER_ORDER) + "c"
+    heads = " & ".join(rf"\multicolumn{{2}}{{c}}{{{title(s)}}}" for s in PAPER_ORDER)
+    lines = [f"% {TABLE1_CAPTION}".replace("\n", " "), "% needs \\usepackage{booktabs}"]
+    for group in groups:
+        lines += [
+            f"% {group.title}: {machine_label(group.environment)}",
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\toprule",
+        ]
+        second = " & " + " & CR & Speedup" * len(PAPER_ORDER) + r" & Speedup \\"
+        lines += [rf"Model & Method & {heads} & Avg. \\", second, r"\midrule"]
+        for row in table1_rows(group):
+            cells = [show(row[f"{s}_{key}"]) + (r"$\times$" if key == "speedup" and row[f"{s}_{key}"] else "")
+                     for s in PAPER_ORDER for key in ("cr", "speedup")]  # fmt: skip
+            average = show(row["average_speedup"]) + (r"$\times$" if row["average_speedup"] else "")
+            name = tex_escape(f"{row['method']} ({_source(row)})")
+            lines.append(" & ".join([tex_escape(row["model"]), name, *cells, average]) + r" \\")
+        lines += [r"\bottomrule", r"\end{tabular}", ""]
+    return "\n".join(lines)
+
+
+PARTS = {"input_ln": "Input LN", "attention": "Attention", "post_ln": "Post LN", "ffn": "FFN", "linear": "Linear",
+         "last_ln": "Last LN", "head": "Head"}  # fmt: skip
+TABLE2_CAPTION = (
+    "Draft architectures: how many of each part, extra parameters, and the mean of the six speedups. "
+    f"Published rows: {published.PAPER}, Table 2 (Vicuna-7B, V100)."
+)
+
+
+def _table2_cells(row: dict[str, Any]) -> list[str]:
+    parameters = "" if row["parameters"] is None else f"{row['parameters'] / 1e6:.3g} M"
+    parts = [str(row[key]) if row[key] else "–" for key in PARTS]
+    return [row["model"], row["method"], _source(row), *parts, parameters, show(row["average_speedup"])]
+
+
+def write_tables(collection: Collection, out: Path) -> list[Path]:
+    """Writes every table that the runs allow below `out`; returns what was written."""
+    files = {
+        "table1.md": _table1_markdown(collection.groups),
+        "table1.csv": csv_text([row for group in collection.groups for row in table1_rows(group)]),
+        "table1.tex": _table1_tex(collection.groups),
+        "leaderboard.md": _leaderboard_markdown(collection),
+        "leaderboard.csv": csv_text(leaderboard_rows(collection)),
+    }
+    if rows := table2_rows(collection):
+        header = ["Model", "Architecture", "", *PARTS.values(), "Extra parameters", "Avg. speedup"]
+        body = [_table2_cells(row) for row in rows]
+        files["table2.md"] = f"# Table 2\n\n{TABLE2_CAPTION}\n\n{markdown_table(header, body)}"
+        files["table2.csv"] = csv_text(rows)
+        lines = [rf"\begin{{tabular}}{{lll{'c' * (len(PARTS) + 2)}}}", r"\toprule", " & ".join(header) + r" \\",
+                 r"\midrule", *(" & ".join(map(tex_escape, cells)).replace("–", "--") + r" \\" for cells in body),
+                 r"\bottomrule", r"\end{tabular}", ""]  # fmt: skip
+        files["table2.tex"] = "\n".join([f"% {TABLE2_CAPTION}", *lines])
+    for name, text in files.items():
+        (out / name).write_text(text, encoding="utf-8")
+    return [out / name for name in files]
+
+
+def _leaderboard_markdown(collection: Collection) -> str:
+    parts = ["# Leaderboard\n", LEADERBOARD_CAPTION + "\n"]
+    for group in collection.groups:
+        rank, subtasks = ranks(group), group.subtasks
+        header = ["Rank", "Method", *map(title, subtasks), "Overall [95 %]", "CR", "Lossless"]
+        body = [_leaderboard_cells(entry, subtasks, rank[entry.label]) for entry in by_speed(group)]
+        parts += [f"## {group.title}: {machine_label(group.environment)}\n", markdown_table(header, body)]
+        notes = [f"- {text}" for text in group_notes(group)]
+        parts += ["\n".join(notes) + "\n"] if notes else []
+    return "\n".join(parts)
+
+
+def by_speed(group: Group) -> list[Entry]:
+    """Entries with the fastest first; those without a speedup last."""
+    return sorted(group.entries, key=lambda e: -(e.metrics["overall"]["speedup"] or 0.0))
+
+
+def _leaderboard_cells(entry: Entry, subtasks: Sequence[str], rank: int | None) -> list[str]:
+    rows = [entry.row(s) or {} for s in subtasks]
+    overall = entry.metrics["overall"]
+    return ["" if rank is None else str(rank), entry.label, *(_with_cr(r.get("speedup"), r.get("cr")) for r in rows),
+            show_interval(overall), show(overall["cr"]), lossless(overall)]  # fmt: skip
+
+
+def lossless(row: dict[str, Any]) -> str:
+    """Turns equal / near tie / mismatch; empty when nothing was compared."""
+    counts = [row["equal"], row["near_tie"], row["mismatch"]]
+    return " / ".join(map(str, counts)) if any(counts) else ""
+
+
+def group_notes(group: Group) -> list[str]:
+    """Warnings of a group as lines, the same text of several subtasks or methods said once."""
+    where: dict[str, dict[str, list[str]]] = {}
+    for entry in group.entries:
+        for warning in entry.metrics["warnings"]:
+            where.setdefault(warning["text"], {}).setdefault(entry.label, []).append(warning["scope"])
+    notes = list(group.warnings)
+    for text, methods in where.items():
+        scopes = {label: _scopes(group, found) for label, found in methods.items()}
+        if len(methods) == len(group.entries) > 1 and len(set(scopes.values())) == 1:
+            notes.append(f"all methods{next(iter(scopes.values()))}: {text}")
+        else:
+            notes.append(f"{'; '.join(label + scope for label, scope in scopes.items())}: {text}")
+    return notes
+
+
+def _scopes(group: Group, scopes: Sequence[str]) -> str:
+    if list(scopes) == ["run"]:
+        return ""
+    names = [title(s) for s in scopes if s == "overall"]
+    subtasks = [s for s in scopes if s != "overall"]
+    every = len(group.subtasks) > 1 and set(subtasks) == set(group.subtasks)
+    return f" ({', '.join((['every subtask'] if every else [title(s) for s in subtasks]) + names)})"

@@ -1,0 +1,170 @@
+"""Tables and figures of a results folder, and the mistakes a user can make."""
+
+from __future__ import annotations
+
+import csv
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from bench.report.collect import collect, group_runs
+from bench.report.command import main
+from bench.report.tables import PAPER_ORDER, group_notes, ranks
+from tests.bench.report.simulate import MACHINE, Plan, Truth, write_run
+
+GPU = MACHINE | {"gpu": "NVIDIA H100", "driver": "570"}
+VICUNA = Plan(model="vicuna-7b", demonstration=False, per_category=3, repeats=2, dtype="float16", machine=GPU)
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results")
+    write_run(folder, Plan(method="vanilla", truth=Truth(gamma=0, step_cost=0), per_category=3))
+    write_run(folder, Plan(truth=Truth(0.7, 0.3), per_category=3))
+    write_run(folder, Plan(method="medusa", truth=Truth(0.4, 0.2, 4), per_category=3))
+    write_run(folder, VICUNA)
+    assert main([f"results_dir={folder}"]) == 0
+    return folder
+
+
+def test_everything_is_written(results):
+    names = {path.name for path in (results / "report").iterdir()}
+    figures = ("figure1_ctar", "figure1_ctar_subtasks", "figure1_speedup")
+    expected = {f"table1.{e}" for e in ("md", "csv", "tex")} | {"leaderboard.md", "leaderboard.csv"}
+    expected |= {f"{f}{slug}.{e}" for f in figures for slug in ("", "_vicuna-7b_B") for e in ("png", "pdf")}
+    assert expected <= names
+
+
+def test_published_row_beside_the_measured_one(results):
+    table = rows(results / "report" / "table1.csv")
+    vicuna = [row for row in table if row["model"] == "vicuna-7b"]
+    assert [row["source"] for row in vicuna] == ["measured", "published"]
+    assert vicuna[1]["math_reasoning_speedup"] == "1.61" and vicuna[1]["average_speedup"] == "1.5"
+    joey = [row for row in table if row["model"] == "joey"]
+    assert {row["source"] for row in joey} == {"measured"} and {row["demonstration"] for row in joey} == {"True"}
+    assert "demonstration" in (results / "report" / "table1.md").read_text()
+
+
+def test_table_and_leaderboard_show_the_metrics(results):
+    collection = collect(results)
+    table = {(r["machine"], r["model"], r["method"]): r for r in rows(results / "report" / "table1.csv")[:3]}
+    board = {(r["model"], r["method"], r["subtask"]): r for r in rows(results / "report" / "leaderboard.csv")}
+    for entry in collection.groups[0].entries:
+        for subtask in PAPER_ORDER:
+            row = entry.metrics["subtasks"][subtask]
+            assert float(table["A", "joey", entry.label][f"{subtask}_speedup"]) == row["speedup"]
+            assert float(board["joey", entry.label, subtask]["speedup_low"]) == row["speedup_low"]
+            assert float(board["joey", entry.label, subtask]["ctar_2"]) == row["ctar"][1]
+
+
+def test_latex_is_balanced_and_escaped(results):
+    text = (results / "report" / "table1.tex").read_text()
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 2
+    body = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert {line.count("&") for line in body if "multicolumn" not in line} == {14}
+    assert not re.search(r"(?<!\\)_", "".join(body))
+
+
+def test_figures_are_readable_at_column_width_with_embedded_fonts(results):
+    with Image.open(results / "report" / "figure1_ctar.png") as image:
+        assert image.width == 670 and len(image.convert("RGB").getcolors(1 << 20)) > 100
+    pdf = (results / "report" / "figure1_ctar.pdf").read_bytes()
+    assert b"/FontFile2" in pdf and b"/Type3" not in pdf
+
+
+def test_machines_are_kept_apart(tmp_path):
+    plan = Plan(per_category=2, repeats=1, categories=("qa",))
+    write_run(tmp_path, plan)
+    write_run(tmp_path, replace(plan, machine=MACHINE | {"cpu": "Other 1"}, truth=Truth(0.9, 0.1)))
+    groups = collect(tmp_path).groups
+    assert [group.machine for group in groups] == ["A", "B"]
+    assert {group.environment["cpu"] for group in groups} == {"Imaginary 9000", "Other 1"}
+    assert all(entry.metrics["overall"]["questions"] == 2 for group in groups for entry in group.entries)
+
+
+def test_shards_of_one_machine_merge_and_of_two_do_not(tmp_path):
+    plan = Plan(per_category=1, repeats=1)
+    write_run(tmp_path / "same", replace(plan, question_ids=tuple(range(6)), config={"shard": "0/2"}))
+    second = replace(plan, question_ids=tuple(range(6, 12)), config={"shard": "1/2"})
+    write_run(tmp_path / "same", second)
+    (group,) = collect(tmp_path / "same").groups
+    assert [entry.metrics["overall"]["questions"] for entry in group.entries] == [12]
+    write_run(tmp_path / "apart", replace(plan, question_ids=tuple(range(6)), config={"shard": "0/2"}))
+    write_run(tmp_path / "apart", replace(second, machine=GPU))
+    apart = collect(tmp_path / "apart")
+    assert len(apart.groups) == 2
+    assert "not merged" in apart.warnings[0] and "NVIDIA H100" in apart.warnings[0]
+    assert "1 of 2 shards" in str(group_notes(apart.groups[0]))
+
+
+def test_runs_of_one_method_are_told_apart_by_their_settings(tmp_path):
+    for eta in (0.3, 0.6):
+        write_run(tmp_path, Plan(per_category=1, repeats=1, settings={"eta": eta, "gamma": 6}))
+    (group,) = collect(tmp_path).groups
+    assert [entry.label for entry in group.entries] == ["kangaroo (eta=0.3)", "kangaroo (eta=0.6)"]
+    assert len({entry.index for entry in group.entries}) == 2
+
+
+def test_methods_are_ranked_only_where_intervals_allow(tmp_path):
+    for seed, (method, cost) in enumerate((("kangaroo", 0.1), ("medusa", 0.32), ("rest", 0.3))):
+        write_run(tmp_path, Plan(method=method, truth=Truth(0.6, cost, question_noise=0.1), seed=seed))
+    write_run(tmp_path, Plan(method="lookahead", baseline=False))
+    assert ranks(collect(tmp_path).groups[0]) == {"kangaroo": 1, "medusa": 2, "rest": 2, "lookahead": None}
+
+
+def test_different_questions_are_said(tmp_path):
+    write_run(tmp_path, Plan(per_category=1))
+    write_run(tmp_path, Plan(method="medusa", per_category=2))
+    assert "not all methods answered the same questions (kangaroo 6, medusa 12)" in str(collect(tmp_path))
+
+
+def test_a_run_without_answers_is_left_out_and_said(tmp_path):
+    folder = write_run(tmp_path, Plan(per_category=1))
+    other = write_run(tmp_path, Plan(method="medusa", per_category=1))
+    (other / "answers.jsonl").unlink()
+    collection = collect(tmp_path)
+    assert len(collection.groups[0].entries) == 1 and "no answers recorded yet" in collection.warnings[0]
+    (folder / "answers.jsonl").write_text("")
+    assert main([f"results_dir={tmp_path}"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["result_dir=x"], "did you mean results_dir?"),
+        (["results_dir"], "expected results_dir=VALUE"),
+        (["results_dir=/no/such/place"], "no such folder"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, message, capsys):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_an_empty_folder_and_a_broken_line(tmp_path, capsys):
+    assert main([f"results_dir={tmp_path}"]) == 2
+    assert "no runs in it" in capsys.readouterr().err
+    folder = write_run(tmp_path, Plan(per_category=1))
+    path = folder / "answers.jsonl"
+    path.write_text("nonsense\n" + path.read_text())
+    assert main([f"results_dir={tmp_path}"]) == 2
+    error = capsys.readouterr().err
+    assert "answers.jsonl line 1: not valid JSON" in error and error.count("\n") == 1
+
+
+def test_help_says_what_it_takes(capsys):
+    assert main(["--help"]) == 0
+    assert "results_dir=" in capsys.readouterr().out
+
+
+def test_group_runs_of_nothing_is_nothing():
+    assert group_runs([]).groups == ()
