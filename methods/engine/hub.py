@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from methods.errors import UserError
@@ -19,10 +20,10 @@ def resolve(path: str, revision: str | None = None, *, key: str = "model.path", 
     fetched from the hub. safetensors are preferred; .bin files are fetched only where there are none.
     Raises UserError when there is no such folder, or the hub has no such repository or cannot be reached.
     """
-    folder = Path(path).expanduser()
-    if folder.is_dir():
+    folder = Path(os.path.expanduser(path))
+    if path and folder.is_dir():
         return folder
-    if folder.exists():
+    if path and folder.exists():
         raise UserError(f"{key}={path}: this is a file; a folder with config.json and weights is wanted")
     if path.startswith(("/", ".", "~")) or path.count("/") != 1:
         valid = "a folder with config.json and weights, or a hub id owner/name"

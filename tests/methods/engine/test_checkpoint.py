@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -107,10 +108,28 @@ def test_tied_embeddings_are_one_tensor_and_a_stored_copy_is_ignored(tmp_path: P
 def test_loading_peaks_below_one_fifth_over_the_model(tmp_path: Path) -> None:
     if not Path("/proc/self/status").exists():
         pytest.skip("needs /proc to read the peak of resident memory")
-    shape = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "vocab_size": 2000}
-    model = reference_model("llama_gqa", num_attention_heads=8, num_key_value_heads=4, **shape)
     small = write_checkpoint(tmp_path / "small", reference_model("llama"))
-    folders = [str(write_checkpoint(tmp_path / layout, model, layout)) for layout in ("safetensors", "bin")]
+    shapes = {
+        f"model.layers.{layer}.{name}.weight": shape
+        for layer in range(8)
+        for name, shape in {
+            **{f"self_attn.{part}_proj": (512, 512) for part in "qkvo"},
+            **{f"mlp.{part}_proj": (1536, 512) for part in ("gate", "up")},
+            "mlp.down_proj": (512, 1536),
+            "input_layernorm": (512,),
+            "post_attention_layernorm": (512,),
+        }.items()
+    }
+    shapes |= {"model.embed_tokens.weight": (2000, 512), "lm_head.weight": (2000, 512), "model.norm.weight": (512,)}
+    state = {name: torch.full(shape, 0.5) for name, shape in shapes.items()}
+    folders = [str(shutil.copytree(small, tmp_path / layout)) for layout in ("safetensors", "bin")]
+    for folder in folders:
+        edit_config(
+            Path(folder), hidden_size=512, intermediate_size=1536, num_hidden_layers=8, vocab_size=2000, head_dim=128
+        )
+    save_file(state, f"{folders[0]}/model.safetensors")
+    Path(folders[1], "model.safetensors").unlink()
+    torch.save(state, f"{folders[1]}/pytorch_model.bin")
     script = f"""
 import re
 from pathlib import Path

@@ -1,0 +1,201 @@
+"""From a name to a folder, against a small hub served from this machine and against hubs that cannot be reached."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from methods.engine.hub import resolve
+from methods.errors import UserError
+
+REPOSITORY = Path(__file__).parents[3]
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+CLOSED_PORT = "http://127.0.0.1:9"
+TEXT = ("config.json", "generation_config.json", "tokenizer.json", "README.md")
+REPOSITORIES = {
+    "house/both": (*TEXT, "model.safetensors", "pytorch_model.bin", "consolidated.safetensors", "optimizer.pt"),
+    "house/shards": (
+        *TEXT,
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+        "model.safetensors.index.json",
+    ),
+    "house/bin": (
+        *TEXT,
+        "tokenizer.model",
+        "pytorch_model-00001-of-00002.bin",
+        "pytorch_model-00002-of-00002.bin",
+        "pytorch_model.bin.index.json",
+    ),
+    "house/empty": ("README.md", "tokenizer.json"),
+}
+
+
+@dataclass
+class Hub:
+    address: str
+    fetched: list[str] = field(default_factory=list)
+
+
+class Handler(BaseHTTPRequestHandler):
+    """As much of the hub's HTTP interface as downloading a snapshot needs."""
+
+    def __init__(self, fetched: list[str], *args: object) -> None:
+        self.fetched = fetched
+        super().__init__(*args)  # type: ignore[arg-type]
+
+    def answer(self, body: bytes, status: int = 200, **headers: str) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        route = self.path.partition("?")[0].strip("/").removeprefix("api/models/")
+        name, files = "/".join(route.split("/")[:2]), REPOSITORIES.get("/".join(route.split("/")[:2]))
+        if files is None:
+            code = "GatedRepo" if name == "house/gated" else "RepoNotFound"
+            self.answer(b"{}", 403 if code == "GatedRepo" else 404, X_Error_Code=code)
+        elif "/revision/lost" in self.path:
+            self.answer(b"{}", 404, X_Error_Code="RevisionNotFound")
+        elif "/revision/" in self.path:
+            self.answer(
+                json.dumps({"id": name, "sha": COMMIT, "siblings": []}).encode(), Content_Type="application/json"
+            )
+        elif "/tree/" in self.path:
+            tree = [{"type": "file", "path": file, "size": len(file), "oid": file} for file in files]
+            self.answer(json.dumps(tree).encode(), Content_Type="application/json")
+        else:
+            file = route.rpartition("/")[2]
+            if self.command == "GET":
+                self.fetched.append(file)
+            self.answer(file.encode(), ETag=f'"{file}"', X_Repo_Commit=COMMIT)
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    fetched: list[str] = []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, fetched))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield Hub(f"http://127.0.0.1:{server.server_address[1]}", fetched)
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def resolve_in_a_fresh_process(call: str, cache: Path, **environment: str) -> str:
+    """Folder or error message; the hub client reads its settings from the environment once, when it is imported."""
+    script = f"""
+from methods.engine.hub import resolve
+from methods.errors import UserError
+try:
+    print(resolve({call}))
+except UserError as error:
+    print(error)
+"""
+    clean = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    settings = {"HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1", **environment}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=REPOSITORY,
+        env={**clean, **settings},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 1, done.stdout
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("call", "weights"),
+    [
+        ("'house/both'", {"model.safetensors"}),
+        ("'house/shards'", set(REPOSITORIES["house/shards"][-3:])),
+        ("'house/bin'", set(REPOSITORIES["house/bin"][-4:])),
+        ("'house/both', weights=False", set()),
+    ],
+)
+def test_a_snapshot_holds_what_is_needed_and_no_more(hub: Hub, call: str, weights: set[str], tmp_path: Path) -> None:
+    folder = Path(resolve_in_a_fresh_process(call, tmp_path, HF_ENDPOINT=hub.address))
+    assert {file.name for file in folder.iterdir()} == {*TEXT[:3], *weights}
+    assert sorted(hub.fetched) == sorted({*TEXT[:3], *weights}), "each file is downloaded once"
+
+
+def test_a_snapshot_in_the_cache_needs_no_hub(hub: Hub, tmp_path: Path) -> None:
+    first = resolve_in_a_fresh_process("'house/bin'", tmp_path, HF_ENDPOINT=hub.address)
+    assert resolve_in_a_fresh_process("'house/bin'", tmp_path, HF_HUB_OFFLINE="1") == first
+    assert resolve_in_a_fresh_process("'house/bin'", tmp_path, HF_ENDPOINT=CLOSED_PORT) == first
+
+
+@pytest.mark.parametrize(
+    ("call", "parts"),
+    [
+        ("'house/unknown'", ["model.path=house/unknown", "neither a folder nor a hub repository"]),
+        ("'house/gated'", ["model.path=house/gated", "gated", "hf auth login"]),
+        ("'house/both', 'lost'", ["model.path=house/both", "no revision lost"]),
+        ("'house/unknown', key='method.checkpoint'", ["method.checkpoint=house/unknown", "method.checkpoint=/folder"]),
+    ],
+)
+def test_what_the_hub_refuses_is_said(hub: Hub, call: str, parts: list[str], tmp_path: Path) -> None:
+    message = resolve_in_a_fresh_process(call, tmp_path, HF_ENDPOINT=hub.address)
+    assert all(part in message for part in [*parts, "config.json", "/folder"]), message
+
+
+def test_repository_without_a_config(hub: Hub, tmp_path: Path) -> None:
+    message = resolve_in_a_fresh_process("'house/empty'", tmp_path, HF_ENDPOINT=hub.address)
+    assert "no config.json" in message and "model.path=/folder" in message
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": CLOSED_PORT}, {"HF_ENDPOINT": "http://no-such-hub.invalid"}],
+)
+def test_a_hub_out_of_reach(environment: dict[str, str], tmp_path: Path) -> None:
+    message = resolve_in_a_fresh_process("'house/both'", tmp_path, **environment)
+    parts = ["model.path=house/both", "hub cannot be reached", "config.json", "model.safetensors", "model.path=/folder"]
+    assert all(part in message for part in parts), message
+
+
+def test_a_folder_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve(str(tmp_path)) == tmp_path
+    (tmp_path / "house" / "both").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert resolve("house/both") == Path("house/both"), "a folder that exists comes before a hub id"
+
+
+@pytest.mark.parametrize("path", ["/no/such/folder", "./missing", "~/no-such-folder", "checkpoints/a/b", "vicuna", ""])
+def test_a_missing_folder_is_no_hub_id(path: str) -> None:
+    with pytest.raises(UserError, match="no such folder") as caught:
+        resolve(path, key="method.checkpoint")
+    assert str(caught.value).startswith(f"method.checkpoint={path}: ")
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(UserError, match="this is a file"):
+        resolve(str(tmp_path / "model.safetensors"))
+
+
+def test_a_name_no_hub_would_take() -> None:
+    with pytest.raises(UserError, match="neither a folder nor a valid hub id"):
+        resolve("a b/c d")
