@@ -1,0 +1,1 @@
+"""Training what a method needs: Kangaroo adapters, Medusa heads, REST datastores."""

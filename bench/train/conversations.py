@@ -1,0 +1,195 @@
+"""ShareGPT conversations: reading, checking, rendering with a chat template, and marking the assistant's tokens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from methods.errors import UserError
+
+ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+
+Messages = list[dict[str, str]]
+Render = Callable[[Messages, bool], str]  # (messages, open the assistant's next turn) -> text
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One conversation as the model reads it."""
+
+    tokens: NDArray[np.int32]  # [n]
+    assistant: NDArray[np.bool_]  # [n], True for tokens the assistant wrote, end-of-turn token included
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Encoded conversations, and what became of the others."""
+
+    conversations: tuple[Encoded, ...]
+    malformed: int  # left out: not a conversation
+    first_malformed: str | None  # which, and why
+    silent: int  # left out: no assistant token (within the length)
+    truncated: int  # cut at the length, still in
+
+    def summary(self) -> str:
+        """One line for the screen."""
+        tokens = sum(len(c.tokens) for c in self.conversations)
+        line = f"{len(self.conversations)} conversations, {tokens} tokens, {self.truncated} truncated"
+        line += f", {self.silent} without assistant tokens left out" if self.silent else ""
+        return line + (
+            f", {self.malformed} malformed left out (first: {self.first_malformed})" if self.malformed else ""
+        )
+
+
+def read(path: Path) -> Iterator[tuple[str, Any]]:
+    """Records of a ShareGPT JSON list or JSONL file with a name for each ("record 3", "line 7").
+
+    A JSONL line that is not JSON yields its ValueError in place of a record. Raises UserError for a file that is
+    missing, empty, or a JSON list that does not parse.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            first = next((line for line in file if line.strip()), "")
+            file.seek(0)
+            if not first:
+                raise UserError(f"data.path={path}: the file is empty; a ShareGPT JSON list or JSONL is wanted")
+            if first.lstrip().startswith("["):
+                yield from _read_list(path, file.read())
+                return
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield f"line {number}", _parsed(line)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise UserError(f"data.path={path}: {reason}; a ShareGPT JSON list or JSONL file is wanted") from error
+
+
+def _read_list(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+    try:
+        records = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"data.path={path}: not valid JSON ({error})") from error
+    for number, record in enumerate(records):
+        yield f"record {number}", record
+
+
+def _parsed(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        return error
+
+
+def messages(record: Any) -> Messages:
+    """A ShareGPT record as chat messages: [system,] user, assistant, user, assistant, ...
+
+    An assistant turn before the first user turn and a user turn that nobody answers are dropped.
+    Raises ValueError with what is wrong with the record.
+    """
+    if isinstance(record, ValueError):
+        raise ValueError(f"not valid JSON: {record}")
+    turns = record.get("conversations") if isinstance(record, dict) else record
+    if not isinstance(turns, list):
+        raise ValueError("no list under 'conversations'")
+    found: Messages = []
+    for number, turn in enumerate(turns):
+        speaker = turn.get("from", turn.get("role")) if isinstance(turn, dict) else None
+        text = turn.get("value", turn.get("content")) if isinstance(turn, dict) else None
+        if speaker not in ROLES or not isinstance(text, str):
+            raise ValueError(f"turn {number} has no known 'from' ({', '.join(ROLES)}) or no text under 'value'")
+        found.append({"role": ROLES[speaker], "content": text})
+    system = found[:1] if found and found[0]["role"] == "system" else []
+    rest = found[len(system) :]
+    rest = rest[1:] if rest and rest[0]["role"] == "assistant" else rest
+    for number, message in enumerate(rest):
+        if message["role"] != ("user", "assistant")[number % 2]:
+            raise ValueError(f"'{message['role']}' out of turn: user and assistant must alternate")
+    return system + (rest[:-1] if len(rest) % 2 else rest)
+
+
+def assistant_spans(chat: Messages, text: str, render: Render) -> list[tuple[int, int]]:
+    """Character spans [start, end) of the assistant's answers in the rendered chat, without what closes a turn.
+
+    A span starts where the prompt for that answer would end, so a leading space or an opening tag that the model
+    itself writes belongs to it. Raises ValueError when the template rewrites the prompt of an earlier turn.
+    """
+    spans = []
+    for index, message in enumerate(chat):
+        if message["role"] != "assistant":
+            continue
+        prompt = render(chat[:index], True)
+        content = message["content"].strip()
+        begin = text.find(content, len(prompt))
+        if not text.startswith(prompt) or begin < 0:
+            raise ValueError("the chat template does not render an answer behind its own prompt")
+        spans.append((len(prompt), begin + len(content)))
+    return spans
+
+
+def encode(chat: Messages, render: Render, tokenizer: Any, *, eos_token_ids: Iterable[int], length: int) -> Encoded:
+    """Tokens of a chat, cut at `length`, with the assistant's marked.
+
+    `tokenizer` is a fast transformers tokenizer. The end-of-sequence token right behind an answer counts as the
+    assistant's. Raises ValueError as `assistant_spans` does.
+    """
+    text = render(chat, False)
+    spans = assistant_spans(chat, text, render)
+    # A template that writes the beginning-of-sequence token itself must not get a second one.
+    written = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
+    batch = tokenizer(text, add_special_tokens=not written, return_offsets_mapping=True)
+    tokens = np.asarray(batch["input_ids"], dtype=np.int32)
+    offsets = np.asarray(batch["offset_mapping"], dtype=np.int64).reshape(-1, 2)
+    marked = np.zeros(len(tokens), dtype=np.bool_)
+    ends = np.isin(tokens, list(eos_token_ids))
+    for start, end in spans:
+        inside = (offsets[:, 1] > start) & (offsets[:, 0] < end)
+        marked |= inside
+        last = int(inside.nonzero()[0][-1]) if inside.any() else -1
+        if 0 <= last < len(tokens) - 1 and ends[last + 1]:
+            marked[last + 1] = True
+    return Encoded(tokens[:length], marked[:length])
+
+
+def encode_all(
+    records: Iterable[tuple[str, Any]],
+    render: Render,
+    tokenizer: Any,
+    *,
+    eos_token_ids: Iterable[int],
+    length: int,
+    source: str,
+) -> Corpus:
+    """Encode every conversation that has something to learn from.
+
+    Malformed records are counted and the first is remembered. Raises UserError, naming `source`, when none is left.
+    """
+    found: list[Encoded] = []
+    malformed = silent = truncated = 0
+    first_malformed = None
+    eos_token_ids = tuple(eos_token_ids)
+    for name, record in records:
+        try:
+            chat = messages(record)
+            encoded = encode(chat, render, tokenizer, eos_token_ids=eos_token_ids, length=length + 1) if chat else None
+        except ValueError as error:
+            malformed += 1
+            first_malformed = first_malformed or f"{name}: {error}"
+            continue
+        if encoded is None or not encoded.assistant[1:length].any():
+            silent += 1
+            continue
+        truncated += len(encoded.tokens) > length
+        found.append(Encoded(encoded.tokens[:length], encoded.assistant[:length]))
+    if not found:
+        reason = f"{malformed} malformed (first: {first_malformed}), " if malformed else ""
+        raise UserError(
+            f"data.path={source}: no conversation to train on: {reason}{silent} without assistant tokens "
+            f"in their first {length} tokens"
+        )
+    return Corpus(tuple(found), malformed, first_malformed, silent, truncated)

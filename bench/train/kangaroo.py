@@ -1,0 +1,115 @@
+"""Training Kangaroo's adapter: the target's early exit learns to speak with the target's own distribution."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bench.train import loop
+from bench.train.files import replace_file, replace_text
+from bench.train.loss import Sums, cross_entropy
+from bench.train.packing import Row
+from bench.train.source import DataSource, ModelSource
+from methods.engine.llama import Llama
+from methods.errors import UserError
+from methods.kangaroo import Adapter
+
+
+class Distillation(nn.Module):
+    """Adapter over a frozen target: a Row in, the soft-target cross-entropy out (Liu et al., section 3.1)."""
+
+    def __init__(self, target: Llama, adapter: Adapter, *, exit_layer: int, chunk: int) -> None:
+        super().__init__()
+        self.target, self.adapter, self.exit_layer, self.chunk = target, adapter, exit_layer, chunk
+
+    def forward(self, row: Row) -> Sums:
+        """Sums over the positions that predict the assistant's tokens."""
+        target, mask = self.target, row.attention_mask()
+        with torch.no_grad():
+            exits = target.run(target.embed(row.tokens), row.positions, None, slice(0, self.exit_layer), mask)
+            final = target.run(exits, row.positions, None, slice(self.exit_layer, None), mask)
+            chosen = row.predicting()
+            wanted = target.norm(final[chosen])
+        drafted = self.adapter(exits.float(), target.rope, row.positions, None, mask)[chosen]
+        head = target.weights.lm_head
+        return cross_entropy(drafted, head, wanted, head, chunk=self.chunk)
+
+
+def initialise(adapter: Adapter, target: Llama, seed: int) -> None:
+    """Normal matrices, input norm 1, and the target's own final norm, which is what its head is used to."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in adapter.named_parameters():
+            if name == "norm":
+                parameter.copy_(target.weights.norm)
+            elif parameter.dim() == 1:
+                parameter.fill_(1)
+            else:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
+
+
+def write(folder: Path, adapter: Adapter, *, exit_layer: int, dtype: torch.dtype) -> None:
+    """config.json and pytorch_model.bin as published: a one-layer LlamaConfig and tensors under published names."""
+    shape = adapter.config
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": shape.hidden_size,
+        "intermediate_size": shape.intermediate_size,
+        "num_hidden_layers": 1,
+        "num_attention_heads": shape.num_heads,
+        "num_key_value_heads": shape.num_kv_heads,
+        "head_dim": shape.head_dim,
+        "hidden_act": "silu",
+        "vocab_size": shape.vocab_size,
+        "max_position_embeddings": shape.context,
+        "rms_norm_eps": shape.norm_eps,
+        "rope_theta": shape.rope_theta,
+        "rope_scaling": shape.rope_scaling,
+        "torch_dtype": str(dtype).removeprefix("torch."),
+        "exit_layer": exit_layer,
+    }
+    tensors = {name: t.detach().to("cpu", dtype).clone() for name, t in adapter.published().items()}
+    text = json.dumps(config, indent=2) + "\n"
+    replace_file(folder / "pytorch_model.bin", lambda file: torch.save(tensors, file))
+    replace_text(folder / "config.json", text)
+
+
+def train(
+    *,
+    model: dict[str, Any],
+    data: dict[str, Any],
+    loop_settings: loop.Settings,
+    exit_layer: int,
+    output: str,
+    save_dtype: str,
+    seed: int,
+    resume: bool,
+) -> list[loop.Point]:
+    """Train an adapter for a model and write it to `output`. Raises UserError for settings or data that do not fit."""
+    source = ModelSource.load(model)
+    layers = source.target.config.num_layers
+    if not 0 <= exit_layer <= layers:
+        raise UserError(f"method.exit_layer={exit_layer}: must be between 0 and the model's {layers} layers")
+    accelerate = loop.accelerator(loop_settings.mixed_precision, source.target.device)
+    examples = DataSource(**data).load(source, loop_settings.length, seed, accelerate.print)
+    adapter = Adapter(source.target.config, dtype=torch.float32, device=source.target.device)
+    initialise(adapter, source.target, seed)
+    dtype = getattr(torch, source.target.config.dtype if save_dtype == "auto" else save_dtype)
+    job = loop.Job(
+        title=f"Kangaroo adapter for {source.name}, exit layer {exit_layer}",
+        module=Distillation(source.target, adapter, exit_layer=exit_layer, chunk=loop_settings.chunk),
+        write=lambda folder: write(folder, adapter, exit_layer=exit_layer, dtype=dtype),
+        identity={
+            "method": "kangaroo",
+            "variant": "kangaroo",
+            "exit_layer": exit_layer,
+            "target": source.fingerprint(),
+        },
+        output=Path(output),
+    )
+    return loop.fit(job, examples, loop_settings, accelerate, seed=seed, resume=resume)

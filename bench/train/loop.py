@@ -1,0 +1,298 @@
+"""The one training loop: a small module learns from a frozen target.
+
+Deterministic given its settings: batches follow from the seed and the step, so a resumed run continues as if it had
+never stopped. Devices, processes, mixed precision and gradient accumulation are accelerate's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from tqdm import tqdm
+
+from bench.train import log, packing, state
+from bench.train.conversations import Encoded
+from bench.train.files import replace_text
+from bench.train.log import Point
+from bench.train.packing import Row
+from methods.errors import UserError
+
+SUMMARY = "training.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How to train. A step takes processes * batch * accumulation rows of at most `length` tokens."""
+
+    length: int
+    batch: int  # rows a process runs, one after the other, before it accumulates
+    accumulation: int
+    epochs: float
+    lr: float
+    betas: tuple[float, float]
+    weight_decay: float
+    warmup_steps: int
+    decay: str  # what follows the warm-up: none | linear (to 0 at the last step)
+    clip_value: float  # gradients are clipped element by element
+    chunk: int  # positions whose logits exist at a time
+    mixed_precision: str  # auto (bf16 where the device has it) | bf16 | no
+    log_every: int  # steps
+    evaluate_every: int
+    checkpoint_every: int
+
+    def __post_init__(self) -> None:
+        for name in ("length", "batch", "accumulation", "chunk", "log_every", "evaluate_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"loop.{name}={getattr(self, name)}: must be at least 1")
+        for name in ("epochs", "lr", "clip_value"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"loop.{name}={getattr(self, name)}: must be above 0")
+        for name, valid in (("decay", ("none", "linear")), ("mixed_precision", ("auto", "bf16", "no"))):
+            if getattr(self, name) not in valid:
+                raise UserError(f"loop.{name}={getattr(self, name)} is unknown; valid: {', '.join(valid)}")
+
+    def learning_rate(self, step: int, steps: int) -> float:
+        """Rate of step 0, 1, ... of `steps`: linear warm-up, then constant or falling to 0."""
+        rate = self.lr * min(1.0, (step + 1) / max(1, self.warmup_steps))
+        if self.decay == "linear" and step >= self.warmup_steps:
+            rate *= (steps - step) / max(1, steps - self.warmup_steps)
+        return rate
+
+
+@dataclass(frozen=True)
+class Data:
+    """Encoded conversations to train on, and others to judge by."""
+
+    train: Sequence[Encoded]
+    held_out: Sequence[Encoded]
+
+    def digest(self) -> str:
+        """Hash of every token and mask."""
+        total = hashlib.sha256()
+        for conversation in (*self.train, *self.held_out):
+            total.update(conversation.tokens.tobytes())
+            total.update(conversation.assistant.tobytes())
+        return total.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A thing to train.
+
+    module: maps a Row to Sums; its trainable parameters are all that changes. write: puts the weights into a folder.
+    identity: what tells this run from another one in the same folder.
+    """
+
+    title: str
+    module: nn.Module
+    write: Callable[[Path], None]
+    identity: Mapping[str, Any]
+    output: Path
+
+
+def accelerator(mixed_precision: str, device: torch.device) -> Accelerator:
+    """accelerate's view of this machine, on the CPU if the target is there."""
+    bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    chosen = ("bf16" if bf16 else "no") if mixed_precision == "auto" else mixed_precision
+    return Accelerator(cpu=device.type == "cpu", mixed_precision=chosen)
+
+
+def finished(output: Path, identity: Mapping[str, Any]) -> list[Point] | None:
+    """Final points of the run that `identity` names if `output` already holds its result.
+
+    Raises UserError when it holds another run's.
+    """
+    file = output / SUMMARY
+    if not file.exists():
+        return None
+    try:
+        summary = json.loads(file.read_text(encoding="utf-8"))
+        points = [Point(**summary[part]) for part in ("train", "held_out") if part in summary]
+        found = dict(summary["identity"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: not a training summary; resume=false starts over") from error
+    state.refuse_another(output, found, identity)
+    return points
+
+
+def held_out_rows(data: Data, settings: Settings, device: torch.device) -> list[Row]:
+    """The held-out conversations, packed as in training."""
+    packed = packing.pack([len(c.tokens) for c in data.held_out], settings.length)
+    return [packing.build_row([data.held_out[i] for i in row]).to(device) for row in packed]
+
+
+class Run:
+    """One training run; `fit` drives it."""
+
+    def __init__(self, job: Job, data: Data, settings: Settings, accelerate: Accelerator, seed: int) -> None:
+        self.job, self.data, self.settings, self.accelerate = job, data, settings, accelerate
+        rows = accelerate.num_processes * settings.batch * settings.accumulation
+        lengths = [len(c.tokens) for c in data.train]
+        self.plan = packing.plan(lengths, length=settings.length, rows_per_step=rows, epochs=settings.epochs, seed=seed)
+        parameters = [p for p in job.module.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(
+            parameters, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
+        )
+        self.module, self.optimizer = accelerate.prepare(job.module, optimizer)
+        # `batch` and `accumulation` may change when a run moves to another machine, their product may not.
+        fixed = {f"loop.{name}": value for name, value in asdict(settings).items()}
+        for name in ("batch", "accumulation", "checkpoint_every"):
+            del fixed[f"loop.{name}"]
+        self.identity = json.loads(
+            json.dumps({**job.identity, **fixed, "rows_per_step": rows, "seed": seed, "data": data.digest()})
+        )
+        self.step = self.tokens = 0
+        self.window = torch.zeros(4, dtype=torch.float64, device=accelerate.device)
+        self.points: list[Point] = []
+
+    def restore(self) -> None:
+        """Continue from the output folder's state, if it has one."""
+        saved = state.load(self.job.output, self.identity)
+        if saved is None:
+            return
+        self.job.module.load_state_dict(saved.module)
+        self.optimizer.load_state_dict(saved.optimizer)
+        self.step, self.tokens, self.points = saved.step, saved.tokens, list(saved.points)
+        if self.accelerate.is_main_process:
+            self.window += torch.tensor(saved.window, dtype=torch.float64).to(self.window)
+        state.restore_random(saved.random)
+
+    def save(self) -> None:
+        """Write state and log. A collective call: the log's window is summed over the processes."""
+        window = self.accelerate.reduce(self.window, "sum").tolist()
+        self.window.zero_()
+        if not self.accelerate.is_main_process:
+            return
+        self.window += torch.tensor(window, dtype=torch.float64).to(self.window)
+        saved = state.State(
+            identity=self.identity,
+            step=self.step,
+            tokens=self.tokens,
+            window=window,
+            points=self.points,
+            module=self.job.module.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            random=state.random_states(),
+        )
+        state.save(self.job.output, saved)
+        log.write_csv(self.job.output / "log.csv", self.points)
+
+    def train_step(self) -> None:
+        """One optimiser step: forward and backward over this process's rows, then the update."""
+        rows = self.plan.steps[self.step]
+        train, world = self.data.train, self.accelerate.num_processes
+        # The loss is a mean over all positions of the step; DDP divides the gradient by the processes, hence `world`.
+        positions = sum(packing.learnable(train[i]) for row in rows for i in row)
+        mine = rows[self.accelerate.process_index :: world]
+        for number, row in enumerate(mine):
+            last = number == len(mine) - 1
+            with nullcontext() if last else self.accelerate.no_sync(self.module):
+                sums = self.module(packing.build_row([train[i] for i in row]).to(self.accelerate.device))
+                self.accelerate.backward(sums.loss * (world / max(1, positions)))
+            self.window += sums.detached()
+        self.accelerate.clip_grad_value_(self.module.parameters(), self.settings.clip_value)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.learning_rate(self.step, len(self.plan))
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        self.tokens += sum(len(train[i].tokens) for row in rows for i in row)
+
+    @torch.no_grad()
+    def held_out(self) -> Point | None:
+        """Means over the held-out conversations, None without any."""
+        if not self.data.held_out:
+            return None
+        sums = torch.zeros_like(self.window)
+        rows = held_out_rows(self.data, self.settings, self.accelerate.device)
+        for row in rows[self.accelerate.process_index :: self.accelerate.num_processes]:
+            with self.accelerate.autocast():
+                sums += self.job.module(row).detached()
+        return self._point("held_out", sums)
+
+    def training_point(self, tokens_per_s: float | None) -> Point:
+        """Means since the last one."""
+        point = self._point("train", self.window, tokens_per_s)
+        self.window.zero_()
+        return point
+
+    def _point(self, part: str, sums: torch.Tensor, tokens_per_s: float | None = None) -> Point:
+        loss, agree, overlap, positions = self.accelerate.reduce(sums.clone(), "sum").tolist()
+        count = max(1.0, positions)
+        rate = self.settings.learning_rate(max(0, self.step - 1), len(self.plan))
+        return Point(self.step, part, self.tokens, loss / count, agree / count, overlap / count, rate, tokens_per_s)
+
+
+def fit(job: Job, data: Data, settings: Settings, accelerate: Accelerator, *, seed: int, resume: bool) -> list[Point]:
+    """Train to the end, from the last checkpoint in the output folder if `resume`. Returns the last points of the log.
+
+    Leaves the weights, log.csv, loss.png and training.json in the output folder. Raises UserError when the folder
+    belongs to another run or the disk is full; the last checkpoint then stays readable.
+    """
+    run = Run(job, data, settings, accelerate, seed)
+    if resume:
+        done = finished(job.output, run.identity)
+        if done is not None:
+            accelerate.print(f"{job.output} already holds this run's result; resume=false trains it again")
+            return done
+        run.restore()
+    steps = len(run.plan)
+    parameters = sum(p.numel() for p in job.module.parameters() if p.requires_grad)
+    accelerate.print(
+        f"{job.title}: {parameters:,} parameters, {steps} steps of {run.identity['rows_per_step']} rows, "
+        f"rows of {settings.length} tokens {1 - run.plan.padding:.1%} full"
+    )
+    for _ in _steps(run):
+        if run.step % settings.checkpoint_every == 0 and run.step < steps:
+            run.save()
+    return _finish(run)
+
+
+def _steps(run: Run) -> Iterator[None]:
+    """Train step by step, logging; control returns to the caller after each."""
+    settings, steps = run.settings, len(run.plan)
+    bar = tqdm(total=steps, initial=run.step, unit="step", disable=not run.accelerate.is_main_process, smoothing=0.05)
+    started, tokens_before = time.perf_counter(), run.tokens
+    with bar:
+        while run.step < steps:
+            run.train_step()
+            bar.update()
+            if run.step % settings.log_every == 0 or run.step == steps:
+                elapsed = time.perf_counter() - started
+                point = run.training_point((run.tokens - tokens_before) / elapsed)
+                started, tokens_before = time.perf_counter(), run.tokens
+                run.points.append(point)
+                bar.set_postfix_str(
+                    f"loss {point.loss:.3f} agree {point.agreement:.1%} accept {point.acceptance:.1%} "
+                    f"{point.tokens_per_s:.0f} tok/s"
+                )
+            if run.step % settings.evaluate_every == 0 or run.step == steps:
+                judged = run.held_out()
+                run.points += [judged] if judged else []
+                started, tokens_before = time.perf_counter(), run.tokens
+            yield
+
+
+def _finish(run: Run) -> list[Point]:
+    job, output = run.job, run.job.output
+    last = {p.part: p for p in run.points}
+    if run.accelerate.is_main_process:
+        job.write(output)
+        log.write_csv(output / "log.csv", run.points)
+        log.draw(output / "loss.png", run.points, job.title)
+        summary = {"identity": run.identity, "steps": run.step, **{part: asdict(p) for part, p in last.items()}}
+        text = json.dumps(summary, indent=1, sort_keys=True) + "\n"
+        replace_text(output / SUMMARY, text)
+        (output / state.FILE).unlink(missing_ok=True)
+    run.accelerate.wait_for_everyone()
+    return list(last.values())

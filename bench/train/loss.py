@@ -1,0 +1,100 @@
+"""Cross-entropy of a draft head against the target, chunk by chunk.
+
+A pair of [positions, vocab] logits is the largest thing training would hold, at 2048 x 32000 half a gigabyte in float32
+and several times that with what autograd keeps. Here logits exist for one chunk of positions at a time: the gradient of
+a cross-entropy is its own softmax minus the target's, so it is taken on the spot and nothing is kept or computed twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Sums over the positions of a row; means are taken over an optimiser step. Scalars on the device."""
+
+    loss: Tensor  # cross-entropy in nats, differentiable
+    agree: Tensor  # positions where draft and target have the same top token
+    overlap: Tensor  # sum of min(p, q): the expected number of accepted tokens under speculative sampling
+    positions: Tensor
+
+    def detached(self) -> Tensor:
+        """[4] float64: loss, agree, overlap, positions."""
+        return torch.stack([t.detach().double() for t in vars(self).values()])
+
+
+def cross_entropy(
+    states: Tensor,
+    head: Tensor,
+    target_states: Tensor,
+    target_head: Tensor,
+    *,
+    labels: Tensor | None = None,
+    chunk: int,
+) -> Sums:
+    """Cross-entropy of softmax(states @ head.T) against the target's distribution, or against labels.
+
+    states, target_states [n, hidden] (normalised, ready for the head); head, target_head [vocab, hidden];
+    labels [n] int64 or None: the loss is -sum p log q with p = softmax(target_states @ target_head.T). Gradients flow
+    to states and head where they require them, never to the target. At most `chunk` rows of logits exist at a time.
+    """
+    loss, counts = _ChunkedCrossEntropy.apply(states, head, target_states, target_head, labels, chunk)
+    return Sums(loss, counts[0], counts[1], torch.tensor(float(len(states)), device=states.device))
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states: Tensor,
+        head: Tensor,
+        target_states: Tensor,
+        target_head: Tensor,
+        labels: Tensor | None,
+        chunk: int,
+    ) -> tuple[Tensor, Tensor]:
+        states_grad = torch.empty_like(states) if ctx.needs_input_grad[0] else None
+        head_grad = torch.zeros_like(head) if ctx.needs_input_grad[1] else None
+        loss = torch.zeros((), device=states.device)
+        counts = torch.zeros(2, device=states.device)
+        for start in range(0, len(states), chunk):
+            rows = slice(start, start + chunk)
+            wanted = F.linear(target_states[rows], target_head).float().softmax(-1)
+            logits = F.linear(states[rows].to(head.dtype), head).float()
+            log_total = logits.logsumexp(-1)
+            counts[0] += (logits.argmax(-1) == wanted.argmax(-1)).sum()
+            if labels is None:
+                loss += log_total.sum() - torch.dot(wanted.view(-1), logits.view(-1))
+            else:
+                loss += log_total.sum() - logits.gather(1, labels[rows, None]).sum()
+            drafted = logits.sub_(log_total[:, None]).exp_()
+            counts[1] += torch.minimum(drafted, wanted).sum()
+            if states_grad is None and head_grad is None:
+                continue
+            slope = drafted.sub_(wanted) if labels is None else _minus_one_hot(drafted, labels[rows])
+            slope = slope.to(head.dtype)
+            if states_grad is not None:
+                states_grad[rows] = slope @ head
+            if head_grad is not None:
+                head_grad += slope.t() @ states[rows].to(head.dtype)
+        ctx.save_for_backward(states_grad, head_grad)
+        ctx.mark_non_differentiable(counts)
+        return loss, counts
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        states_grad, head_grad = ctx.saved_tensors
+        scale = grads[0]
+        scaled = [None if g is None else g.mul_(scale) for g in (states_grad, head_grad)]
+        return scaled[0], scaled[1], None, None, None, None
+
+
+def _minus_one_hot(probabilities: Tensor, labels: Tensor) -> Tensor:
+    ones = torch.full_like(probabilities[:, :1], -1)
+    return probabilities.scatter_add_(1, labels[:, None], ones)

@@ -1,0 +1,169 @@
+"""Training Medusa's heads (Medusa-1): head k learns the token k places after the next one, the target stays frozen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from bench.train import loop
+from bench.train.files import replace_file, replace_text
+from bench.train.loss import Sums, cross_entropy
+from bench.train.packing import Row
+from bench.train.source import DataSource, ModelSource
+from methods.engine.llama import Llama
+from methods.errors import UserError
+
+DISCOUNT = 0.8  # weight of head k is DISCOUNT**k
+RANKS = 10  # choices a head's accuracy is measured for
+
+
+def build_heads(target: Llama, count: int) -> nn.ModuleList:
+    """`count` heads that start as the target's own: residual 0, the LM head's matrix. State keys as published."""
+    from medusa.model.medusa_model import ResBlock
+
+    vocab, hidden = target.weights.lm_head.shape
+    heads = nn.ModuleList(
+        nn.Sequential(ResBlock(hidden), nn.Linear(hidden, vocab, bias=False)) for _ in range(count)
+    ).to(target.device)
+    with torch.no_grad():
+        for name, parameter in heads.named_parameters():
+            if name.endswith(".1.weight"):
+                parameter.copy_(target.weights.lm_head)
+            else:
+                parameter.zero_()
+    return heads
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where head k (1, 2, ...) is trained: states at `at`, the token it should predict at `wanted`."""
+
+    head: int
+    at: Tensor  # [m]
+    wanted: Tensor  # [m]
+
+
+def places(row: Row, heads: int) -> Iterator[Places]:
+    """For each head the positions whose token k + 1 ahead belongs to the same answer as the next one."""
+    change = row.assistant[1:] != row.assistant[:-1]
+    change |= row.segments[1:] != row.segments[:-1]
+    answer = torch.cat((change.new_zeros(1), change)).cumsum(0)
+    start = row.predicting()
+    for head in range(1, heads + 1):
+        at = start[start + 1 + head < len(row.tokens)]
+        at = at[answer[at + 1 + head] == answer[at + 1]]
+        yield Places(head, at, at + 1 + head)
+
+
+class HeadTraining(nn.Module):
+    """Heads over a frozen target: a Row in, the discounted cross-entropies of all heads out."""
+
+    def __init__(self, target: Llama, heads: nn.ModuleList, *, chunk: int) -> None:
+        super().__init__()
+        self.target, self.heads, self.chunk = target, heads, chunk
+
+    def final_states(self, row: Row) -> Tensor:
+        """States [n, hidden] after the target's final norm."""
+        target = self.target
+        with torch.no_grad():
+            hidden = target.embed(row.tokens)
+            return target.norm(target.run(hidden, row.positions, None, slice(None), row.attention_mask()))
+
+    def forward(self, row: Row) -> Sums:
+        """Loss: sum over heads of 0.8^k times the cross-entropy; agreement and overlap: mean over the heads."""
+        final = self.final_states(row)
+        lm_head = self.target.weights.lm_head
+        parts = []
+        for place in places(row, len(self.heads)):
+            block, linear = cast(nn.Sequential, self.heads[place.head - 1])
+            sums = cross_entropy(
+                block(final[place.at].float()),
+                cast(Tensor, linear.weight),
+                final[place.wanted - 1],  # the state from which the target itself predicts the wanted token
+                lm_head,
+                labels=row.tokens[place.wanted],
+                chunk=self.chunk,
+            )
+            parts.append((DISCOUNT**place.head, sums))
+        count = len(parts)
+        return Sums(
+            loss=torch.stack([weight * sums.loss for weight, sums in parts]).sum(),
+            agree=torch.stack([sums.agree for _, sums in parts]).sum() / count,
+            overlap=torch.stack([sums.overlap for _, sums in parts]).sum() / count,
+            positions=torch.stack([sums.positions for _, sums in parts]).sum() / count,
+        )
+
+
+@torch.no_grad()
+def head_accuracies(training: HeadTraining, rows: list[Row]) -> list[list[float]]:
+    """Share of positions where the r-th choice of head k is what the target itself would say there: [head][rank]."""
+    count = len(training.heads)
+    hits = torch.zeros(count, RANKS, dtype=torch.float64)
+    totals = torch.zeros(count, dtype=torch.float64)
+    for row in rows:
+        final = training.final_states(row)
+        for place in places(row, count):
+            block, linear = cast(nn.Sequential, training.heads[place.head - 1])
+            for at, before in zip(
+                place.at.split(training.chunk), (place.wanted - 1).split(training.chunk), strict=True
+            ):
+                said = training.target.lm_head(final[before]).argmax(-1)
+                choices = linear(block(final[at].float())).topk(RANKS).indices
+                hits[place.head - 1] += (choices == said[:, None]).sum(0).double().cpu()
+            totals[place.head - 1] += len(place.at)
+    return (hits / totals[:, None].clamp(min=1)).tolist()
+
+
+def write(
+    folder: Path, heads: nn.ModuleList, *, base: str, dtype: torch.dtype, accuracies: list[list[float]] | None
+) -> None:
+    """config.json and medusa_lm_head.pt as published, and the heads' accuracies for trees built from them."""
+    config = {"medusa_num_heads": len(heads), "medusa_num_layers": 1, "base_model_name_or_path": base}
+    tensors = {name: t.detach().to("cpu", dtype).clone() for name, t in heads.state_dict().items()}
+    replace_file(folder / "medusa_lm_head.pt", lambda file: torch.save(tensors, file))
+    texts: dict[str, Any] = {"config.json": config}
+    if accuracies is not None:
+        texts["head_accuracies.json"] = {"accuracies": [[round(a, 5) for a in row] for row in accuracies]}
+    for name, content in texts.items():
+        replace_text(folder / name, json.dumps(content, indent=1) + "\n")
+
+
+def train(
+    *,
+    model: dict[str, Any],
+    data: dict[str, Any],
+    loop_settings: loop.Settings,
+    heads: int,
+    output: str,
+    save_dtype: str,
+    seed: int,
+    resume: bool,
+) -> list[loop.Point]:
+    """Train Medusa heads for a model and write them to `output`. Raises UserError for settings that do not fit."""
+    if heads < 1:
+        raise UserError(f"train.heads={heads}: must be at least 1")
+    source = ModelSource.load(model)
+    accelerate = loop.accelerator(loop_settings.mixed_precision, source.target.device)
+    examples = DataSource(**data).load(source, loop_settings.length, seed, accelerate.print)
+    modules = build_heads(source.target, heads)
+    dtype = getattr(torch, source.target.config.dtype if save_dtype == "auto" else save_dtype)
+    training = HeadTraining(source.target, modules, chunk=loop_settings.chunk)
+
+    def save(folder: Path) -> None:
+        accuracies = head_accuracies(training, loop.held_out_rows(examples, loop_settings, source.target.device))
+        write(folder, modules, base=model["path"], dtype=dtype, accuracies=accuracies)
+
+    job = loop.Job(
+        title=f"Medusa heads for {source.name}",
+        module=training,
+        write=save,
+        identity={"method": "medusa", "heads": heads, "target": source.fingerprint()},
+        output=Path(output),
+    )
+    return loop.fit(job, examples, loop_settings, accelerate, seed=seed, resume=resume)

@@ -1,0 +1,105 @@
+"""What training reads: the target model with its tokenizer, and conversations."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.train import conversations
+from bench.train.conversations import Encoded, Render
+from bench.train.loop import Data
+from methods.engine.checkpoint import load_model, resolve
+from methods.engine.llama import Llama
+from methods.errors import UserError
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A frozen target and how it reads a chat."""
+
+    name: str
+    folder: Path
+    target: Llama
+    tokenizer: Any
+    render: Render
+
+    @classmethod
+    def load(cls, model: dict[str, Any]) -> ModelSource:
+        """From a model configuration (conf/model). Raises UserError as loading does."""
+        folder = resolve(model["path"], model.get("revision"))
+        settings = {key: model[key] for key in ("dtype", "device", "weights") if model.get(key)}
+        target = load_model(folder, **settings)
+        tokenizer, render = chat_format(folder, model.get("chat_template"))
+        return cls(model["name"], folder, target, tokenizer, render)
+
+    def fingerprint(self) -> str:
+        """Hash that tells one set of weights from another without reading all of them."""
+        weights = self.target.weights
+        total = hashlib.sha256()
+        for part in (weights.norm, weights.lm_head[:64], *(layer.down[:4] for layer in weights.layers)):
+            total.update(part.float().cpu().numpy().tobytes())
+        return total.hexdigest()[:16]
+
+
+def chat_format(folder: Path, template: str | None) -> tuple[Any, Render]:
+    """Tokenizer of a checkpoint and the function that renders a chat with its template, or with a Jinja file."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if template:
+        tokenizer.chat_template = Path(template).read_text(encoding="utf-8")
+    if not tokenizer.chat_template:
+        raise UserError(f"model.path={folder}: the tokenizer has no chat template; give model.chat_template")
+
+    def render(chat: conversations.Messages, open_turn: bool) -> str:
+        return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=open_turn))
+
+    return tokenizer, render
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSource:
+    """Where conversations come from: a ShareGPT file, or `joey`, the built-in generator."""
+
+    path: str
+    limit: int | None  # conversations read; None: all of a file
+    held_out: int  # conversations kept for evaluation, at most a tenth of all
+
+    def load(self, source: ModelSource, length: int, seed: int, say: Callable[[str], object]) -> Data:
+        """Read, encode and split. Raises UserError when nothing is left or the length exceeds the model's context."""
+        context = source.target.config.context
+        if length > context:
+            raise UserError(f"loop.length={length}: the context of {source.name} is {context} tokens")
+        if not self.path:
+            raise UserError("data.path is missing: give a ShareGPT JSON or JSONL file, or joey")
+        corpus = conversations.encode_all(
+            self._records(seed),
+            source.render,
+            source.tokenizer,
+            eos_token_ids=source.target.config.eos_token_ids,
+            length=length,
+            source=self.path,
+        )
+        say(f"data.path={self.path}: {corpus.summary()}")
+        return split(corpus.conversations, self.held_out, seed)
+
+    def _records(self, seed: int) -> Iterable[tuple[str, Any]]:
+        if self.path == "joey":
+            from bench.train.joey import world
+
+            generated = world.conversations(seed=seed, count=self.limit or 10_000)
+            return ((f"conversation {number}", record) for number, record in enumerate(generated))
+        records = conversations.read(Path(self.path))
+        return records if self.limit is None else (pair for _, pair in zip(range(self.limit), records, strict=False))
+
+
+def split(encoded: tuple[Encoded, ...], held_out: int, seed: int) -> Data:
+    """Some conversations at random for evaluation, the others for training."""
+    count = min(held_out, len(encoded) // 10)
+    order = np.random.default_rng((seed, 1)).permutation(len(encoded))
+    return Data(train=[encoded[i] for i in sorted(order[count:])], held_out=[encoded[i] for i in sorted(order[:count])])

@@ -1,0 +1,78 @@
+"""The state a training run continues from: one file, atomically replaced."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.train.files import replace_file
+from bench.train.log import Point
+from methods.errors import UserError
+
+FILE = "training_state.pt"
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything that decides the rest of a run. The step gives the schedule and the place in the data."""
+
+    identity: Mapping[str, Any]  # what is trained, on what and how: a run continues only itself
+    step: int
+    tokens: int
+    window: list[float]  # sums since the last point of the log
+    points: list[Point]
+    module: Mapping[str, torch.Tensor]
+    optimizer: Mapping[str, Any]
+    random: list[torch.Tensor]  # generator states: CPU, then each CUDA device
+
+
+def random_states() -> list[torch.Tensor]:
+    """States of the default generators."""
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
+
+
+def restore_random(states: list[torch.Tensor]) -> None:
+    """Put back what `random_states` gave."""
+    torch.set_rng_state(states[0])
+    if len(states) > 1 and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(states[1:])
+
+
+def save(folder: Path, state: State) -> None:
+    """Replace the folder's state. Raises UserError when the disk is full; the last state then stays."""
+    raw = dict(vars(state), points=[asdict(point) for point in state.points])
+    replace_file(folder / FILE, lambda file: torch.save(raw, file))
+
+
+def load(folder: Path, identity: Mapping[str, Any]) -> State | None:
+    """The folder's state, None when there is none.
+
+    Raises UserError when it belongs to another run (naming the key and both values) or cannot be read.
+    """
+    file = folder / FILE
+    if not file.exists():
+        return None
+    try:
+        raw = torch.load(file, map_location="cpu", weights_only=True)
+        state = State(**dict(raw, points=[Point(**point) for point in raw["points"]]))
+    except (OSError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError, EOFError) as error:
+        raise UserError(
+            f"{file}: not a training state ({error}); resume=false starts over".replace("\n", " ")
+        ) from error
+    refuse_another(folder, state.identity, identity)
+    return state
+
+
+def refuse_another(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """UserError, naming the first key that differs and both values, unless the two runs are one."""
+    for key in sorted({*found, *wanted}):
+        if found.get(key) != wanted.get(key):
+            raise UserError(
+                f"output={folder}: holds a run with {key}={found.get(key)}, this one has {key}={wanted.get(key)}; "
+                "give another output, or resume=false to start over"
+            )

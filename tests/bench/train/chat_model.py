@@ -1,0 +1,85 @@
+"""A tiny chat model on disk: random weights, a word tokenizer, a one-line chat template."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from tests.tiny import reference_model, write_checkpoint
+
+WORDS = [f"w{i}" for i in range(60)]
+SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<sys>", "<user>", "<bot>"]
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if m.role == 'assistant' %} <bot> {{ m.content }} {{ eos_token }}"
+    "{% else %} {{ '<user>' if m.role == 'user' else '<sys>' }} {{ m.content }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %} <bot>{% endif %}"
+)
+
+
+def tokenizer() -> Any:
+    """Splits at spaces; ids 0..6 are SPECIAL, then WORDS."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {word: i for i, word in enumerate([*SPECIAL, *WORDS])}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
+    )
+    made.chat_template = TEMPLATE
+    return made
+
+
+def write_chat_model(folder: Path, **changes: Any) -> Path:
+    """Checkpoint, tokenizer and template."""
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, **changes}
+    write_checkpoint(folder, reference_model("llama_gqa", **shape))
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+def sharegpt(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Random conversations of one to three exchanges."""
+    rng = random.Random(seed)
+
+    def say(speaker: str) -> dict[str, str]:
+        return {"from": speaker, "value": " ".join(rng.choices(WORDS, k=rng.randint(1, 9)))}
+
+    return [
+        {"id": str(i), "conversations": [say(s) for _ in range(rng.randint(1, 3)) for s in ("human", "gpt")]}
+        for i in range(count)
+    ]
+
+
+def write_sharegpt(path: Path, count: int) -> Path:
+    """A ShareGPT JSON list."""
+    path.write_text(json.dumps(sharegpt(count)))
+    return path
+
+
+def settings(**changes: Any) -> Any:
+    """Small training settings."""
+    from bench.train.loop import Settings
+
+    values: dict[str, Any] = {
+        "length": 64,
+        "batch": 2,
+        "accumulation": 1,
+        "epochs": 1,
+        "lr": 1e-2,
+        "betas": (0.9, 0.95),
+        "weight_decay": 0.0,
+        "warmup_steps": 3,
+        "decay": "linear",
+        "clip_value": 0.5,
+        "chunk": 16,
+        "mixed_precision": "no",
+        "log_every": 2,
+        "evaluate_every": 10,
+        "checkpoint_every": 4,
+    }
+    return Settings(**{**values, **changes})

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from bench.train.loss import cross_entropy
+
+
+def leaves(seed=0, n=13, hidden=8, vocab=21):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((n, hidden), (vocab, hidden), (n, hidden), (vocab, hidden))
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).float() for shape in shapes]
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 100])
+@pytest.mark.parametrize("hard", [False, True])
+def test_values_and_gradients_equal_the_plain_formula(chunk, hard):
+    states, head, wanted, wanted_head = leaves()
+    labels = torch.arange(13) if hard else None
+    states.requires_grad_(), head.requires_grad_()
+    p, q = (wanted @ wanted_head.T).softmax(-1), (states @ head.T).log_softmax(-1)
+    plain = F.nll_loss(q, labels, reduction="sum") if hard else -(p * q).sum()
+    expected = torch.autograd.grad(3 * plain, (states, head))
+
+    sums = cross_entropy(states, head, wanted, wanted_head, labels=labels, chunk=chunk)
+    (3 * sums.loss).backward()
+    torch.testing.assert_close(sums.loss, plain)
+    torch.testing.assert_close((states.grad, head.grad), expected, atol=1e-5, rtol=1e-4)
+    assert int(sums.agree) == int((p.argmax(-1) == q.argmax(-1)).sum())
+    torch.testing.assert_close(sums.overlap, torch.minimum(p, q.exp()).sum())
+    assert int(sums.positions) == 13
+
+
+def test_the_target_gets_no_gradient_and_a_frozen_head_none():
+    states, head, wanted, _ = leaves()
+    states.requires_grad_()
+    cross_entropy(states, head, wanted, head, chunk=4).loss.backward()
+    assert head.grad is None and wanted.grad is None and states.grad is not None
+
+
+def test_a_draft_that_is_the_target_has_the_targets_entropy():
+    states, head, _, _ = leaves()
+    sums = cross_entropy(states, head, states, head, chunk=4)
+    entropy = torch.distributions.Categorical(logits=states @ head.T).entropy().sum()
+    torch.testing.assert_close(sums.loss, entropy)
+    assert int(sums.agree) == 13 and abs(float(sums.overlap) - 13) < 1e-4
+
+
+def test_no_position_gives_zero():
+    states, head, wanted, _ = leaves(n=0)
+    assert float(cross_entropy(states, head, wanted, head, chunk=4).loss) == 0

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from bench.train import packing
+from bench.train.conversations import Encoded
+
+
+def made(lengths, seed=0):
+    rng = np.random.default_rng(seed)
+    return [Encoded(rng.integers(0, 50, n).astype(np.int32), rng.random(n) < 0.5) for n in lengths]
+
+
+def test_every_conversation_is_whole_in_one_row_and_padding_is_small():
+    lengths = np.random.default_rng(0).integers(5, 300, 500).tolist()
+    rows = packing.pack(lengths, 512, generator=np.random.default_rng(1))
+    assert sorted(i for row in rows for i in row) == list(range(500))
+    assert max(sum(lengths[i] for i in row) for row in rows) <= 512
+    assert packing.padding(rows, lengths, 512) < 0.03
+
+
+def test_a_row_sees_each_conversation_apart():
+    row = packing.build_row(made([3, 2]))
+    assert row.positions.tolist() == [0, 1, 2, 0, 1]
+    expected = torch.block_diag(torch.ones(3, 3).tril(), torch.ones(2, 2).tril()).bool()
+    assert torch.equal(row.attention_mask(), expected)
+    assert packing.build_row(made([4])).attention_mask() is None
+
+
+def test_predicting_positions_do_not_cross_conversations():
+    first = Encoded(np.zeros(3, np.int32), np.array([False, True, True]))
+    second = Encoded(np.zeros(3, np.int32), np.array([True, False, True]))
+    assert packing.build_row([first, second]).predicting().tolist() == [0, 1, 4]
+    assert packing.learnable(first) == 2 and packing.learnable(second) == 1
+
+
+def test_plan_depends_on_seed_and_step_only():
+    lengths = [30, 20, 40, 10] * 20
+    plan = packing.plan(lengths, length=64, rows_per_step=4, epochs=2.5, seed=3)
+    assert plan == packing.plan(lengths, length=64, rows_per_step=4, epochs=2.5, seed=3)
+    assert plan != packing.plan(lengths, length=64, rows_per_step=4, epochs=2.5, seed=4)
+    assert all(len(step) == 4 for step in plan.steps)
+    halves = packing.plan(lengths, length=64, rows_per_step=2, epochs=2.5, seed=3)
+    assert [r for s in halves.steps for r in s][: 4 * len(plan)] == [r for s in plan.steps for r in s]
+
+
+def test_too_few_rows_for_a_step_repeat():
+    plan = packing.plan([10], length=16, rows_per_step=4, epochs=1, seed=0)
+    assert plan.steps == (((0,),) * 4,)

@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.train import kangaroo, loop, medusa, packing
+from bench.train.conversations import Encoded
+from methods.engine.checkpoint import load_model, read_tensors
+from methods.errors import UserError
+from methods.kangaroo import Adapter, Kangaroo
+from tests.bench.train.chat_model import settings, write_chat_model, write_sharegpt
+from tests.tiny import tiny_llama
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    write_chat_model(folder / "model")
+    write_sharegpt(folder / "data.json", 60)
+    return folder
+
+
+def arguments(world: Path, output: Path, **changes):
+    values = {
+        "model": {"name": "tiny", "path": str(world / "model"), "dtype": "float32", "device": "cpu"},
+        "data": {"path": str(world / "data.json"), "limit": None, "held_out": 5},
+        "loop_settings": settings(),
+        "output": str(output),
+        "save_dtype": "float32",
+        "seed": 0,
+        "resume": True,
+    }
+    return {**values, **changes}
+
+
+def test_kangaroo_training_learns_and_writes_what_the_method_reads(world, tmp_path):
+    points = kangaroo.train(exit_layer=1, **arguments(world, tmp_path, loop_settings=settings(epochs=12)))
+    with (tmp_path / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    train = [float(row["loss"]) for row in rows if row["part"] == "train"]
+    assert train[-1] < train[0] and {p.part for p in points} == {"train", "held_out"}
+    assert (tmp_path / "loss.png").stat().st_size > 5000
+    assert not (tmp_path / "training_state.pt").exists()
+    target = load_model(world / "model", device="cpu")
+    method = Kangaroo(target, exit_layer=1, gamma=3, eta=0.5, checkpoint=str(tmp_path))
+    assert method.extra_parameters == sum(p.numel() for p in method.adapter.parameters())
+
+
+def test_published_names_and_dtype(world, tmp_path):
+    kangaroo.train(exit_layer=0, **arguments(world, tmp_path, save_dtype="bfloat16"))
+    tensors = torch.load(tmp_path / "pytorch_model.bin", weights_only=True)
+    assert sorted(tensors) == sorted(
+        ["norm.weight", "layers.0.input_layernorm.weight"] + [f"layers.0.self_attn.{x}_proj.weight" for x in "qkvo"]
+    )
+    assert {t.dtype for t in tensors.values()} == {torch.bfloat16}
+    assert json.loads((tmp_path / "config.json").read_text())["num_hidden_layers"] == 1
+
+
+def test_loss_equals_the_papers_formula_conversation_by_conversation():
+    target = tiny_llama(num_kv_heads=4)
+    adapter = Adapter(target.config, dtype=torch.float32, device=target.device)
+    kangaroo.initialise(adapter, target, 0)
+    generator = torch.Generator().manual_seed(0)
+    conversations = [
+        Encoded(
+            torch.randint(0, 128, (n,), generator=generator).int().numpy(),
+            torch.rand(n, generator=generator).numpy() < 0.6,
+        )
+        for n in (17, 9, 23)
+    ]
+    expected = 0.0
+    for conversation in conversations:
+        tokens = torch.from_numpy(conversation.tokens).long()
+        places = torch.arange(len(tokens))
+        exits = target.run(target.embed(tokens), places, None, slice(0, 2))
+        big = target.head(target.run(exits, places, None, slice(2, None))).softmax(-1)
+        small = target.lm_head(adapter(exits, target.rope, places)).log_softmax(-1)
+        for n in range(len(tokens) - 1):
+            if conversation.assistant[n + 1]:
+                expected -= float((big[n] * small[n]).sum().detach())
+    packed = kangaroo.Distillation(target, adapter, exit_layer=2, chunk=7)(packing.build_row(conversations))
+    assert packed.loss.item() == pytest.approx(expected, rel=1e-4)
+    packed.loss.backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in adapter.parameters())
+
+
+def test_medusa_training_learns_and_writes_the_published_format(world, tmp_path):
+    points = medusa.train(heads=2, **arguments(world, tmp_path, loop_settings=settings(epochs=6)))
+    state = torch.load(tmp_path / "medusa_lm_head.pt", weights_only=True)
+    assert sorted(state) == [f"{k}.{name}" for k in (0, 1) for name in ("0.linear.bias", "0.linear.weight", "1.weight")]
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["medusa_num_heads"] == 2 and config["medusa_num_layers"] == 1
+    with (tmp_path / "log.csv").open() as file:
+        losses = [float(row["loss"]) for row in csv.DictReader(file) if row["part"] == "train"]
+    assert losses[-1] < losses[0] and points
+    accuracies = json.loads((tmp_path / "head_accuracies.json").read_text())["accuracies"]
+    assert len(accuracies) == 2 and all(0 <= a <= 1 for head in accuracies for a in head)
+
+
+def test_medusa_places_by_hand():
+    #            0  1  2  3  4  5  6  7    two answers: 2-4 and 6-7
+    assistant = [0, 0, 1, 1, 1, 0, 1, 1]
+    row = packing.build_row([Encoded(torch.arange(8).int().numpy(), torch.tensor(assistant).bool().numpy())])
+    found = {p.head: (p.at.tolist(), p.wanted.tolist()) for p in medusa.places(row, 3)}
+    assert found == {1: ([1, 2, 5], [3, 4, 7]), 2: ([1], [4]), 3: ([], [])}
+
+
+def test_medusa_loss_is_discounted_per_head():
+    target = tiny_llama()
+    heads = medusa.build_heads(target, 3)
+    tokens = torch.arange(3, 15)
+    row = packing.build_row([Encoded(tokens.int().numpy(), (tokens > 5).numpy())])
+    states = target.norm(target.run(target.embed(tokens), torch.arange(12), None, slice(None)))
+    expected = 0.0
+    for k in (1, 2, 3):
+        for t in range(2, 12 - 1 - k):
+            expected -= 0.8**k * float(target.lm_head(states[t]).log_softmax(-1)[tokens[t + 1 + k]])
+    found = medusa.HeadTraining(target, heads, chunk=4)(row)
+    assert found.loss.item() == pytest.approx(expected, rel=1e-4)  # untrained heads are the target's own
+
+
+SCRIPT = """
+import json, sys, torch
+torch.set_num_threads(1)
+from bench.train import kangaroo
+from tests.bench.train.chat_model import settings
+values = json.loads(sys.argv[1])
+kangaroo.train(loop_settings=settings(**values.pop("settings")), exit_layer=1, **values)
+"""
+
+
+@pytest.fixture
+def one_thread():
+    """As in the subprocess: with another number of threads sums may round differently."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def log_without_speed(folder: Path):
+    with (folder / "log.csv").open() as file:
+        return [{**row, "tokens_per_s": ""} for row in csv.DictReader(file)]
+
+
+def test_a_killed_run_resumes_to_the_same_weights_bit_for_bit(world, tmp_path, one_thread):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    values = {**arguments(world, killed), "settings": {"epochs": 6}}
+    del values["loop_settings"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT, json.dumps(values)], env=environment)
+    kangaroo.train(exit_layer=1, **arguments(world, whole, loop_settings=settings(epochs=6)))
+    state = killed / "training_state.pt"
+    while not state.exists() and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / "pytorch_model.bin").exists(), "it must die before the end"
+    assert torch.load(state, weights_only=True)["step"] % 4 == 0
+    kangaroo.train(exit_layer=1, **arguments(world, killed, loop_settings=settings(epochs=6)))
+    for name in ("pytorch_model.bin", "config.json"):
+        assert (whole / name).read_bytes() == (killed / name).read_bytes()
+    assert log_without_speed(whole) == log_without_speed(killed)
+
+
+def test_a_finished_run_is_not_run_again_and_another_is_refused(world, tmp_path, capsys):
+    kangaroo.train(exit_layer=1, **arguments(world, tmp_path))
+    written = (tmp_path / "pytorch_model.bin").stat().st_mtime_ns
+    kangaroo.train(exit_layer=1, **arguments(world, tmp_path))
+    assert "already holds this run's result" in capsys.readouterr().out
+    assert (tmp_path / "pytorch_model.bin").stat().st_mtime_ns == written
+    kangaroo.train(exit_layer=1, **arguments(world, tmp_path, resume=False))
+    assert (tmp_path / "pytorch_model.bin").stat().st_mtime_ns > written
+    with pytest.raises(UserError, match="exit_layer=1, this one has exit_layer=2"):
+        kangaroo.train(exit_layer=2, **arguments(world, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"exit_layer": 9}, "method.exit_layer=9: must be between 0 and the model's 3 layers"),
+        ({"loop_settings": {"length": 5000}}, "loop.length=5000: the context of tiny is 256 tokens"),
+        ({"loop_settings": {"decay": "sudden"}}, "loop.decay=sudden is unknown; valid: none, linear"),
+        ({"loop_settings": {"batch": 0}}, "loop.batch=0: must be at least 1"),
+        ({"loop_settings": {"lr": 0}}, "loop.lr=0: must be above 0"),
+    ],
+)
+def test_settings_that_do_not_fit(world, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        if "loop_settings" in changes:
+            changes = {**changes, "loop_settings": settings(**changes["loop_settings"])}
+        kangaroo.train(**{"exit_layer": 1, **arguments(world, tmp_path, **changes)})
+
+
+def test_learning_rate():
+    chosen = settings(lr=1.0, warmup_steps=4, decay="linear")
+    assert [chosen.learning_rate(step, 8) for step in range(8)] == [0.25, 0.5, 0.75, 1.0, 1.0, 0.75, 0.5, 0.25]
+    assert settings(lr=1.0, warmup_steps=0, decay="none").learning_rate(7, 8) == 1.0
+
+
+def test_read_back_is_what_was_trained(world, tmp_path):
+    target = tiny_llama()
+    adapter = Adapter(target.config, dtype=torch.float32, device=target.device)
+    kangaroo.initialise(adapter, target, 3)
+    kangaroo.write(tmp_path, adapter, exit_layer=2, dtype=torch.float32)
+    shapes = {name: tuple(t.shape) for name, t in adapter.published().items()}
+    back = read_tensors(tmp_path, shapes, device=target.device, dtype=torch.float32)
+    assert all(torch.equal(back[name], t) for name, t in adapter.published().items())
+    assert loop.finished(tmp_path, {}) is None
