@@ -1,0 +1,93 @@
+"""Make joey from a seed: python -m bench.train.joey [--out DIR] [--work DIR] [--seed 0] [--stage all]."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+ASSETS = Path(__file__).resolve().parents[2] / "assets" / "joey"
+TOKENIZER_CONVERSATIONS = 20_000
+
+
+def _world(out: Path, work: Path, seed: int) -> None:
+    from bench.train.joey.world import questions
+
+    lines = [json.dumps(question, ensure_ascii=False) + "\n" for question in questions(seed)]
+    (out / "question.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def _tokenizer(out: Path, work: Path, seed: int) -> None:
+    from bench.train.joey.tokenizer import train_tokenizer
+    from bench.train.joey.world import conversations
+
+    train_tokenizer(conversations(seed, TOKENIZER_CONVERSATIONS), out)
+
+
+def _base(out: Path, work: Path, seed: int) -> None:
+    from bench.train.joey.base import Recipe, train_base
+
+    recipe = Recipe()
+    seconds = train_base(out, work, seed, recipe)
+    _record(out, "base", {"seconds": round(seconds, 1), "seed": seed, **asdict(recipe)})
+
+
+def _curve(out: Path, work: Path, seed: int) -> None:
+    from bench.train.joey.curve import draw
+
+    draw(out / "training" / "base_loss.csv", out / "training" / "base_loss.png")
+
+
+# In the order of `--stage all`. The drafts follow here: each needs the files of the stages before it in `out`.
+STAGES: dict[str, Callable[[Path, Path, int], None]] = {
+    "world": _world,
+    "tokenizer": _tokenizer,
+    "base": _base,
+    "curve": _curve,
+}
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def _record(out: Path, stage: str, values: dict[str, object]) -> None:
+    """Add what a stage took to training/recipe.json, with the machine it ran on."""
+    import torch
+
+    path = out / "training" / "recipe.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    recorded = json.loads(path.read_text()) if path.exists() else {}
+    machine = {"cpu": _cpu_name(), "torch": torch.__version__, "python": platform.python_version()}
+    recorded[stage] = {**recorded.get(stage, {}), **values, **machine}
+    path.write_text(json.dumps(recorded, indent=2) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.train.joey", description=__doc__)
+    parser.add_argument("--out", type=Path, default=ASSETS, help="folder of the finished model")
+    parser.add_argument("--work", type=Path, default=Path("build/joey"), help="folder of checkpoints to go on from")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--stage", choices=[*STAGES, "all"], default="all")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for name in STAGES if arguments.stage == "all" else [arguments.stage]:
+        began = time.perf_counter()
+        STAGES[name](arguments.out, arguments.work, arguments.seed)
+        seconds = time.perf_counter() - began
+        print(f"{name}: {seconds:.0f} s", flush=True)
+        if name != "base":
+            _record(arguments.out, name, {"seconds": round(seconds, 1), "seed": arguments.seed})
+
+
+if __name__ == "__main__":
+    main()
