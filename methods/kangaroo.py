@@ -17,7 +17,15 @@ from methods.decoder import Prefill, Verification
 from methods.draft import Draft, Tree
 from methods.engine.checkpoint import read_config, read_tensors, resolve
 from methods.engine.kv_cache import KVCache
-from methods.engine.llama import AttentionWeights, Llama, ModelConfig, Rope, attention_mask, self_attention
+from methods.engine.llama import (
+    AttentionWeights,
+    Llama,
+    ModelConfig,
+    Rope,
+    attention_mask,
+    new_matrix,
+    self_attention,
+)
 from methods.errors import UserError
 
 
@@ -34,13 +42,10 @@ class Adapter(nn.Module):
         keys = config.num_kv_heads * config.head_dim
         self.config, self.qkv_split = config, (attention, keys, keys)
 
-        def parameter(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.empty(*shape, dtype=dtype, device=device))
-
-        self.input_norm = parameter(hidden)
-        self.qkv = parameter(sum(self.qkv_split), hidden)
-        self.output = parameter(hidden, attention)
-        self.norm = parameter(hidden)
+        self.input_norm = nn.Parameter(torch.empty(hidden, dtype=dtype, device=device))
+        self.qkv = nn.Parameter(new_matrix(sum(self.qkv_split), hidden, dtype, device))
+        self.output = nn.Parameter(new_matrix(hidden, attention, dtype, device))
+        self.norm = nn.Parameter(torch.empty(hidden, dtype=dtype, device=device))
         self.weights = AttentionWeights(input_norm=self.input_norm, qkv=self.qkv, output=self.output)
 
     def published(self) -> dict[str, Tensor]:
@@ -109,7 +114,7 @@ class Kangaroo:
             raise UserError("method.checkpoint: this model has no adapter configured, give a folder or a hub id")
         self.target, self.gamma, self.eta = target, gamma, eta
         self.tap_layer, self.max_rows = exit_layer, gamma + 1
-        self.adapter = Adapter.load(resolve(checkpoint), target)
+        self.adapter = Adapter.load(resolve(checkpoint, key="method.checkpoint"), target)
         self.extra_parameters = sum(p.numel() for p in self.adapter.parameters())
         config = self.adapter.config
         self.rope = Rope(config, config.context, target.dtype, target.device)

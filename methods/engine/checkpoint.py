@@ -21,7 +21,7 @@ from torch import Tensor
 
 from methods.engine.config import read_config, read_json
 from methods.engine.hub import resolve
-from methods.engine.llama import LayerWeights, Llama, ModelConfig, Weights
+from methods.engine.llama import LayerWeights, Llama, ModelConfig, Weights, new_matrix
 from methods.errors import UserError, nearest
 
 __all__ = [
@@ -132,20 +132,23 @@ def empty_weights(config: ModelConfig, dtype: torch.dtype, device: torch.device)
     def new(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=device)
 
+    def matrix(outputs: int, inputs: int) -> Tensor:
+        return new_matrix(outputs, inputs, dtype, device)
+
     hidden, rows = config.hidden_size, (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
-    embedding = new(config.vocab_size, hidden)
+    embedding = matrix(config.vocab_size, hidden) if config.tied else new(config.vocab_size, hidden)
     return Weights(
         embedding=embedding,
         norm=new(hidden),
-        lm_head=embedding if config.tied else new(config.vocab_size, hidden),
+        lm_head=embedding if config.tied else matrix(config.vocab_size, hidden),
         layers=[
             LayerWeights(
                 input_norm=new(hidden),
-                qkv=new(rows, hidden),
-                output=new(hidden, config.num_heads * config.head_dim),
+                qkv=matrix(rows, hidden),
+                output=matrix(hidden, config.num_heads * config.head_dim),
                 post_norm=new(hidden),
-                gate_up=new(2 * config.intermediate_size, hidden),
-                down=new(hidden, config.intermediate_size),
+                gate_up=matrix(2 * config.intermediate_size, hidden),
+                down=matrix(hidden, config.intermediate_size),
                 qkv_bias=new(rows) if config.qkv_bias else None,
                 q_norm=new(config.head_dim) if config.qk_norm else None,
                 k_norm=new(config.head_dim) if config.qk_norm else None,

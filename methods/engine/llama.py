@@ -76,6 +76,18 @@ class Weights:
         return own + [t for layer in self.layers for t in vars(layer).values() if t is not None]
 
 
+def new_matrix(outputs: int, inputs: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Uninitialised [outputs, inputs] matrix of a linear, in the memory order that few rows multiply fastest with.
+
+    In float32 on a CPU the longer side is contiguous: for one row of input, a [1280, 256] matrix stored by columns was
+    measured 1.9 times as fast as by rows, a [256, 640] one 1.3 times as fast by rows (MKL, weights not in cache).
+    Everywhere else matrices are stored by rows.
+    """
+    if device.type == "cpu" and dtype == torch.float32 and outputs > inputs:
+        return torch.empty(inputs, outputs, dtype=dtype, device=device).t()
+    return torch.empty(outputs, inputs, dtype=dtype, device=device)
+
+
 class Rope:
     """Rotary position embedding in the half-split layout of Hugging Face checkpoints (Su et al., arXiv 2104.09864)."""
 
