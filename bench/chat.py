@@ -1,0 +1,74 @@
+"""Conversations -> prompt ids, through the model's tokenizer and chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from methods.errors import UserError, nearest
+
+TEMPLATES = Path(__file__).parent / "assets" / "templates"
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation: role is user, assistant or system."""
+
+    role: str
+    content: str
+
+
+class Chat:
+    """How a model reads and writes conversations.
+
+    template: None for the tokenizer's own, the name of a template that ships with the project, or a Jinja file.
+    Raises UserError when there is no such template, or no tokenizer in the folder.
+    """
+
+    def __init__(self, folder: Path, template: str | None = None) -> None:
+        from transformers import AutoTokenizer
+
+        try:
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        except (OSError, ValueError) as error:
+            raise UserError(f"model.path={folder}: no usable tokenizer ({str(error).splitlines()[0]})") from error
+        self.template = self.tokenizer.chat_template if template is None else read_template(template)
+        if not self.template:
+            names = ", ".join(sorted(file.stem for file in TEMPLATES.glob("*.jinja")))
+            raise UserError(
+                f"model.chat_template: the tokenizer in {folder} has none; give one of {names}, or a Jinja file"
+            )
+
+    def render(self, messages: Sequence[Message], *, open_turn: bool = True) -> str:
+        """The conversation as text; open_turn: up to where the assistant's next answer begins."""
+        chat = [{"role": message.role, "content": message.content} for message in messages]
+        return str(
+            self.tokenizer.apply_chat_template(
+                chat, chat_template=self.template, tokenize=False, add_generation_prompt=open_turn
+            )
+        )
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of rendered text, with the BOS token exactly once where the model has one."""
+        bos = self.tokenizer.bos_token
+        return list(self.tokenizer(text, add_special_tokens=not (bos and text.startswith(bos))).input_ids)
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a conversation whose next turn is the assistant's."""
+        return self.encode(self.render(messages))
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of generated tokens, special tokens left out."""
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+
+
+def read_template(template: str) -> str:
+    """A Jinja template by name or path. Raises UserError when there is none."""
+    named = TEMPLATES / f"{template}.jinja"
+    file = named if named.is_file() else Path(template)
+    if not file.is_file():
+        names = [known.stem for known in TEMPLATES.glob("*.jinja")]
+        raise UserError(f"model.chat_template={template}: no such file or template; {nearest(template, names)}")
+    return file.read_text(encoding="utf-8")

@@ -1,0 +1,117 @@
+"""The only clock: one generation, timed as a whole and by phase."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol
+
+import torch
+
+from methods.decoder import Generation, Phases
+
+Clock = Callable[[], float]
+
+
+class Generator(Protocol):
+    """Whatever can be measured: the engine's Decoder, or another library's generate."""
+
+    context: int
+
+    def generate(self, prompt: torch.Tensor, max_new_tokens: int, phases: Phases | None = None) -> Generation: ...
+
+
+@dataclass(frozen=True)
+class Timed:
+    """One measured generation. Times in seconds; wall includes the three phases, and what is left is overhead."""
+
+    generation: Generation
+    wall_s: float
+    prefill_s: float
+    draft_s: float
+    verify_s: float
+    peak_memory_bytes: int | None  # on the GPU, weights included; None on a CPU
+
+
+class _CpuSpan:
+    """Adds up the time spent inside."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock, self.total = clock, 0.0
+
+    def __enter__(self) -> None:
+        self.started = self.clock()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.total += self.clock() - self.started
+
+    def seconds(self) -> float:
+        return self.total
+
+
+class _CudaSpan:
+    """Marks its ends in the GPU's stream; they are read after the turn, so that marking synchronises nothing."""
+
+    def __init__(self) -> None:
+        self.marks: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    def __enter__(self) -> None:
+        ends = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        ends[0].record()
+        self.marks.append(ends)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.marks[-1][1].record()
+
+    def seconds(self) -> float:
+        return sum(start.elapsed_time(end) for start, end in self.marks) / 1e3
+
+
+class PhaseTimer:
+    """Seconds of one turn by phase, on a CPU by the clock, on a GPU by events."""
+
+    def __init__(self, device: torch.device, clock: Clock = time.perf_counter) -> None:
+        cuda = device.type == "cuda"
+        self.spans = {name: _CudaSpan() if cuda else _CpuSpan(clock) for name in ("prefill", "draft", "verify")}
+
+    def prefill(self) -> AbstractContextManager[None]:
+        return self.spans["prefill"]
+
+    def draft(self) -> AbstractContextManager[None]:
+        return self.spans["draft"]
+
+    def verify(self) -> AbstractContextManager[None]:
+        return self.spans["verify"]
+
+
+def timed_generation(
+    generator: Generator,
+    prompt_ids: Sequence[int],
+    max_new_tokens: int,
+    device: torch.device,
+    clock: Clock = time.perf_counter,
+) -> Timed:
+    """Generate once. wall runs from prompt ids on the device to output ids on the host, synchronised at both ends."""
+    cuda = device.type == "cuda"
+    prompt = torch.tensor(prompt_ids, dtype=torch.int64, device=device)
+    timer = PhaseTimer(device, clock)
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(device)
+        torch.cuda.synchronize(device)
+    started = clock()
+    generation = generator.generate(prompt, max_new_tokens, timer)
+    if cuda:
+        torch.cuda.synchronize(device)
+    wall_s = clock() - started
+    seconds = {name: span.seconds() for name, span in timer.spans.items()}
+    return Timed(
+        generation=generation,
+        wall_s=wall_s,
+        prefill_s=seconds["prefill"],
+        draft_s=seconds["draft"],
+        verify_s=seconds["verify"],
+        peak_memory_bytes=torch.cuda.max_memory_allocated(device) if cuda else None,
+    )

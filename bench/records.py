@@ -1,0 +1,226 @@
+"""The run directory: run.json, then one line per question and repeat, on disk before the next question starts."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.fidelity import Fidelity
+from bench.measure import Timed
+from bench.questions import Question
+from methods.errors import UserError
+
+SCHEMA_VERSION = 1
+# Change where results go or how a run is started, not what is measured.
+NOT_MEASURED = ("results_dir", "resume", "launcher")
+# Runs that differ in one of these were made by other rulers and never share a folder.
+IDENTITY = ("cpu", "cores", "gpu", "driver", "threads", "dtype", "packages", "checkpoint_sha256", "commit")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One recorded turn of one side."""
+
+    prompt_ids: tuple[int, ...]
+    text: str
+    timed: Timed
+    fidelity: Fidelity | None = None  # answers only; None: not checked
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which question and repeat a line belongs to."""
+
+    question: Question
+    repeat: int
+
+    @property
+    def key(self) -> tuple[int, int]:
+        return self.question.question_id, self.repeat
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Twelve hexadecimal digits that name a configuration."""
+    measured = {key: value for key, value in config.items() if key not in NOT_MEASURED}
+    return hashlib.sha256(json.dumps(measured, sort_keys=True).encode()).hexdigest()[:12]
+
+
+class RunDirectory:
+    """One run's folder, held by one process.
+
+    `done` has the (question id, repeat) pairs that need not be asked again. Use `open`; leave with `close`.
+    """
+
+    def __init__(self, folder: Path, notice: str | None) -> None:
+        self.folder, self.notice = folder, notice
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = (folder / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            raise UserError(
+                f"results_dir: another process is writing {folder}; wait for it, or give another results_dir"
+            ) from error
+        self.answers, self.baseline = folder / "answers.jsonl", folder / "baseline.jsonl"
+        self.failures = folder / "failures.jsonl"
+        for file in (self.answers, self.baseline, self.failures):
+            _cut_torn_line(file)
+        answered = _keys(self.answers)
+        _cut_orphan(self.baseline, answered)
+        self.done = answered | _keys(self.failures)
+
+    @classmethod
+    def open(cls, root: Path, config: Mapping[str, Any], identity: Mapping[str, Any], *, resume: bool) -> RunDirectory:
+        """The folder that continues this configuration on this machine, else a new one beside it.
+
+        identity holds the keys of IDENTITY. Raises UserError when another process has the folder.
+        """
+        name = config_hash(config)
+        parent = root / "runs" / config["model"]["name"] / method_name(config)
+        number, notice = 1, None
+        while (folder := parent / (name if number == 1 else f"{name}-{number}")).exists():
+            info = read_info(folder)
+            difference = _difference(info, identity) if info else None
+            if resume and difference is None:
+                return cls(folder, None)
+            notice = f"not continuing {folder}: {difference}" if resume else f"resume=false: {folder} is left as it is"
+            number += 1
+        return cls(folder, notice)
+
+    def write_info(self, info: Mapping[str, Any]) -> None:
+        """Write run.json, once, before the first question."""
+        file = self.folder / "run.json"
+        if not file.exists():
+            _replace(file, json.dumps({"schema_version": SCHEMA_VERSION, **info}, indent=2) + "\n")
+
+    def write_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Write metrics.json anew."""
+        _replace(self.folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+
+    def write(self, place: Place, envelope: Mapping[str, Any], answer: list[Turn], baseline: list[Turn] | None) -> None:
+        """Record one question on both sides. The answer comes last: a baseline line without one is cut on resume."""
+        if baseline is not None:
+            _append(self.baseline, _line(place, envelope, baseline))
+        _append(self.answers, _line(place, envelope, answer))
+        self.done.add(place.key)
+
+    def write_failure(self, place: Place, envelope: Mapping[str, Any], turn: int, status: str, error: str) -> None:
+        """Record that a question's turn failed or was skipped; the question is out of both sides."""
+        _append(self.failures, {**_head(place), **envelope, "turn": turn, "status": status, "error": error})
+        self.done.add(place.key)
+
+    def close(self) -> None:
+        """Let other processes have the folder."""
+        self._lock.close()
+
+
+def method_name(config: Mapping[str, Any]) -> str:
+    """The method's folder name: the name it was chosen by."""
+    return str(config["method_name"])
+
+
+def read_info(folder: Path) -> dict[str, Any] | None:
+    """run.json of a folder; None where a run was stopped before it was written."""
+    file = folder / "run.json"
+    if not file.exists():
+        return None
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise UserError(f"{file}: not valid JSON ({error})") from error
+
+
+def _difference(info: Mapping[str, Any], identity: Mapping[str, Any]) -> str | None:
+    for key in IDENTITY:
+        before, now = info.get(key), identity.get(key)
+        if before != now:
+            return f"{key} was {json.dumps(before)}, is {json.dumps(now)}"
+    return None
+
+
+def _head(place: Place) -> dict[str, Any]:
+    question = place.question
+    return {
+        "question_id": question.question_id,
+        "category": question.category,
+        "subtask": question.subtask,
+        "repeat": place.repeat,
+    }
+
+
+def _line(place: Place, envelope: Mapping[str, Any], turns: list[Turn]) -> dict[str, Any]:
+    """A line that Spec-Bench's own evaluation reads, with our per-turn lists in the same choice."""
+    for turn in turns:
+        emitted = sum(step.emitted for step in turn.timed.generation.steps)
+        assert emitted + 1 == len(turn.timed.generation.tokens), "steps and tokens disagree"
+    generations = [turn.timed.generation for turn in turns]
+    choice: dict[str, Any] = {
+        "index": 0,
+        "turns": [turn.text for turn in turns],
+        "decoding_steps": [len(generation.steps) for generation in generations],
+        "new_tokens": [len(generation.tokens) for generation in generations],
+        "wall_time": [turn.timed.wall_s for turn in turns],
+        "accept_lengths": [step.emitted for generation in generations for step in generation.steps],
+        "token_ids": [list(generation.tokens) for generation in generations],
+        "prompt_tokens": [len(turn.prompt_ids) for turn in turns],
+        "prompt_sha256": [prompt_hash(turn.prompt_ids) for turn in turns],
+        "steps": [[[step.drafted, step.emitted] for step in generation.steps] for generation in generations],
+        "stop": [generation.stop for generation in generations],
+        "prefill_s": [turn.timed.prefill_s for turn in turns],
+        "draft_s": [turn.timed.draft_s for turn in turns],
+        "verify_s": [turn.timed.verify_s for turn in turns],
+        "peak_memory_bytes": [turn.timed.peak_memory_bytes for turn in turns],
+        "status": ["ok"] * len(turns),
+    }
+    if any(turn.fidelity for turn in turns):
+        choice["fidelity"] = [asdict(turn.fidelity) if turn.fidelity else None for turn in turns]
+    return {**_head(place), **envelope, "choices": [choice]}
+
+
+def prompt_hash(prompt_ids: tuple[int, ...]) -> str:
+    """SHA-256 of prompt ids, as 32-bit little-endian integers."""
+    return hashlib.sha256(b"".join(token.to_bytes(4, "little") for token in prompt_ids)).hexdigest()
+
+
+def _append(file: Path, record: Mapping[str, Any]) -> None:
+    with file.open("a", encoding="utf-8") as opened:
+        opened.write(json.dumps(record, ensure_ascii=False) + "\n")
+        opened.flush()
+        os.fsync(opened.fileno())
+
+
+def _replace(file: Path, text: str) -> None:
+    partial = file.with_name(file.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, file)
+
+
+def _cut_torn_line(file: Path) -> None:
+    """Cut off a last line that a killed process never finished."""
+    if file.exists():
+        content = file.read_bytes()
+        if not content.endswith(b"\n"):
+            os.truncate(file, content.rfind(b"\n") + 1)
+
+
+def _cut_orphan(baseline: Path, answered: set[tuple[int, int]]) -> None:
+    """Cut off a last baseline line whose answer was never written."""
+    if baseline.exists() and (lines := baseline.read_bytes().splitlines(keepends=True)):
+        last = json.loads(lines[-1])
+        if (last["question_id"], last["repeat"]) not in answered:
+            os.truncate(baseline, sum(map(len, lines[:-1])))
+
+
+def _keys(file: Path) -> set[tuple[int, int]]:
+    if not file.exists():
+        return set()
+    with file.open(encoding="utf-8") as opened:
+        records = (json.loads(line) for line in opened)
+        return {(record["question_id"], record["repeat"]) for record in records}

@@ -1,0 +1,105 @@
+"""python -m bench.run method=kangaroo model=joey task=all
+
+Measures a method against vanilla decoding, turn by turn, and writes a run directory under results/runs.
+method=a,b and method=all run several, one after another; -m hands other sweeps to Hydra and its launchers.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+USAGE = """usage: python -m bench.run [method=NAME[,NAME...]|all] [model=NAME] [task=NAME] [key=value ...]
+       python -m bench.run -m key=value,value ...       a Hydra sweep
+methods: {methods}
+models:  {models}
+tasks:   {tasks}
+keys and their defaults: conf/config.yaml, conf/method/NAME.yaml, conf/model/NAME.yaml"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run what the command line asks for. Returns the worst exit status: 0 done, 1 not all turns lossless, 2 input."""
+    from bench.config import choices
+    from methods.errors import UserError
+
+    if {"-h", "--help"} & set(arguments):
+        print(USAGE.format(**{f"{g}s": ", ".join(choices(g)) for g in ("method", "model", "task")}))
+        return 0
+    try:
+        if {"-m", "--multirun"} & set(arguments):
+            return _sweep(arguments)
+        return max(_job(overrides) for overrides in expand_methods(arguments))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues where it stopped", file=sys.stderr)
+        return 130
+
+
+def expand_methods(overrides: Sequence[str]) -> list[list[str]]:
+    """One list of overrides per method: method=a,b becomes two, method=all one for each but vanilla."""
+    from bench.config import choices
+
+    jobs: list[list[str]] = [[]]
+    for override in overrides:
+        key, _, value = override.partition("=")
+        names = [override]
+        if key == "method":
+            chosen = [name for name in choices("method") if name != "vanilla"] if value == "all" else value.split(",")
+            names = [f"method={name}" for name in chosen]
+        jobs = [[*job, name] for job in jobs for name in names]
+    return jobs
+
+
+def _job(overrides: Sequence[str]) -> int:
+    from bench.config import compose_config
+
+    config = compose_config("config", overrides)
+    name = next((o.partition("=")[2] for o in reversed(overrides) if o.startswith("method=")), None)
+    return _run(config, name or default_method(), overrides)
+
+
+def default_method() -> str:
+    """The method that conf/config.yaml names."""
+    import yaml
+
+    from bench.config import CONF
+
+    defaults = yaml.safe_load((CONF / "config.yaml").read_text(encoding="utf-8"))["defaults"]
+    return str(next(entry["method"] for entry in defaults if "method" in entry))
+
+
+def _run(config: Any, method: str, overrides: Sequence[str]) -> int:
+    from bench.config import plain
+    from bench.session import run
+
+    return run({**plain(config), "method_name": method}, " ".join(["python -m bench.run", *overrides]))
+
+
+def _sweep(arguments: Sequence[str]) -> int:
+    """A Hydra sweep. Local jobs report their status here; a launcher's own log has those of remote ones."""
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+
+    from bench.config import CONF
+    from methods.errors import UserError
+
+    statuses = []
+
+    def job(config: Any) -> None:
+        hydra_config = HydraConfig.get()
+        try:
+            statuses.append(_run(config, hydra_config.runtime.choices["method"], hydra_config.overrides.task))
+        except UserError as error:
+            print(error, file=sys.stderr)
+            statuses.append(2)
+
+    sys.argv = ["bench.run", *arguments]
+    hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(job)()
+    return max(statuses, default=0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,274 @@
+"""One run: load, warm up, ask every question of both sides, record, summarise."""
+
+from __future__ import annotations
+
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from tqdm import tqdm
+
+from bench import environment
+from bench.chat import Chat, Message
+from bench.config import ROOT, locate
+from bench.fidelity import NEAR_TIE, Fidelity, compare
+from bench.measure import Generator, Timed, timed_generation
+from bench.metrics import format_table, summarise_run
+from bench.questions import Question, find_questions, read_questions, select
+from bench.records import Place, RunDirectory, Turn
+from methods.decoder import Decoder
+from methods.engine.checkpoint import file_hashes, load_model, pick_device, pick_dtype, read_config, resolve
+from methods.engine.llama import Llama
+from methods.errors import NonFiniteLogits, UserError
+from methods.vanilla import Vanilla
+
+
+@dataclass(frozen=True)
+class Sides:
+    """What is compared: the method and, unless it was switched off, vanilla on the same weights."""
+
+    target: Llama
+    method: Generator
+    baseline: Generator | None
+    extra_parameters: int
+    datastore_bytes: int | None
+
+
+@dataclass
+class Tally:
+    """Running figures for the progress bar, over the turns of this process."""
+
+    ratios: list[float] = field(default_factory=list)
+    emitted: int = 0
+    steps: int = 0
+
+    def add(self, answer: Timed, baseline: Timed | None) -> None:
+        self.steps += len(answer.generation.steps)
+        self.emitted += sum(step.emitted for step in answer.generation.steps)
+        if baseline is not None:
+            ours, theirs = (len(timed.generation.tokens) / timed.wall_s for timed in (answer, baseline))
+            self.ratios.append(ours / theirs)
+
+    def __str__(self) -> str:
+        speedup = f"speedup {sum(self.ratios) / len(self.ratios):.2f} " if self.ratios else ""
+        return speedup + (f"CR {self.emitted / self.steps:.2f}" if self.steps else "")
+
+
+class TurnFailed(Exception):
+    """A turn gave no usable result; status is "failed" or "skipped"."""
+
+    def __init__(self, status: str, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+def run(config: dict[str, Any], command: str) -> int:
+    """Measure one configuration (conf/config.yaml, resolved). Returns 0, or 1 when a turn failed or was not lossless.
+
+    Raises UserError for a mistake in configuration or input.
+    """
+    _check(config)
+    questions = select(
+        read_questions(find_questions(config["data"]["path"], built_in=config["model"]["built_in"])),
+        subtasks=config["task"]["subtasks"],
+        limit=config["limit"],
+        question_ids=config["question_ids"],
+        shard=config["shard"],
+    )
+    if config["threads"]:
+        torch.set_num_threads(config["threads"])
+    model = config["model"]
+    random = model["weights"] == "random"
+    folder = resolve(locate(model["path"]), model["revision"], weights=not random)
+    info = _information(config, folder, command)
+    directory = RunDirectory.open(Path(config["results_dir"]), config, info, resume=config["resume"])
+    try:
+        if directory.notice:
+            print(directory.notice, file=sys.stderr)
+        places = [Place(question, repeat) for repeat in range(config["repeats"]) for question in questions]
+        waiting = [place for place in places if place.key not in directory.done]
+        if waiting:
+            _ask(config, folder, directory, info, questions, waiting)
+        return _finish(directory)
+    finally:
+        directory.close()
+
+
+def _check(config: Mapping[str, Any]) -> None:
+    for key, least in {"repeats": 1, "max_new_tokens": 1, "warmup_turns": 0}.items():
+        if not isinstance(config[key], int) or config[key] < least:
+            raise UserError(f"{key}={config[key]}: must be an integer of at least {least}")
+    if config["threads"] is not None and config["threads"] < 1:
+        raise UserError(f"threads={config['threads']}: must be at least 1, or null for all")
+    if config["baseline"] not in ("paired", "none"):
+        raise UserError(f"baseline={config['baseline']}: unknown; valid: none, paired")
+
+
+def _information(config: Mapping[str, Any], folder: Path, command: str) -> dict[str, Any]:
+    """What run.json says of this run before anything is loaded."""
+    model = config["model"]
+    device = pick_device(model["device"])
+    git = environment.git_state(ROOT)
+    return {
+        "config": config,
+        "command": command,
+        "model": model["name"],
+        "method": config["method_name"],
+        "demonstration": model["built_in"],
+        "dtype": str(pick_dtype(model["dtype"], device, read_config(folder))).removeprefix("torch."),
+        "git": git,
+        "commit": git["commit"],
+        "checkpoint_sha256": _hashes(config, folder),
+        **environment.describe(device.type, torch.get_num_threads()),
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _hashes(config: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    """Hashes of the target's files and of the draft's, where the method has a checkpoint of its own."""
+    hashes = {f"target/{name}": digest for name, digest in file_hashes(folder).items()}
+    checkpoint = config["method"].get("checkpoint")
+    if checkpoint:
+        draft = resolve(locate(checkpoint), key="method.checkpoint")
+        hashes |= {f"draft/{name}": digest for name, digest in file_hashes(draft).items()}
+    return hashes
+
+
+def build(config: Mapping[str, Any], folder: Path) -> Sides:
+    """Load the target and put the method and the baseline on it."""
+    model = config["model"]
+    target = load_model(
+        folder, dtype=model["dtype"], device=model["device"], weights=model["weights"], seed=config["seed"]
+    )
+    settings = {"context": model["context"], "temperature": config["temperature"], "seed": config["seed"]}
+    drafter = instantiate({key: locate(value) for key, value in config["method"].items()}, target=target)
+    # Another library's generate is measured as it is; a method of ours is put into the loop.
+    method = drafter if hasattr(drafter, "generate") else Decoder(target, drafter, **settings)
+    baseline = Decoder(target, Vanilla(target), **settings) if config["baseline"] == "paired" else None
+    datastore_bytes = getattr(drafter, "datastore_bytes", None)
+    return Sides(target, method, baseline, drafter.extra_parameters, datastore_bytes)
+
+
+def _ask(
+    config: Mapping[str, Any],
+    folder: Path,
+    directory: RunDirectory,
+    info: dict[str, Any],
+    questions: list[Question],
+    waiting: list[Place],
+) -> None:
+    chat = Chat(folder, config["model"]["chat_template"])
+    sides = build(config, folder)
+    extra = {"extra_parameters": sides.extra_parameters, "datastore_bytes": sides.datastore_bytes}
+    directory.write_info({**info, **extra, "weight_bytes": sides.target.weight_bytes})
+    _warm_up(config, sides, chat, questions)
+    tally = Tally()
+    with tqdm(waiting, unit="question", desc=f"{info['model']} {info['method']}", disable=None) as bar:
+        for number, place in enumerate(bar):
+            conversation = Conversation(config, sides, chat, method_first=number % 2 == 0)
+            answer_id, stamp = uuid.uuid4().hex[:22], time.time()
+            envelope = {"answer_id": answer_id, "model_id": f"{info['model']}-{info['method']}", "tstamp": stamp}
+            try:
+                for turn in place.question.turns:
+                    conversation.take(turn)
+            except TurnFailed as error:
+                turn_number = len(conversation.answers)
+                directory.write_failure(place, envelope, turn_number, error.status, str(error))
+                tqdm.write(f"question {place.question.question_id} turn {turn_number} {error.status}: {error}")
+                continue
+            baseline = conversation.baselines if sides.baseline else None
+            directory.write(place, envelope, conversation.answers, baseline)
+            for index, answer in enumerate(conversation.answers):
+                tally.add(answer.timed, baseline[index].timed if baseline else None)
+            bar.set_postfix_str(str(tally), refresh=False)
+
+
+def _warm_up(config: Mapping[str, Any], sides: Sides, chat: Chat, questions: list[Question]) -> None:
+    """Unrecorded turns for both sides, so that no recorded one pays for the first use of anything."""
+    for turn in range(config["warmup_turns"]):
+        ids = chat.prompt_ids([Message("user", questions[turn % len(questions)].turns[0])])
+        for side in (sides.method, sides.baseline):
+            if side is not None and len(ids) < side.context:
+                try:
+                    timed_generation(side, ids, config["max_new_tokens"], sides.target.device)
+                except NonFiniteLogits:
+                    return  # the recorded turns will say so, one by one
+
+
+class Conversation:
+    """One question's turns, put to both sides with the same prompt ids."""
+
+    def __init__(self, config: Mapping[str, Any], sides: Sides, chat: Chat, *, method_first: bool) -> None:
+        self.config, self.sides, self.chat, self.method_first = config, sides, chat, method_first
+        self.messages: list[Message] = []
+        self.answers: list[Turn] = []
+        self.baselines: list[Turn] = []
+
+    def take(self, text: str) -> None:
+        """Ask the next turn; its prompt holds what the method answered before. Raises TurnFailed."""
+        self.messages.append(Message("user", text))
+        ids = self.chat.prompt_ids(self.messages)
+        timed = dict(self._timed(ids))
+        answer, baseline = timed["method"], timed.get("baseline")
+        self.messages.append(Message("assistant", self._text(answer)))
+        self.answers.append(Turn(tuple(ids), self._text(answer), answer, self._fidelity(ids, answer, baseline)))
+        if baseline is not None:
+            self.baselines.append(Turn(tuple(ids), self._text(baseline), baseline))
+        self.method_first = not self.method_first
+
+    def _timed(self, ids: list[int]) -> Iterator[tuple[str, Timed]]:
+        order = [("method", self.sides.method), ("baseline", self.sides.baseline)]
+        for name, side in order if self.method_first else reversed(order):
+            if side is None:
+                continue
+            if len(ids) >= side.context:
+                raise TurnFailed(
+                    "skipped", f"prompt of {len(ids)} tokens leaves no room in a context of {side.context}"
+                )
+            try:
+                yield name, timed_generation(side, ids, self.config["max_new_tokens"], self.sides.target.device)
+            except NonFiniteLogits as error:
+                raise TurnFailed("failed", f"{name}: {error}") from error
+            except torch.OutOfMemoryError as error:
+                raise TurnFailed("failed", f"{name}: out of memory ({str(error).splitlines()[0]})") from error
+
+    def _text(self, timed: Timed) -> str:
+        return self.chat.decode(timed.generation.tokens)
+
+    def _fidelity(self, ids: list[int], answer: Timed, baseline: Timed | None) -> Fidelity | None:
+        if baseline is None or self.config["temperature"] > 0:
+            return None
+        target, tokens = self.sides.target, baseline.generation.tokens
+        dtype = str(target.dtype).removeprefix("torch.")
+        return compare(
+            answer.generation.tokens,
+            tokens,
+            margin=lambda position: top_two_margin(target, [*ids, *tokens[:position]]),
+            tolerance=NEAR_TIE[dtype],
+        )
+
+
+@torch.inference_mode()
+def top_two_margin(target: Llama, tokens: list[int]) -> float:
+    """How far apart the target's two best logits are after `tokens`."""
+    ids = torch.tensor(tokens, device=target.device)
+    positions = torch.arange(len(tokens), device=target.device)
+    hidden = target.run(target.embed(ids), positions, None, slice(0, None))[-1:]
+    best, second = target.head(hidden)[0].float().topk(2).values.tolist()
+    return best - second
+
+
+def _finish(directory: RunDirectory) -> int:
+    """Write metrics.json, print the table, and say whether every turn is lossless and none failed."""
+    metrics = summarise_run(directory.folder)
+    directory.write_metrics(metrics)
+    print(format_table(metrics))
+    print(f"recorded in {directory.folder}")
+    return 1 if metrics["failed_questions"] or metrics["overall"]["mismatch"] else 0
