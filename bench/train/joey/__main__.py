@@ -32,8 +32,8 @@ def _base(out: Path, work: Path, seed: int) -> None:
     from bench.train.joey.base import Recipe, train_base
 
     recipe = Recipe()
-    seconds = train_base(out, work, seed, recipe)
-    _record(out, "base", {"seconds": round(seconds, 1), "seed": seed, **asdict(recipe)})
+    took = train_base(out, work, seed, recipe)
+    _record(out, "base", {**took, "seed": seed, **asdict(recipe)})
 
 
 def _curve(out: Path, work: Path, seed: int) -> None:
