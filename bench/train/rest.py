@@ -1,0 +1,252 @@
+"""REST datastores: conversations or plain text -> tokens and their suffix array in one file.
+
+python -m bench.train method=rest model=vicuna-7b data.path=sharegpt.json output=checkpoints/rest-vicuna-7b
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.config import locate
+from bench.train import conversations
+from bench.train.conversations import Render
+from bench.train.files import replace_file
+from methods.engine.checkpoint import resolve
+from methods.engine.llama import Llama
+from methods.engine.vocabulary import Vocabulary
+from methods.errors import UserError
+from methods.rest import FILE_NAME, FORMAT, SEPARATOR, VERSION, Rest
+
+Tokens = NDArray[np.int32]
+
+BUILT_IN = "joey"
+# Text that neither trained joey nor asks it anything: another seed than the training's, and the generator never gives
+# out the first prompt of a question. About 0.7 M tokens.
+BUILT_IN_SEED, BUILT_IN_CONVERSATIONS = 20_240_611, 6_000
+CACHE = Path("results") / ".cache"
+BATCH = 256  # conversations tokenised together
+PIECE_CHARS = 1 << 20  # a plain text is tokenised in pieces of about this length, cut at line ends
+LEADS = 256
+
+
+@dataclass
+class Tally:
+    """What became of the conversations."""
+
+    used: int = 0
+    malformed: int = 0
+    first_malformed: str | None = None
+
+    def __str__(self) -> str:
+        left_out = f", {self.malformed} malformed left out (first: {self.first_malformed})" if self.malformed else ""
+        return f"{self.used} documents{left_out}"
+
+
+def build(*, model: dict[str, Any], data: dict[str, Any], output: str, seed: int) -> Path:
+    """Write a datastore for the model's tokenizer and return its path.
+
+    data.path: ShareGPT JSON or JSONL, a .txt file (one document), or joey. output: a folder, or a .safetensors file.
+    Raises UserError when there is nothing to store, and for whatever is wrong with the input.
+    """
+    path, limit = data["path"], data["limit"]
+    if not path:
+        raise UserError("data.path is missing: give a ShareGPT JSON or JSONL file, a .txt file, or joey")
+    folder = resolve(locate(model["path"]), model.get("revision"), weights=False)
+    file = Path(output) if output.endswith(".safetensors") else Path(output) / FILE_NAME
+    vocabulary, tally = Vocabulary.read(folder), Tally()
+    tokenizer, render = _chat_format(folder, model.get("chat_template"), path)
+    if path.endswith(".txt"):
+        documents = _plain_text(Path(path), tokenizer, tally)
+    else:
+        records = _generated(seed, limit or 10_000) if path == BUILT_IN else conversations.read(Path(path))
+        documents = _rendered(islice(records, limit), render, tokenizer, tally)
+    tokens = join(documents, source=path)
+    write(file, tokens, vocabulary)
+    print(f"data.path={path}: {tally}; {len(tokens)} tokens, {file.stat().st_size} bytes in {file}")
+    return file
+
+
+def load(target: Llama, *, datastore: str | None, tokenizer: str, revision: str | None, **lookup: int) -> Rest:
+    """The REST method; `datastore: joey` stands for the built-in one, which is made when it is first wanted.
+
+    It is generated in seconds and would take more room in the repository than everything else about joey together.
+    """
+    if datastore == BUILT_IN:
+        datastore = str(built_in(tokenizer, revision))
+    return Rest(target, datastore=datastore, tokenizer=tokenizer, revision=revision, **lookup)
+
+
+def built_in(tokenizer: str, revision: str | None, cache: Path = CACHE) -> Path:
+    """joey's datastore in the cache, named after the text and the tokenizer: a changed one is made anew."""
+    folder = resolve(tokenizer, revision, weights=False)
+    sample = json.dumps([record for _, record in _generated(BUILT_IN_SEED, 200)])
+    facts = (Vocabulary.read(folder).sha256, BUILT_IN_SEED, BUILT_IN_CONVERSATIONS, VERSION, sample)
+    file = cache / f"joey-rest-{hashlib.sha256(repr(facts).encode()).hexdigest()[:12]}.safetensors"
+    if not file.is_file():
+        data = {"path": BUILT_IN, "limit": BUILT_IN_CONVERSATIONS}
+        build(model={"path": str(folder)}, data=data, output=str(file), seed=BUILT_IN_SEED)
+    return file
+
+
+def join(documents: Iterable[Tokens], *, source: str) -> Tokens:
+    """Documents one behind the other, each with SEPARATOR at its end. Raises UserError when they hold no token."""
+    end = np.array([SEPARATOR], dtype=np.int32)
+    parts = [part for document in documents if len(document) for part in (document, end)]
+    if not parts:
+        raise UserError(f"data.path={source}: no text to store; conversations or plain text are wanted")
+    return np.concatenate(parts)
+
+
+def write(file: Path, tokens: Tokens, vocabulary: Vocabulary) -> None:
+    """Sort the suffixes and write the datastore; whatever stood there stays until the new one is whole."""
+    from safetensors.numpy import save_file
+
+    facts = {
+        "format": FORMAT,
+        "version": VERSION,
+        "tokenizer_size": str(vocabulary.size),
+        "tokenizer_sha256": vocabulary.sha256,
+        "tokens": str(len(tokens)),
+        "dtype": "int32, big-endian",
+        "separator": str(SEPARATOR),
+        "largest_token": str(tokens[tokens != SEPARATOR].max(initial=0)),
+    }
+    arrays = {"tokens": tokens.astype(">i4").view(np.uint8).reshape(-1, 4), "suffixes": suffix_array(tokens)}
+    replace_file(file, lambda path: save_file(arrays, path, metadata=facts))
+
+
+def suffix_array(tokens: Tokens) -> NDArray[np.int32] | NDArray[np.int64]:
+    """[n] positions of tokens [n] in the order of what follows them; int64 only for texts that need it.
+
+    The library sorts bytes. Tokens are written as an order-preserving code in which the frequent ones take one byte:
+    fewer bytes than a fixed width, half the sorting time. Positions inside a token are dropped afterwards.
+    """
+    from pydivsufsort import divsufsort
+
+    inside = tokens != SEPARATOR
+    past = int(tokens.max(where=inside, initial=-1)) + 1  # stands for the separator: after every token, as in the file
+    tokens = np.where(inside, tokens, np.int32(past))
+    counts = np.bincount(tokens)
+    present = np.flatnonzero(counts)
+    code, extra = np.zeros((3, past + 1), dtype=np.uint8), np.zeros(past + 1, dtype=np.uint8)
+    code[:, present], extra[present] = byte_code(counts[present])
+
+    size = len(tokens) + int((counts * extra).sum())
+    more = extra.take(tokens)
+    begin = np.cumsum(more, dtype=np.int32 if size < 2**31 else np.int64)
+    begin += np.arange(len(tokens), dtype=begin.dtype)
+    begin -= more
+    text = np.empty(size, dtype=np.uint8)
+    for place in range(int(extra.max()), -1, -1):  # first bytes last: they overwrite what short codes wrote before
+        text[begin + np.minimum(more, place)] = code[place].take(tokens)
+    number = np.full(size, -1, dtype=np.int32 if len(tokens) < 2**31 else np.int64)
+    number[begin] = np.arange(len(tokens), dtype=number.dtype)
+    order = number.take(divsufsort(text))
+    return order[order >= 0]
+
+
+def byte_code(counts: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Prefix-free, order-preserving code for symbols that occur counts [d] times: bytes [3, d] and extra bytes [d].
+
+    A first byte stands either for one frequent symbol, or for up to 256 (65,536 with three bytes) neighbours among
+    the others. Of the two widths and all numbers of short codes that fit in 256 first bytes, the one with the fewest
+    bytes is taken. Raises ValueError beyond 16 million symbols.
+    """
+    order = np.argsort(-counts, kind="stable")
+    best: tuple[int, int, NDArray[np.int64]] | None = None
+    for extra, room in ((1, 256), (2, 65_536)):
+        for short in range(min(LEADS, len(counts)), -1, -1):
+            frequent = np.sort(order[:short])
+            if short + _leads_between(frequent, len(counts), room).sum() <= LEADS:
+                cost = extra * int(counts[order[short:]].sum())
+                best = min(best or (cost, extra, frequent), (cost, extra, frequent), key=lambda choice: choice[0])
+                break
+    if best is None:
+        raise ValueError(f"{len(counts)} different tokens: more than a code of three bytes holds")
+    _, extra, frequent = best
+    room = 256**extra
+    leads = _leads_between(frequent, len(counts), room)
+    gap = np.zeros(len(counts), dtype=np.int64)
+    gap[frequent] = 1
+    is_short = gap.astype(bool)
+    gap = np.cumsum(gap)  # a symbol's gap is the number of frequent ones up to it
+    first_lead = np.concatenate(([0], np.cumsum(leads + 1)[:-1]))
+    within = np.where(is_short, 0, np.arange(len(counts)) - np.concatenate(([0], frequent + 1))[gap])
+    code = np.zeros((3, len(counts)), dtype=np.uint8)
+    code[0] = first_lead[gap] - is_short + within // room
+    for place in range(1, extra + 1):
+        code[place] = within % room >> 8 * (extra - place) & 255
+    return code, np.where(is_short, 0, extra).astype(np.uint8)
+
+
+def _leads_between(frequent: NDArray[np.int64], symbols: int, room: int) -> NDArray[np.int64]:
+    """First bytes needed by the symbols before, between and after the frequent ones."""
+    gaps = np.diff(np.concatenate(([-1], frequent, [symbols]))) - 1
+    return -(-gaps // room)
+
+
+def _generated(seed: int, count: int) -> Iterator[tuple[str, Any]]:
+    from bench.train.joey import world
+
+    return ((f"conversation {number}", record) for number, record in enumerate(world.conversations(seed, count)))
+
+
+def _chat_format(folder: Path, template: str | None, path: str) -> tuple[Any, Render]:
+    if path.endswith(".txt"):  # plain text needs no chat template
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(folder), lambda chat, opened: ""
+    from bench.train.source import chat_format
+
+    return chat_format(folder, template)
+
+
+def _rendered(records: Iterable[tuple[str, Any]], render: Render, tokenizer: Any, tally: Tally) -> Iterator[Tokens]:
+    """Tokens of each conversation as the model's chat template writes it."""
+
+    def chats() -> Iterator[str]:
+        for name, record in records:
+            try:
+                chat = conversations.messages(record)
+            except ValueError as error:
+                tally.malformed += 1
+                tally.first_malformed = tally.first_malformed or f"{name}: {error}"
+                continue
+            if chat:
+                tally.used += 1
+                yield render(chat, False)
+
+    texts = chats()
+    while batch := list(islice(texts, BATCH)):
+        # A template that writes the beginning-of-sequence token itself must not get a second one.
+        written = bool(tokenizer.bos_token) and batch[0].startswith(tokenizer.bos_token)
+        yield from _tokenized(batch, tokenizer, add_special_tokens=not written)
+
+
+def _plain_text(path: Path, tokenizer: Any, tally: Tally) -> Iterator[Tokens]:
+    """The file as one document."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            pieces = []
+            while lines := file.readlines(PIECE_CHARS):
+                pieces += _tokenized(["".join(lines)], tokenizer, add_special_tokens=False)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise UserError(f"data.path={path}: {reason}; a plain text file is wanted") from error
+    if pieces:
+        tally.used += 1
+        yield np.concatenate(pieces)
+
+
+def _tokenized(texts: list[str], tokenizer: Any, *, add_special_tokens: bool) -> list[Tokens]:
+    ids = tokenizer(texts, add_special_tokens=add_special_tokens, verbose=False)["input_ids"]
+    return [np.asarray(sequence, dtype=np.int32) for sequence in ids]

@@ -1,0 +1,90 @@
+"""Which tokenizer a file of token ids belongs to, without loading the tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from methods.engine.config import read_json
+from methods.errors import UserError
+
+FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Identity of a tokenizer: two that give every id the same piece of text are the same, whatever their files."""
+
+    size: int  # ids that stand for something
+    sha256: str  # of the sorted (id, piece) pairs
+
+    def __str__(self) -> str:
+        return f"{self.size} tokens, sha256 {self.sha256[:12]}"
+
+    @classmethod
+    def read(cls, folder: Path) -> Vocabulary:
+        """Vocabulary of the tokenizer in a checkpoint folder: tokenizer.json, tokenizer.model or vocab.json.
+
+        Raises UserError when there is none of them, or it cannot be read.
+        """
+        file = next((folder / name for name in FILES if (folder / name).is_file()), None)
+        if file is None:
+            raise UserError(f"model.path={folder}: no tokenizer; one of {', '.join(FILES)} is wanted")
+        try:
+            pieces = _tokenizer_json(read_json(file)) if file.name == FILES[0] else _older(file)
+        except (AttributeError, IndexError, KeyError, TypeError, UnicodeDecodeError) as error:
+            raise UserError(f"{file}: not a tokenizer file that can be read ({type(error).__name__})") from error
+        text = json.dumps(sorted(pieces.items()), ensure_ascii=True)
+        return cls(size=len(pieces), sha256=hashlib.sha256(text.encode()).hexdigest())
+
+
+def _tokenizer_json(content: dict[str, Any]) -> dict[int, str]:
+    vocab = content["model"]["vocab"]  # piece -> id, or for unigram models a list of (piece, score)
+    pieces = {i: p for p, i in vocab.items()} if isinstance(vocab, dict) else {i: p for i, (p, _) in enumerate(vocab)}
+    return pieces | {added["id"]: added["content"] for added in content.get("added_tokens", [])}
+
+
+def _older(file: Path) -> dict[int, str]:
+    """tokenizer.model or vocab.json, with what added_tokens.json adds beside it."""
+    if file.name == "vocab.json":
+        pieces = {i: p for p, i in read_json(file).items()}
+    else:
+        pieces = dict(enumerate(_sentencepieces(file.read_bytes())))
+    added = file.with_name("added_tokens.json")
+    return pieces | ({i: p for p, i in read_json(added).items()} if added.is_file() else {})
+
+
+def _sentencepieces(model: bytes) -> Iterator[str]:
+    """Pieces of a sentencepiece model in the order of their ids (protobuf: field 1 of the model, field 1 of those)."""
+    for field, piece in _fields(model):
+        if field == 1:
+            yield next(value for number, value in _fields(piece) if number == 1).decode()
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
+    """(number, value) of a protobuf message's length-delimited fields; the others are stepped over."""
+    at = 0
+    while at < len(message):
+        tag, at = _varint(message, at)
+        kind = tag & 7
+        if kind == 2:
+            length, at = _varint(message, at)
+            yield tag >> 3, message[at : at + length]
+            at += length
+        elif kind == 0:
+            _, at = _varint(message, at)
+        else:
+            at += {1: 8, 5: 4}[kind]
+
+
+def _varint(message: bytes, at: int) -> tuple[int, int]:
+    """Value of the variable-length integer at `at`, and where the next one begins."""
+    value = shift = 0
+    while message[at] & 128:
+        value |= (message[at] & 127) << shift
+        at, shift = at + 1, shift + 7
+    return value | message[at] << shift, at + 1

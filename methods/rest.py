@@ -1,0 +1,242 @@
+"""REST: retrieval-based speculative decoding (He et al., arXiv 2311.08252).
+
+The draft is what followed, in a datastore of text, the longest recent piece of the context. Nothing is trained.
+A datastore is one safetensors file: `tokens` [n, 4] uint8, the ids as big-endian int32, so that comparing bytes is
+comparing tokens; `suffixes` [n] int32 or int64, the positions in the order of what follows them. Every document ends
+with SEPARATOR. The file is memory-mapped: a lookup reads a few hundred places of it, and nothing is copied.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import struct
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from methods.decoder import Prefill, Verification
+from methods.draft import Draft, Tree
+from methods.engine.checkpoint import resolve
+from methods.engine.llama import Llama
+from methods.engine.vocabulary import Vocabulary
+from methods.errors import UserError
+
+FORMAT, VERSION = "rest-datastore", "1"
+FILE_NAME = "rest.safetensors"  # of a datastore whose folder is given
+SEPARATOR = 2**31 - 1  # no token has this id, so no context matches across the end of a document
+_SEPARATOR_BYTES = struct.pack(">i", SEPARATOR)
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Draft nodes, parents before children: the most frequent first."""
+
+    tokens: NDArray[np.int64]  # [n]
+    parents: NDArray[np.int64]  # [n] index of the parent, -1 for a node after the pending token
+
+
+class Datastore:
+    """Token sequences with their suffix array, memory-mapped. Raises UserError for a file that is not one."""
+
+    def __init__(self, path: Path) -> None:
+        path = path / FILE_NAME if path.is_dir() else path
+        if not path.is_file():
+            build = "build one: python -m bench.train method=rest model=... data.path=... output=..."
+            raise UserError(f"method.datastore={path}: no such file; {build}")
+        self.path, self.size_bytes = path, path.stat().st_size
+        header, base = _header(path)
+        try:
+            facts, tokens, suffixes = header["__metadata__"], header["tokens"], header["suffixes"]
+            if (facts["format"], facts["version"]) != (FORMAT, VERSION):
+                found = f"{facts['format']} version {facts['version']}"
+                raise UserError(f"method.datastore={path}: {found}; valid: {FORMAT} version {VERSION}")
+            self.vocabulary = Vocabulary(int(facts["tokenizer_size"]), facts["tokenizer_sha256"])
+            self.largest = int(facts["largest_token"])
+            self.length = int(suffixes["shape"][0])
+            self._tokens_at, tokens_end = (base + at for at in tokens["data_offsets"])
+            suffixes_at, suffixes_end = (base + at for at in suffixes["data_offsets"])
+            kind = np.dtype({"I32": "<i4", "I64": "<i8"}[suffixes["dtype"]])
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(_not_one(path)) from error
+        wanted = max(tokens_end, suffixes_end)
+        if wanted > self.size_bytes:
+            raise UserError(f"method.datastore={path}: truncated, {self.size_bytes} of {wanted} bytes; build it again")
+        if self.length == 0:
+            raise UserError(f"method.datastore={path}: holds no tokens; build it again from text that is not empty")
+        if (tokens_end - self._tokens_at, suffixes_end - suffixes_at) != (4 * self.length, kind.itemsize * self.length):
+            raise UserError(_not_one(path))
+        with path.open("rb") as file:
+            self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        if hasattr(mmap, "MADV_RANDOM"):  # a lookup jumps about: the kernel need not read the neighbourhood ahead
+            self._bytes.madvise(mmap.MADV_RANDOM)
+        if self._bytes[tokens_end - 4 : tokens_end] != _SEPARATOR_BYTES:
+            raise UserError(_not_one(path))
+        self._tokens = np.frombuffer(self._bytes, ">i4", self.length, self._tokens_at)
+        self._suffixes = np.frombuffer(self._bytes, kind, self.length, suffixes_at)
+        self._order = self._suffixes.data  # as Python integers, which one by one are faster than numpy's
+
+    def longest_match(self, context: list[int], spans: range) -> tuple[int, int, int] | None:
+        """(span, start, stop): the longest suffix of the context, within `spans`, that occurs, and its places.
+
+        The places are suffixes[start:stop]. Whoever holds a text also holds the text's own end, so matching is
+        monotone in the span and four searches find the longest of 15.
+        """
+        key = struct.pack(f">{len(context)}i", *context)
+        shortest, longest = spans.start - 1, min(spans.stop - 1, len(context))
+        first = 0
+        while shortest < longest:
+            span = (shortest + longest + 1) // 2
+            wanted = key[-4 * span :]
+            at = bisect_left(self._order, wanted, key=partial(self._text, width=4 * span))
+            if at < self.length and self._text(self._order[at], 4 * span) == wanted:
+                shortest, first = span, at
+            else:
+                longest = span - 1
+        if shortest < spans.start:
+            return None
+        stop = bisect_right(self._order, key[-4 * shortest :], lo=first, key=partial(self._text, width=4 * shortest))
+        return shortest, first, stop
+
+    def candidates(self, span: int, start: int, stop: int, *, depth: int, occurrences: int, nodes: int) -> Candidates:
+        """The `nodes` most frequent nodes of the prefix tree of what follows suffixes[start:stop] after `span` tokens.
+
+        Continuations have up to `depth` tokens and end with their document. Of more than `occurrences` places evenly
+        spread ones count. Among nodes of equal count the shallower comes first, then the one with smaller token ids.
+        """
+        found = stop - start
+        count = min(found, occurrences)
+        places = self._suffixes[start + np.arange(count) * found // count].astype(np.int64) + span
+        at = np.minimum(places + np.arange(depth)[:, None], self.length - 1)
+        text = self._tokens[at].astype(np.int32)  # [depth, count]; the suffix array has the columns in order
+        # Equal beginnings stand side by side: a node is a run of columns that agree down to its depth.
+        begins = np.ones(text.shape, dtype=bool)
+        np.logical_or.accumulate(text[:, 1:] != text[:, :-1], axis=0, out=begins[:, 1:])
+        runs = np.flatnonzero(begins)  # depth by depth
+        counts = np.diff(runs, append=begins.size)
+        ended = np.logical_or.accumulate(text == SEPARATOR, axis=0).reshape(-1)[runs]
+        if ended.any():
+            runs, counts = runs[~ended], counts[~ended]
+        chosen = _most_frequent(counts, nodes)
+        # A parent's run holds the child's column, is at least as long and lies one depth higher: it is chosen, earlier.
+        parents = np.searchsorted(runs, runs[chosen] - count, side="right") - 1
+        rank = np.full(len(runs) + 1, -1)
+        rank[chosen] = np.arange(len(chosen))
+        return Candidates(tokens=text.reshape(-1)[runs[chosen]].astype(np.int64), parents=rank[parents])
+
+    def _text(self, place: int, width: int) -> bytes:
+        """`width` bytes of tokens from a position; at the very end, of what follows in the file behind a separator."""
+        at = self._tokens_at + 4 * place
+        return self._bytes[at : at + width]
+
+
+def _most_frequent(counts: NDArray[np.int64], nodes: int) -> NDArray[np.int64]:
+    """Indices of the `nodes` highest counts, highest first, the earlier of equals first."""
+    several = np.flatnonzero(counts > 1)
+    if len(several) >= nodes:
+        floor = np.partition(counts[several], -nodes)[-nodes]
+        several = several[counts[several] >= floor]
+    several = several[np.argsort(-counts[several], kind="stable")][:nodes]
+    single = np.flatnonzero(counts == 1)[: nodes - len(several)]  # most nodes: not sorted
+    return np.concatenate((several, single))
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """JSON header of a safetensors file and where its data begin."""
+    size = path.stat().st_size
+    if size == 0:
+        raise UserError(f"method.datastore={path}: the file is empty; build it again")
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+        try:
+            header = json.loads(file.read(length)) if length <= size - 8 else None
+        except ValueError:
+            header = None
+    if not isinstance(header, dict):
+        raise UserError(_not_one(path))
+    return header, 8 + length
+
+
+def _not_one(path: Path) -> str:
+    return f"method.datastore={path}: not a REST datastore; bench.train method=rest writes one"
+
+
+class Rest:
+    """Drafts the tree of what followed the longest match of the context in the datastore.
+
+    datastore: file or folder written by bench.train. tokenizer, revision: the target's checkpoint, whose tokenizer
+    must be the datastore's. Spans from max_span down to min_span tokens are looked up; of a match, at most
+    `occurrences` places with `continuation` tokens each make the tree, of which `nodes` nodes are drafted.
+    Raises UserError for values out of range and for a datastore that does not fit.
+    """
+
+    tap_layer = 0
+    extra_parameters = 0
+
+    def __init__(
+        self,
+        target: Llama,
+        *,
+        datastore: str | None,
+        tokenizer: str,
+        revision: str | None,
+        max_span: int,
+        min_span: int,
+        continuation: int,
+        occurrences: int,
+        nodes: int,
+    ) -> None:
+        sizes = {"min_span": min_span, "continuation": continuation, "occurrences": occurrences, "nodes": nodes}
+        for name, value in sizes.items():
+            if value < 1:
+                raise UserError(f"method.{name}={value}: must be at least 1")
+        if max_span < min_span:
+            raise UserError(f"method.max_span={max_span}: must be at least method.min_span={min_span}")
+        if datastore is None:
+            raise UserError("method.datastore: this model has no datastore configured, give a file or a folder")
+        self.datastore = Datastore(Path(os.path.expanduser(datastore)))
+        self.datastore_bytes = self.datastore.size_bytes
+        own = Vocabulary.read(resolve(tokenizer, revision, weights=False))
+        if self.datastore.vocabulary != own:
+            raise UserError(
+                f"method.datastore={datastore}: made with another tokenizer ({self.datastore.vocabulary}), "
+                f"the model's is {tokenizer} ({own})"
+            )
+        if self.datastore.largest >= target.config.vocab_size:
+            raise UserError(
+                f"method.datastore={datastore}: holds token {self.datastore.largest}, "
+                f"the model's embedding has {target.config.vocab_size} rows"
+            )
+        self.device, self.max_rows = target.device, nodes + 1
+        self.spans, self.continuation = range(min_span, max_span + 1), continuation
+        self.limits = {"occurrences": occurrences, "nodes": nodes}
+
+    def start(self, prompt: Tensor, prefill: Prefill) -> None:
+        """Nothing to prepare: the context comes with every step."""
+
+    def propose(self, tokens: list[int], room: int) -> Draft:
+        """The tree of continuations, or nothing when no suffix of the context occurs."""
+        depth = min(self.continuation, room)
+        match = self.datastore.longest_match(tokens[-self.spans.stop + 1 :], self.spans)
+        if match is None or depth < 1:
+            return Draft.empty(self.device)
+        found = self.datastore.candidates(*match, depth=depth, **self.limits)
+        if len(found.tokens) == 0:  # every occurrence ends its document
+            return Draft.empty(self.device)
+        chain = bool((found.parents == np.arange(-1, len(found.parents) - 1)).all())
+        tree = Tree.chain(len(found.parents), self.device) if chain else Tree.build(found.parents, self.device)
+        return Draft(tokens=torch.from_numpy(found.tokens).to(self.device), tree=tree)
+
+    def observe(self, verification: Verification) -> None:
+        """Nothing to learn."""
