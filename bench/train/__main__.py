@@ -3,38 +3,48 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
+from bench.config import choices, compose_config, plain
+from methods.errors import UserError, nearest
 
 
 def main(overrides: list[str]) -> int:
-    """Compose conf/train.yaml with the overrides and run what its `train._target_` names. Returns the exit status."""
-    from hydra import compose, initialize_config_dir
-    from hydra.errors import HydraException
-    from hydra.utils import instantiate
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    from methods.errors import UserError
+    """Run what `train._target_` of conf/train.yaml names, with the overrides. Returns the exit status."""
+    from bench.train.launch import start_missing_processes
 
     try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            config = compose("train", overrides=overrides)
-        OmegaConf.resolve(config)
-        if config.threads is not None:
-            import torch
-
-            torch.set_num_threads(config.threads)
-        instantiate(config.train, _convert_="all")
-    except (UserError, HydraException, OmegaConfBaseException) as error:
-        cause = error.__cause__ if isinstance(error.__cause__, UserError) else error
-        print(str(cause).splitlines()[0], file=sys.stderr)
+        start_missing_processes(overrides)
+        train(overrides)
+    except UserError as error:
+        print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command continues from the last checkpoint", file=sys.stderr)
         return 130
     return 0
+
+
+def train(overrides: list[str]) -> object:
+    """Compose, then train. Raises UserError for anything the user can mend."""
+    method = next((text.split("=", 1)[1] for text in overrides if text.startswith("method=")), None)
+    if method in choices("method") and method not in choices("train"):
+        raise UserError(f"method={method}: there is nothing to train; {nearest(str(method), choices('train'))}")
+    config = plain(compose_config("train", overrides))
+    if config["threads"] is not None:
+        import torch
+
+        torch.set_num_threads(config["threads"])
+    return build(config["train"])
+
+
+def build(node: object) -> object:
+    """Call what a node's `_target_` names with its other keys, inner nodes first. Errors pass through unchanged."""
+    from hydra.utils import get_object
+
+    if isinstance(node, dict):
+        values = {key: build(value) for key, value in node.items() if key != "_target_"}
+        return get_object(node["_target_"])(**values) if "_target_" in node else values
+    return [build(value) for value in node] if isinstance(node, list) else node
 
 
 if __name__ == "__main__":

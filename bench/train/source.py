@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.config import locate
 from bench.train import conversations
 from bench.train.conversations import Encoded, Render
 from bench.train.loop import Data
@@ -31,7 +32,7 @@ class ModelSource:
     @classmethod
     def load(cls, model: dict[str, Any]) -> ModelSource:
         """From a model configuration (conf/model). Raises UserError as loading does."""
-        folder = resolve(model["path"], model.get("revision"))
+        folder = resolve(locate(model["path"]), model.get("revision"))
         settings = {key: model[key] for key in ("dtype", "device", "weights") if model.get(key)}
         target = load_model(folder, **settings)
         tokenizer, render = chat_format(folder, model.get("chat_template"))

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.train.__main__ import main, train
+from bench.train.launch import wanted_processes
+from tests.bench.train.chat_model import write_chat_model, write_sharegpt
+
+SMALL = [
+    "loop.length=64",
+    "loop.batch=1",
+    "loop.epochs=2",
+    "loop.lr=1e-2",
+    "loop.warmup_steps=3",
+    "loop.checkpoint_every=1000",
+    "data.held_out=5",
+    "model.device=cpu",
+    "model.exit_layer=1",
+    "train.save_dtype=float32",
+    "resume=false",
+]
+
+
+@pytest.fixture(scope="module")
+def overrides(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("launch")
+    write_chat_model(folder / "model")
+    write_sharegpt(folder / "data.json", 60)
+    return ["model=custom", f"model.path={folder / 'model'}", f"data.path={folder / 'data.json'}", *SMALL]
+
+
+def held_out_loss(folder: Path) -> float:
+    return json.loads((folder / "training.json").read_text())["held_out"]["loss"]
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_with_twice_the_accumulation(overrides, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert main([*overrides, "loop.accumulation=4", f"output={one}"]) == 0
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    command = [*launcher, "-m", "bench.train", *overrides, "loop.accumulation=2", f"output={two}"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    assert held_out_loss(two) == pytest.approx(held_out_loss(one), abs=1e-5)
+    weights = [torch.load(folder / "pytorch_model.bin", weights_only=True) for folder in (one, two)]
+    for name, tensor in weights[0].items():
+        # Adam turns the last bits of a gradient near zero into steps of up to the learning rate.
+        torch.testing.assert_close(weights[1][name], tensor, atol=1e-4, rtol=1e-4)
+
+
+def test_processes_that_the_launcher_did_not_start():
+    asked = {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}
+    assert wanted_processes(asked, ["python", "accelerate", "launch", "--cpu", "--num_processes", "2", "-m", "x"]) == 2
+    assert wanted_processes(asked, ["accelerate", "launch", "--num-processes=4", "x.py"]) == 4
+    assert wanted_processes({**asked, "WORLD_SIZE": "2"}, ["--num_processes", "2"]) == 1
+    assert wanted_processes({}, ["--num_processes", "2"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["method=kangarooo"], "method=kangarooo: unknown; did you mean kangaroo?"),
+        (["method=vanilla"], "method=vanilla: there is nothing to train; valid: kangaroo"),
+        (["loop.lrr=1"], "loop.lrr: unknown override; did you mean loop.lr?"),
+        (["data.path=/nowhere.json"], "data.path=/nowhere.json: No such file or directory"),
+        (["loop.length=999"], "loop.length=999: the context of custom is 256 tokens"),
+        (["method.exit_layer=7"], "method.exit_layer=7: must be between 0 and the model's 3 layers"),
+        (["output=???"], "output"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(overrides, tmp_path, capsys, changes, message):
+    assert main([*overrides, f"output={tmp_path}", *changes]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_a_full_disk_keeps_the_last_state(overrides, tmp_path, capsys):
+    """A limit on the size of files stands in for the disk: the first write of the state is cut short."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    state = tmp_path / "training_state.pt"
+    tmp_path.mkdir(exist_ok=True)
+    state.write_bytes(b"what was there before")
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+        status = main([*overrides, "loop.checkpoint_every=2", f"output={tmp_path}"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert status == 2 and "training_state.pt cannot be written (File too large)" in error
+    assert "the file that was there is untouched" in error
+    assert state.read_bytes() == b"what was there before"
+    assert [file.name for file in tmp_path.iterdir()] == ["training_state.pt"]
+
+
+def test_an_unreadable_state_is_named(overrides, tmp_path, capsys):
+    (tmp_path / "training_state.pt").write_bytes(b"half a file")
+    resumed = [*overrides[:-1], "resume=true", f"output={tmp_path}"]
+    assert main(resumed) == 2
+    assert "training_state.pt: not a training state" in capsys.readouterr().err
+    assert train([*overrides, f"output={tmp_path}"])
