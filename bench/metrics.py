@@ -27,6 +27,7 @@ OVERHEAD_LIMIT = 0.10
 # Below this many questions a BCa interval of a mean is visibly too narrow (about 90 % instead of 95 %).
 FEW_QUESTIONS = 20
 
+VERDICTS = ("unchecked", "equal", "near_tie", "mismatch")
 SPEED_FIGURES = (
     *("baseline_tokens_per_s", "speedup", "speedup_low", "speedup_high", "speedup_pooled", "speedup_paired"),
     *("speedup_paired_low", "speedup_paired_high", "decode_speedup", "step_cost", "baseline_step_ms", "spread"),
@@ -236,6 +237,21 @@ def _milliseconds(seconds: float | None) -> float | None:
 def _largest(turns: pd.DataFrame | None) -> int | None:
     peak = np.nan if turns is None or not len(turns) else turns.peak_memory_bytes.max()
     return int(peak) if np.isfinite(peak) else None
+
+
+def question_table(run: Run) -> pd.DataFrame:
+    """By question: subtask, speedup, tokens_per_s, cr, tokens (of one repeat) and the worst verdict of its turns."""
+    answers, baseline, _ = paired_turns(run)
+    by_question = answers.groupby("question_id")
+    table = by_question[["steps", "emitted"]].sum(min_count=1)
+    table["subtask"] = by_question.subtask.first()
+    table["tokens"] = by_question.new_tokens.sum() / by_question.repeat.nunique()
+    table["cr"] = table.emitted / table.steps
+    table["tokens_per_s"] = question_rates(answers).mean(axis=1)
+    table["speedup"] = table.tokens_per_s / question_rates(baseline).mean(axis=1) if baseline is not None else np.nan
+    severity = answers.verdict.map({"equal": 1, "near_tie": 2, "mismatch": 3}).fillna(0)
+    table["verdict"] = severity.groupby(answers.question_id).max().map(dict(enumerate(VERDICTS)))
+    return table
 
 
 def summarise(run: Run) -> dict[str, Any]:

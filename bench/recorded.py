@@ -21,6 +21,7 @@ CTAR_POSITIONS = range(1, 7)
 MT_BENCH = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
 SUBTASKS = ("mt_bench", "translation", "summarization", "qa", "math_reasoning", "rag")
 
+FAILURE_COLUMNS = ["question_id", "subtask", "repeat", "turn", "status", "error"]
 # Runs that differ in one of these were measured by different rulers.
 HARDWARE_KEYS = ("cpu", "cores", "gpu", "driver", "threads")
 
@@ -202,7 +203,7 @@ def read_failures(path: Path, notes: list[str]) -> pd.DataFrame:
                     "error": record.get("error", ""),
                 }
             )
-    return pd.DataFrame(rows, columns=["question_id", "subtask", "repeat", "turn", "status", "error"])
+    return pd.DataFrame(rows, columns=FAILURE_COLUMNS)
 
 
 def read_run(folder: Path) -> Run:

@@ -1,4 +1,4 @@
-"""python -m bench.report [results_dir=results]   tables and figures of all recorded runs, into results/report/."""
+"""python -m bench.report [results_dir=results]: one page, tables and figures of all recorded runs."""
 
 from __future__ import annotations
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from methods.errors import UserError
 # Config keys that say where or how a run was done, not what was measured.
 INCIDENTAL = {"results_dir", "resume", "shard", "data.path", "model.path"}
 
+CROWDED = 12  # more curves than this in one figure cannot be told apart
 USUAL = ("kangaroo", "medusa", "lookahead", "rest", "vanilla")
 
 
@@ -57,6 +59,19 @@ class Group:
     @property
     def demonstration(self) -> bool:
         return any(entry.metrics["demonstration"] for entry in self.entries)
+
+    @property
+    def drawn(self) -> tuple[Entry, ...]:
+        """Entries for crowded figures: without vanilla, and of each method's sweep only the fastest run."""
+        methods = [entry for entry in self.entries if entry.run.method != "vanilla"] or list(self.entries)
+        if len(methods) <= CROWDED:
+            return tuple(methods)
+        fastest: dict[str, Entry] = {}
+        for entry in methods:
+            best = fastest.setdefault(entry.run.method, entry)
+            if (entry.metrics["overall"]["speedup"] or 0) > (best.metrics["overall"]["speedup"] or 0):
+                fastest[entry.run.method] = entry
+        return tuple(fastest.values())
 
     @property
     def title(self) -> str:
@@ -125,13 +140,30 @@ def _group(machine: str, model: str, runs: list[Run], slug: str) -> Group:
     for members in by_config.values():
         shards = {_shard(run) for run in members}
         merged += [merge(members)] if len(shards) == len(members) else members
-    merged.sort(key=lambda run: (run.method != "vanilla", run.method, str(run.info.get("started"))))
+    merged.sort(key=_order)
     labels = _labels(merged)
     entries = tuple(
         Entry(run, label, metrics.summarise(run), index)
         for run, label, index in zip(merged, labels, _indices(merged), strict=True)
     )
-    return Group(machine, environment(runs[0].info), model, entries, tuple(_group_warnings(entries)), slug)
+    group = Group(machine, environment(runs[0].info), model, entries, slug=slug)
+    return replace(group, warnings=tuple(_group_warnings(entries) + _not_drawn(group)))
+
+
+def _not_drawn(group: Group) -> list[str]:
+    counts = Counter(entry.run.method for entry in group.entries)
+    return [
+        f"figure 1 draws {entry.label}, the fastest of {counts[entry.run.method]} runs of {entry.run.method}"
+        for entry in group.drawn
+        if len(group.drawn) < len(group.entries) - counts["vanilla"] and counts[entry.run.method] > 1
+    ]
+
+
+def _order(run: Run) -> tuple[Any, ...]:
+    """Sort key: vanilla first, then by method and its settings (numbers by size), then by start."""
+    found = sorted((key, value) for key, value in _identity(run).items() if key.startswith("method."))
+    settings = [(key, float(v) if isinstance(v, (int, float)) else 0.0, str(v)) for key, v in found]
+    return run.method != "vanilla", run.method, settings, str(run.info.get("started"))
 
 
 def _indices(runs: list[Run]) -> list[int]:

@@ -4,30 +4,64 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from methods.errors import UserError, nearest
 
 USAGE = """usage: python -m bench.report [results_dir=results] [output=results/report]
+       python -m bench.report import=FILE... [baseline=FILE...] [model=NAME] [method=NAME]
+       python -m bench.report --compare RUN_A RUN_B
 
-Reads every run below results_dir/runs and writes tables and figures to results_dir/report.
+Reads every run below results_dir/runs and writes one page (index.html), tables, figures and records.parquet.
 
   results_dir=FOLDER   what bench.run wrote (results)
   output=FOLDER        where the report goes (results_dir/report)
+  import=FILE...       answer files of Spec-Bench or of the authors' Kangaroo, read as runs; several files with one
+                       model_id are repeats
+  baseline=FILE...     the plain decoding's answer files for the imported ones, one for all or one for each
+  model=, method=      names for imported runs, where model_id does not tell them
+  --compare A B        two run directories, paired by question
 """
-DEFAULTS = {"results_dir": "results", "output": ""}
+LISTS = ("import", "baseline")
+DEFAULTS = {"results_dir": "results", "output": "", "model": "", "method": ""}
 
 
-def parse(arguments: Sequence[str]) -> dict[str, str]:
-    """key=value arguments. Raises UserError for an unknown key."""
-    settings = dict(DEFAULTS)
+@dataclass
+class Settings:
+    """The command line, taken apart."""
+
+    values: dict[str, str] = field(default_factory=lambda: dict(DEFAULTS))
+    lists: dict[str, list[Path]] = field(default_factory=lambda: {key: [] for key in LISTS})
+    compare: list[Path] = field(default_factory=list)
+
+
+def parse(arguments: Sequence[str]) -> Settings:
+    """key=value arguments; further files may follow import= and baseline=. Raises UserError for anything else."""
+    settings = Settings()
+    if arguments and arguments[0] == "--compare":
+        settings.compare = [Path(argument) for argument in arguments[1:]]
+        if len(settings.compare) != 2:
+            raise UserError(f"--compare takes two run directories, not {len(settings.compare)}")
+        return settings
+    current = ""
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        if key not in DEFAULTS:
-            raise UserError(f"{argument}: unknown argument; {nearest(key, DEFAULTS)}")
-        if not equals or not value:
+        if not equals and current:
+            settings.lists[current].append(Path(argument))
+            continue
+        valid = {*DEFAULTS, *LISTS, "--compare"}
+        if key not in valid - {"--compare"}:
+            raise UserError(f"{argument}: unknown argument; {nearest(key, valid)}")
+        if not value:
             raise UserError(f"{argument}: expected {key}=VALUE")
-        settings[key] = value
+        current = key if key in LISTS else ""
+        if current:
+            settings.lists[key] += [Path(part) for part in value.split(",")]
+        else:
+            settings.values[key] = value
+    if settings.lists["baseline"] and not settings.lists["import"]:
+        raise UserError("baseline= goes with import=: give the answer files whose baseline this is")
     return settings
 
 
@@ -38,10 +72,12 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     try:
         settings = parse(arguments)
-        results = Path(settings["results_dir"])
-        if not results.is_dir():
-            raise UserError(f"results_dir={results}: no such folder; give the folder that bench.run wrote to")
-        for path in write_report(results, Path(settings["output"] or results / "report")):
+        if settings.compare:
+            from bench.report.compare import compare_folders
+
+            print(compare_folders(*settings.compare))
+            return 0
+        for path in write_report(settings):
             print(path)
     except UserError as error:
         print(error, file=sys.stderr)
@@ -49,12 +85,22 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def write_report(results: Path, out: Path) -> list[Path]:
-    """All files of the report below `out`; returns their paths."""
+def write_report(settings: Settings) -> list[Path]:
+    """All files of the report; returns their paths. Raises UserError before anything is written."""
     from bench.report.collect import collect
     from bench.report.figures import write_figures
+    from bench.report.frames import write_records
+    from bench.report.importer import import_runs
+    from bench.report.page import write_page
     from bench.report.tables import write_tables
 
-    collection = collect(results)
+    values, results = settings.values, Path(settings.values["results_dir"])
+    names = {"model": values["model"], "method": values["method"]}
+    imported = import_runs(settings.lists["import"], settings.lists["baseline"], **names)
+    if not results.is_dir() and not imported:
+        raise UserError(f"results_dir={results}: no such folder; give the folder that bench.run wrote to")
+    collection = collect(results, imported)
+    out = Path(values["output"] or results / "report")
     out.mkdir(parents=True, exist_ok=True)
-    return write_tables(collection, out) + write_figures(collection, out)
+    tables, figures = write_tables(collection, out), write_figures(collection, out)
+    return [write_page(collection, out), *tables, *figures, write_records(collection, out)]

@@ -17,44 +17,10 @@ from matplotlib.figure import Figure
 
 from bench.recorded import CTAR_POSITIONS
 from bench.report import published
-from bench.report.collect import Collection, Entry, Group
+from bench.report.ablations import figure_exit_layer, figure_threshold, step_cost
+from bench.report.collect import Collection, Group
+from bench.report.style import COLOURS, COLUMN, PAGE, STYLE, colour, marker, model_title
 from bench.report.tables import PAPER_ORDER, title
-
-# Okabe and Ito (2008), without the yellow that fades on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#4D4D4D", "#7F3C8D")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "h", "p")
-COLUMN, PAGE = 3.35, 6.9  # inches: one column and both columns of a two-column paper
-STYLE: Any = {
-    "font.family": "STIXGeneral",
-    "mathtext.fontset": "stix",
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.labelsize": 8,
-    "legend.fontsize": 7,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#DDDDDD",
-    "grid.linewidth": 0.4,
-    "axes.axisbelow": True,
-    "lines.linewidth": 1.1,
-    "lines.markersize": 3.5,
-    "legend.frameon": False,
-    "pdf.fonttype": 42,
-    "ps.fonttype": 42,
-    "savefig.dpi": 200,
-}
-
-
-def colour(entry: Entry) -> str:
-    return COLOURS[entry.index % len(COLOURS)]
-
-
-def marker(entry: Entry) -> str:
-    return MARKERS[entry.index % len(MARKERS)]
 
 
 def write_figures(collection: Collection, out: Path) -> list[Path]:
@@ -66,6 +32,8 @@ def write_figures(collection: Collection, out: Path) -> list[Path]:
                 figure = draw(group)
                 if figure is None:
                     continue
+                figure.draw_without_rendering()
+                figure.set_layout_engine("none")  # the layout is found; it need not be again for each format
                 for ending in ("png", "pdf"):
                     path = out / f"{name}{group.slug}.{ending}"
                     # no date inside, so the same records give the same file
@@ -76,7 +44,7 @@ def write_figures(collection: Collection, out: Path) -> list[Path]:
 
 
 def _ctar_axes(axes: Axes, group: Group, subtask: str) -> None:
-    for entry in _measured_methods(group):
+    for entry in group.drawn:
         row = entry.row(subtask)
         if row is None or row["ctar"][0] is None:
             continue
@@ -91,11 +59,6 @@ def _ctar_axes(axes: Axes, group: Group, subtask: str) -> None:
     axes.set_ylim(bottom=0)
 
 
-def _measured_methods(group: Group) -> list[Entry]:
-    """Entries whose curves say something: vanilla's CTAR is 0 and its speedup 1 by definition."""
-    return [entry for entry in group.entries if entry.run.method != "vanilla"] or list(group.entries)
-
-
 def figure1_ctar(group: Group) -> Figure | None:
     """CTAR decay on math_reasoning (the paper's Figure 1, left), or on the first subtask that was run."""
     if not group.subtasks:
@@ -103,8 +66,12 @@ def figure1_ctar(group: Group) -> Figure | None:
     subtask = "math_reasoning" if "math_reasoning" in group.subtasks else group.subtasks[0]
     figure, axes = plt.subplots(figsize=(COLUMN, 2.4), layout="constrained")
     _ctar_axes(axes, group, subtask)
-    axes.set(xlabel="position $w$", ylabel="CTAR($w$), % of steps", title=f"{subtask}, {_model(group)}")
-    axes.legend()
+    axes.set(xlabel="position $w$", ylabel="CTAR($w$), % of steps", title=f"{subtask}, {model_title(group)}")
+    if len(axes.get_lines()) > 6 or max(map(len, axes.get_legend_handles_labels()[1]), default=0) > 24:
+        _shared_legend(figure, [axes])
+        figure.set_figheight(2.4 + 0.15 * len(axes.get_lines()) / (2 if len(axes.get_lines()) > 8 else 1))
+    else:
+        axes.legend()
     return figure
 
 
@@ -128,15 +95,18 @@ def figure1_ctar_subtasks(group: Group) -> Figure | None:
 
 
 def _shared_legend(figure: Figure, all_axes: Any) -> None:
-    found = {
-        label: handle for axes in all_axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(found.values(), found.keys(), loc="outside upper center", ncols=min(4, len(found)))
+    """A legend above the axes, with as many columns as its longest label allows."""
+    found: dict[str, Any] = {}
+    for axes in all_axes:
+        found |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    characters = 19 * figure.get_figwidth()  # that fit in a line at the legend's size
+    columns = int(characters / (max(map(len, found), default=0) + 7))
+    figure.legend(found.values(), found.keys(), loc="outside upper center", ncols=max(1, min(columns, len(found))))
 
 
 def figure1_speedup(group: Group) -> Figure | None:
     """Speedup bars by subtask and overall with 95 % intervals (the paper's Figure 1, right)."""
-    entries = [e for e in _measured_methods(group) if e.metrics["overall"]["speedup"] is not None]
+    entries = [e for e in group.drawn if e.metrics["overall"]["speedup"] is not None]
     if not entries:
         return None
     names = [s for s in PAPER_ORDER if s in group.subtasks] + [s for s in group.subtasks if s not in PAPER_ORDER]
@@ -164,17 +134,16 @@ def figure1_speedup(group: Group) -> Figure | None:
         range(len(names)), [title(s) for s in names], rotation=0 if wide else 30, ha="center" if wide else "right"
     )
     axes.grid(axis="x", visible=False)
-    axes.set(ylabel="speedup over vanilla", title=_model(group))
+    axes.set(ylabel="speedup over vanilla", title=model_title(group))
     _shared_legend(figure, [axes])
     return figure
-
-
-def _model(group: Group) -> str:
-    return f"{group.model} (demonstration)" if group.demonstration else group.model
 
 
 FIGURES: dict[str, Callable[[Group], Figure | None]] = {
     "figure1_ctar": figure1_ctar,
     "figure1_ctar_subtasks": figure1_ctar_subtasks,
     "figure1_speedup": figure1_speedup,
+    "figure_exit_layer": figure_exit_layer,
+    "figure_threshold": figure_threshold,
+    "step_cost": step_cost,
 }

@@ -16,6 +16,7 @@ def _table(name: str) -> pd.DataFrame:
     return pd.read_csv(REFERENCE / f"{name}.csv", comment="#")
 
 
+@cache
 def table1(model: str, method: str) -> dict[str, tuple[float | None, float | None]]:
     """(CR, speedup) by subtask and "average" as the paper's Table 1 prints them; empty when it has no such row."""
     rows = _table("table1_main")
@@ -31,6 +32,7 @@ def table2() -> pd.DataFrame:
     return _table("table2_adapter").copy()
 
 
+@cache
 def ctar_math_reasoning(model: str, method: str) -> list[float] | None:
     """CTAR(1..6) of Figure 1, left; the paper shows Vicuna-7B only."""
     rows = _table("figure1_ctar_math_reasoning")

@@ -30,7 +30,7 @@ TABLE1_CAPTION = (
     f"Published rows: {published.PAPER}, Table 1 (V100)."
 )
 LEADERBOARD_CAPTION = (
-    "Spec-Bench's speedup with CR in brackets; overall is over all questions, with its 95 % BCa interval. A method is "
+    "Spec-Bench's speedup, and CR; overall is over all questions, with its 95 % BCa interval. A method is "
     "ranked below another only where their intervals do not overlap."
 )
 

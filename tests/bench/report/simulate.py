@@ -80,6 +80,16 @@ class Plan:
     text: str | None = None
 
 
+def write_tokenizer(folder: Path) -> Path:
+    """A checkpoint folder whose tokenizer.json spells the simulated token ids."""
+    from tokenizers import Tokenizer, models
+
+    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary = {word: index for index, word in enumerate([*WORDS, "<unk>"])}
+    Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>")).save(str(folder / "tokenizer.json"))
+    return folder
+
+
 def write_run(results: Path, plan: Plan) -> Path:
     """One run directory below `results`/runs. Returns it."""
     config = {

@@ -1,0 +1,197 @@
+"""Answers for the page: texts shared by all methods, and each step's emitted tokens to colour them by."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bench.metrics import question_table
+from bench.recorded import Run
+from bench.report.collect import Collection, Group
+
+DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+LOOKUP = np.frombuffer(DIGITS.encode(), dtype=np.uint8)
+BUDGET_BYTES = 3_800_000  # of the page's 5 MB, what answers and the per-question table may take
+LIMITS = (None, 40, 20, 10, 5, 2, 0)  # answers shown of each subtask, until they fit
+
+
+@dataclass
+class Texts:
+    """Distinct answers; a lossless method's is the baseline's, so it is stored once."""
+
+    items: list[list[Any]] = field(default_factory=list)
+    places: dict[tuple[Any, ...], int] = field(default_factory=dict)
+
+    def place(self, text: str, ids: np.ndarray | None, tokenizer: Any) -> int:
+        key = (text, None if ids is None else ids.tobytes())
+        if key not in self.places:
+            self.places[key] = len(self.items)
+            pieces = None if tokenizer is None or ids is None else _pieces(tokenizer, ids)
+            if pieces is not None and "".join(pieces).strip() == text.strip():
+                self.items.append(["".join(pieces), _packed(np.fromiter(map(len, pieces), dtype=np.int64))])
+            else:
+                self.items.append([text, ""])
+        return self.places[key]
+
+
+def _packed(values: np.ndarray) -> str:
+    """Small numbers as one character each; a larger one as `~number~`."""
+    if not len(values) or values.max() < len(DIGITS):
+        return LOOKUP[values].tobytes().decode()
+    return "".join(DIGITS[v] if v < len(DIGITS) else f"~{v}~" for v in values)
+
+
+def _pieces(tokenizer: Any, ids: np.ndarray) -> list[str]:
+    """The text that each token adds; a token inside an unfinished character adds nothing yet."""
+    from tokenizers.decoders import DecodeStream
+
+    stream = DecodeStream(skip_special_tokens=True)
+    return [stream.step(tokenizer, int(token)) or "" for token in ids]
+
+
+def load_tokenizer(run: Run) -> Any:
+    """The checkpoint's tokenizer.json from its folder or the local cache, or None; nothing is downloaded."""
+    model = run.config.get("model")
+    path = model.get("path") if isinstance(model, dict) else None
+    return _tokenizer(str(path)) if path else None
+
+
+@cache
+def _tokenizer(path: str) -> Any:
+    file: Any = Path(path) / "tokenizer.json"
+    if not file.is_file():
+        if Path(path).exists() or path.count("/") != 1:
+            return None
+        from huggingface_hub import try_to_load_from_cache
+
+        file = try_to_load_from_cache(path, "tokenizer.json")
+        if not isinstance(file, str):
+            return None
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(file))
+
+
+def prompts(run: Run) -> dict[Any, list[str]]:
+    """Question texts by id from the run's own question file, where it is still there."""
+    data = run.config.get("data")
+    path = data.get("path") if isinstance(data, dict) else None
+    file = Path(str(path)) if path else None
+    if file is None or not file.is_file():
+        return {}
+    found = {}
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+            found[record["question_id"]] = [str(turn) for turn in record["turns"]]
+        except (ValueError, KeyError, TypeError):
+            continue  # the run itself checked this file; the report only quotes it
+    return found
+
+
+def payloads(collection: Collection) -> list[dict[str, Any]]:
+    """Per group what the page's question table shows, together within the budget."""
+    for limit in LIMITS:
+        found = [group_payload(group, limit) for group in collection.groups]
+        if sum(len(json.dumps(one, ensure_ascii=False).encode()) for one in found) <= BUDGET_BYTES:
+            break
+    return found
+
+
+def group_payload(group: Group, limit: int | None) -> dict[str, Any]:
+    """limit: questions of each subtask whose answers are included; None includes all.
+
+    Returns methods: [label]; questions: [[id, subtask, [turn]]]; texts: [[text, packed token lengths]];
+    rows: by method [[question, speedup, tokens/s, CR, tokens, verdict, [[text, packed steps]] or 0]].
+    """
+    texts = Texts()
+    questions: list[list[Any]] = []
+    places: dict[Any, int] = {}
+    asked = {key: value for entry in group.entries for key, value in prompts(entry.run).items()}
+    everything = pd.concat([e.run.answers[["question_id", "subtask"]].drop_duplicates() for e in group.entries])
+    everything = everything.drop_duplicates("question_id")
+    shown: set[Any] = set()
+    for subtask, members in everything.groupby("subtask", sort=False):
+        for number, question in enumerate(members.question_id):
+            included = limit is None or number < limit
+            shown |= {question} if included else set()
+            places[question] = len(questions)
+            questions.append([question, subtask, asked.get(question, []) if included else []])
+    rows = [_method_rows(entry.run, places, shown, texts) for entry in group.entries]
+    return {
+        "methods": [entry.label for entry in group.entries],
+        "questions": questions,
+        "texts": texts.items,
+        "rows": rows,
+        "shown": len(shown),
+    }
+
+
+def _method_rows(run: Run, places: dict[Any, int], shown: set[Any], texts: Texts) -> list[list[Any]]:
+    tokenizer = load_tokenizer(run)
+    answers: dict[Any, list[list[Any]]] = {}
+    first = run.answers[run.answers.repeat == run.answers.repeat.min()]
+    for turn in first.itertuples():
+        if turn.question_id in shown:
+            place = texts.place(turn.text, turn.token_ids, tokenizer)
+            answers.setdefault(turn.question_id, []).append(
+                [place, "" if turn.lengths is None else _packed(turn.lengths)]
+            )
+    rows = []
+    for row in question_table(run).itertuples():
+        numbers = [_rounded(row.speedup), _rounded(row.tokens_per_s), _rounded(row.cr), int(row.tokens)]
+        rows.append([places[row.Index], *numbers, row.verdict, answers.get(row.Index, 0)])
+    return rows
+
+
+def _rounded(value: float) -> float | None:
+    return round(float(value), 4) if np.isfinite(value) else None
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Where an answer left the baseline's: the end of what they share, and how each goes on."""
+
+    question: Any
+    subtask: str
+    turn: int
+    verdict: str
+    position: int | None
+    margin: float | None
+    shared: str
+    ours: str
+    theirs: str
+
+
+def first_divergences(run: Run, count: int = 5, context: int = 60, after: int = 90) -> list[Divergence]:
+    """The first `count` turns that differ from the baseline, mismatches before near ties, each question once."""
+    different = run.answers[run.answers.verdict.isin(["mismatch", "near_tie"])]
+    different = different.sort_values("verdict", kind="stable").drop_duplicates(["question_id", "turn"]).head(count)
+    if run.baseline is None or not len(different):
+        return []
+    baseline = run.baseline.set_index(["question_id", "repeat", "turn"]).text
+    found = []
+    for row in different.itertuples():
+        theirs = baseline.get((row.question_id, row.repeat, row.turn), "")
+        split = next((i for i, (a, b) in enumerate(zip(row.text, theirs, strict=False)) if a != b), None)
+        split = min(len(row.text), len(theirs)) if split is None else split
+        found.append(
+            Divergence(
+                question=row.question_id,
+                subtask=row.subtask,
+                turn=row.turn,
+                verdict=row.verdict,
+                position=int(row.position) if np.isfinite(row.position) else None,
+                margin=float(row.margin) if np.isfinite(row.margin) else None,
+                shared=row.text[max(0, split - context) : split],
+                ours=row.text[split : split + after],
+                theirs=theirs[split : split + after],
+            )
+        )
+    return found

@@ -1,0 +1,115 @@
+"""Two runs against each other, paired by question: `python -m bench.report --compare RUN_A RUN_B`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bench.metrics import Interval, geometric_mean, question_table, ratio_interval, show
+from bench.recorded import Run, differences, flatten, ordered_subtasks, read_run, require_same_environment
+from methods.errors import UserError
+
+# Facts of run.json that may differ between runs of one machine, and that a reader wants to know of.
+FACTS = ("git.commit", "git.dirty", "extra_parameters", "datastore_bytes", "started", "command")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """B over A on the questions both answered; a ratio over 1 means that B is faster."""
+
+    subtask: str
+    questions: int
+    ratio: float | None
+    interval: Interval
+    cr: tuple[float | None, float | None]
+
+    @property
+    def verdict(self) -> str:
+        """What the interval allows to say."""
+        low, high = self.interval.low, self.interval.high
+        if low is None or high is None:
+            return "too few questions to tell"
+        if low <= 1 <= high:
+            return "within the noise"
+        return "B is faster" if low > 1 else "B is slower"
+
+
+def compare(a: Run, b: Run) -> tuple[str, list[Comparison]]:
+    """(what is compared, one Comparison per subtask and overall).
+
+    With a baseline on both sides it is the ratio of per-question speedups, so that drift of the machine between the
+    two runs cancels; else of tokens/s. Raises UserError for different hardware, dtype, versions or model, or no
+    shared question.
+    """
+    require_same_environment(a, b, "compare")
+    if a.model != b.model:
+        raise UserError(f"cannot compare {a.folders[0]} and {b.folders[0]}: model is {a.model} and {b.model}")
+    left, right = question_table(a), question_table(b)
+    both = left.join(right, how="inner", lsuffix="_a", rsuffix="_b")
+    if not len(both):
+        raise UserError(f"cannot compare {a.folders[0]} and {b.folders[0]}: no question was answered in both")
+    name = "tokens_per_s" if a.baseline is None or b.baseline is None else "speedup"
+    parts = [(s, both[both.subtask_a == s]) for s in ordered_subtasks(both.subtask_a.unique())] + [("overall", both)]
+    return name, [_one(subtask, rows, name) for subtask, rows in parts]
+
+
+def _one(subtask: str, rows: pd.DataFrame, name: str) -> Comparison:
+    ratios = (rows[f"{name}_b"] / rows[f"{name}_a"]).to_numpy()
+    known = ratios[np.isfinite(ratios)]
+    ratio = geometric_mean(known) if len(known) else None
+    crs = tuple(_pooled_cr(rows, side) for side in ("a", "b"))
+    return Comparison(subtask, len(rows), ratio, ratio_interval(known), (crs[0], crs[1]))
+
+
+def _pooled_cr(rows: pd.DataFrame, side: str) -> float | None:
+    steps = rows[f"steps_{side}"].sum()
+    return float(rows[f"emitted_{side}"].sum() / steps) if steps > 0 else None
+
+
+def what_differs(a: Run, b: Run) -> list[tuple[str, Any, Any]]:
+    """Config keys and facts of run.json on which the runs differ."""
+    config = [(f"config.{key}", x, y) for key, x, y in differences(flatten(a.config), flatten(b.config))]
+    facts = [{key: value for key, value in flatten(run.info).items() if key in FACTS} for run in (a, b)]
+    hashes = [flatten({"checkpoint_sha256": run.info.get("checkpoint_sha256") or {}}) for run in (a, b)]
+    return config + differences(facts[0], facts[1]) + differences(hashes[0], hashes[1])
+
+
+def format_comparison(a: Run, b: Run) -> str:
+    """The comparison as plain text for the terminal."""
+    name, rows = compare(a, b)
+    what = "speedup over its own baseline" if name == "speedup" else "tokens/s (a baseline is missing)"
+    lines = [f"A: {a.model} / {a.method}  {a.folders[0]}", f"B: {b.model} / {b.method}  {b.folders[0]}",
+             f"B over A, {what}: geometric mean over shared questions, 95 % BCa interval", ""]  # fmt: skip
+    table = [["subtask", "questions", "B / A", "95 % interval", "CR of A", "CR of B", ""]]
+    for row in rows:
+        low, high = row.interval.low, row.interval.high
+        bounds = f"{low:.3f} to {high:.3f}" if low is not None and high is not None else ""
+        crs = [show(value) for value in row.cr]
+        table.append([row.subtask, str(row.questions), show(row.ratio, 3), bounds, *crs, row.verdict])
+    widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
+    lines += ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
+    lines += ["", f"Overall: {_plain(rows[-1])}"]
+    left_out = len({*a.answers.question_id} ^ {*b.answers.question_id})
+    if left_out:
+        lines.append(f"{left_out} questions stand in only one of the runs and are left out")
+    differing = what_differs(a, b)
+    lines += ["", "What differs:" if differing else "Config, commit and checkpoints are the same."]
+    return "\n".join(lines + [f"  {key}: {left!r} | {right!r}" for key, left, right in differing])
+
+
+def _plain(row: Comparison) -> str:
+    if row.ratio is None or not row.interval.known:
+        return "too few questions to tell A and B apart."
+    percent = 100 * (row.ratio - 1)
+    if row.verdict == "within the noise":
+        return f"the difference of {percent:+.1f} % is within the noise; nothing shows that A and B differ in speed."
+    return f"B is {abs(percent):.1f} % {'faster' if percent > 0 else 'slower'} than A, and the interval excludes 1."
+
+
+def compare_folders(a: Path, b: Path) -> str:
+    """Text that compares two run directories. Raises UserError as `compare` and `read_run` do."""
+    return format_comparison(read_run(a), read_run(b))

@@ -1,0 +1,130 @@
+"""results/report/index.html: one file without network, everything on it escaped by Jinja."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from bench.metrics import OVERHEAD_LIMIT, SPREAD_LIMIT, show, show_interval
+from bench.recorded import flatten
+from bench.report import published
+from bench.report.answers import first_divergences, payloads
+from bench.report.collect import INCIDENTAL, Collection, Entry, Group, machine_label
+from bench.report.svg import CHARTS, colour, legend_mark
+from bench.report.tables import (
+    LEADERBOARD_CAPTION,
+    PAPER_ORDER,
+    TABLE1_CAPTION,
+    by_speed,
+    group_notes,
+    lossless,
+    ranks,
+    table1_rows,
+    title,
+)
+
+HERE = Path(__file__).resolve().parent
+
+
+def write_page(collection: Collection, out: Path) -> Path:
+    """Writes index.html below `out`."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.globals |= {"show": show, "show_interval": show_interval, "title": title, "colour": colour}
+    environment.globals |= {"legend_mark": legend_mark, "lossless": lossless, "warning": warning_beside}
+    text = environment.get_template("page.html.j2").render(
+        style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
+        script=Markup((HERE / "page.js").read_text(encoding="utf-8")),
+        groups=[
+            _group_view(number, group, payload)
+            for number, (group, payload) in enumerate(zip(collection.groups, payloads(collection), strict=True))
+        ],
+        warnings=collection.warnings,
+        captions={"leaderboard": LEADERBOARD_CAPTION, "table1": TABLE1_CAPTION},
+        limits={"spread": f"{SPREAD_LIMIT:.0%}", "overhead": f"{OVERHEAD_LIMIT:.0%}"},
+        paper=published.PAPER,
+    )
+    path = out / "index.html"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def embedded(data: Any) -> Markup:
+    """JSON that is safe inside a script element: no character that could end it."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for character, escaped in (("<", "\\u003c"), (">", "\\u003e"), ("&", "\\u0026"), ("\u2028", "\\u2028")):
+        text = text.replace(character, escaped)
+    return Markup(text)
+
+
+def warning_beside(entry: Entry, scope: str) -> str:
+    """The warnings that belong beside an entry's figures of a subtask, as one text; empty if there are none."""
+    texts = [w["text"] for w in entry.metrics["warnings"] if w["scope"] == scope and "fewer than" not in w["text"]]
+    return "; ".join(texts)
+
+
+def _group_view(number: int, group: Group, payload: dict[str, Any]) -> dict[str, Any]:
+    scopes = ["overall", *group.subtasks]
+    return {
+        "id": f"g{number}",
+        "group": group,
+        "machine": machine_label(group.environment),
+        "scopes": scopes,
+        "board": by_speed(group),
+        "ranks": ranks(group),
+        "charts": [
+            {"name": name, "title": heading, "drawings": [(scope, draw(group, scope)) for scope in scopes]}
+            for name, heading, draw in CHARTS
+        ],
+        "notes": group_notes(group),
+        "divergences": [(entry, first_divergences(entry.run)) for entry in group.entries],
+        "published": _published(group),
+        "paper_order": PAPER_ORDER,
+        "settings": _settings(group),
+        "payload": embedded(payload),
+        "shown": payload["shown"],
+        "asked": len(payload["questions"]),
+        "colourable": any(lengths for _, lengths in payload["texts"]),
+        "failures": [(entry, entry.run.failures.to_dict("records")[:20]) for entry in group.entries],
+    }
+
+
+def _published(group: Group) -> dict[str, Any]:
+    """Table 1 with its published rows, and Spec-Bench's leaderboard rows of the same model and methods."""
+    methods = dict.fromkeys(entry.run.method for entry in group.entries)
+    board = [row for method in methods for row in published.spec_bench(group.model, method).to_dict("records")]
+    rows = table1_rows(group)
+    return {"rows": rows, "any": any(r["source"] == "published" for r in rows) or bool(board), "spec_bench": board}
+
+
+def _settings(group: Group) -> dict[str, Any]:
+    """Config keys that all runs share with one value, keys that differ, and each run's own facts."""
+    flat = [flatten(entry.run.config) for entry in group.entries]
+    keys = list(dict.fromkeys(key for one in flat for key in one))
+    same = {key: flat[0].get(key) for key in keys if all(one.get(key, "") == flat[0].get(key, "") for one in flat)}
+    return {
+        "same": same,
+        "varying": [key for key in keys if key not in same and key not in INCIDENTAL],
+        "flat": flat,
+        "runs": [
+            {
+                "folders": [str(folder) for folder in entry.run.folders],
+                "command": entry.run.info.get("command"),
+                "started": entry.run.info.get("started"),
+                "git": entry.run.info.get("git") or {},
+                "hashes": entry.run.info.get("checkpoint_sha256") or {},
+                "extra_parameters": entry.metrics["extra_parameters"],
+                "datastore_bytes": entry.metrics["datastore_bytes"],
+            }
+            for entry in group.entries
+        ],
+    }

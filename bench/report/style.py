@@ -1,0 +1,51 @@
+"""One look for all figures: fonts embedded, colours safe for colour-blind readers, readable at column width."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from bench.report.collect import Entry, Group
+
+# Okabe and Ito (2008), without the yellow that fades on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#4D4D4D", "#7F3C8D")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "h", "p")
+COLUMN, PAGE = 3.35, 6.9  # inches: one column and both columns of a two-column paper
+STYLE: Any = {
+    "font.family": "STIXGeneral",
+    "mathtext.fontset": "stix",
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "legend.fontsize": 7,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.4,
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.1,
+    "lines.markersize": 3.5,
+    "legend.frameon": False,
+    "pdf.fonttype": 42,
+    "ps.fonttype": 42,
+    "savefig.dpi": 200,
+}
+
+
+def colour(entry: Entry) -> str:
+    return COLOURS[entry.index % len(COLOURS)]
+
+
+def marker(entry: Entry) -> str:
+    return MARKERS[entry.index % len(MARKERS)]
+
+
+def model_title(group: Group) -> str:
+    return f"{group.model} (demonstration)" if group.demonstration else group.model

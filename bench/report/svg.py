@@ -1,0 +1,247 @@
+"""The page's charts as plain SVG: drawn here, coloured by the page's style sheet, so that light and dark both work."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from markupsafe import Markup, escape
+
+from bench.metrics import show
+from bench.recorded import CTAR_POSITIONS
+from bench.report import published
+from bench.report.collect import Entry, Group
+from bench.report.tables import title
+
+WIDTH = 380  # units; close to a phone's width, so that text keeps its size there
+COLOURS = 12  # classes m0..m11 of page.css
+STEP_COSTS = (0.0, 0.25, 0.5, 1.0, 2.0)
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Round numbers from low to high, about `count` of them."""
+    span = max(high - low, 1e-9)
+    raw = span / count
+    base = 10.0 ** math.floor(math.log10(raw))
+    step = next(base * m for m in (1, 2, 2.5, 5, 10) if base * m >= raw)
+    first = math.ceil(low / step - 1e-9)
+    return [round(i * step, 10) for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def number(value: float) -> str:
+    return f"{value:g}"
+
+
+@dataclass
+class Canvas:
+    """SVG elements of one chart. x and y map data to units; text is escaped here and nowhere else."""
+
+    height: float
+    label: str
+    x_range: tuple[float, float]
+    y_range: tuple[float, float] = (0.0, 1.0)
+    left: float = 36
+    right: float = 12
+    top: float = 10
+    bottom: float = 34
+    parts: list[str] = field(default_factory=list)
+
+    def x(self, value: float) -> float:
+        low, high = self.x_range
+        return self.left + (value - low) / (high - low) * (WIDTH - self.left - self.right)
+
+    def y(self, value: float) -> float:
+        low, high = self.y_range
+        return self.height - self.bottom - (value - low) / (high - low) * (self.height - self.top - self.bottom)
+
+    def add(self, element: str) -> None:
+        self.parts.append(element)
+
+    def text(self, x: float, y: float, text: str, kind: str = "tick", anchor: str = "middle") -> None:
+        self.add(f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>')
+
+    def line(self, x1: float, y1: float, x2: float, y2: float, kind: str) -> None:
+        self.add(f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>')
+
+    def bar(self, x: float, y: float, width: float, height: float, kind: str, hint: str) -> None:
+        size = f'x="{x:.1f}" y="{y:.1f}" width="{max(width, 0):.1f}" height="{height:.1f}"'
+        self.add(f'<rect class="{kind}" {size}><title>{escape(hint)}</title></rect>')
+
+    def mark(self, x: float, y: float, entry: Entry, hint: str, kind: str = "") -> None:
+        self.add(f'<path class="mark {colour(entry)} {kind}" d="{marker(entry.index, x, y)}">'
+                 f"<title>{escape(hint)}</title></path>")  # fmt: skip
+
+    def x_axis(self, values: Sequence[float], name: str, grid: bool = True) -> None:
+        base = self.height - self.bottom
+        for value in values:
+            if grid:
+                self.line(self.x(value), self.top, self.x(value), base, "grid")
+            self.text(self.x(value), base + 13, number(value))
+        self.text((self.left + WIDTH - self.right) / 2, self.height - 5, name, "axis")
+
+    def y_axis(self, values: Sequence[float], name: str) -> None:
+        for value in values:
+            self.line(self.left, self.y(value), WIDTH - self.right, self.y(value), "grid")
+            self.text(self.left - 5, self.y(value) + 4, number(value), anchor="end")
+        middle = (self.top + self.height - self.bottom) / 2
+        self.add(f'<text class="axis" text-anchor="middle" transform="translate(10 {middle:.1f}) rotate(-90)">'
+                 f"{escape(name)}</text>")  # fmt: skip
+
+    def render(self) -> Markup:
+        head = f'<svg viewBox="0 0 {WIDTH} {self.height:g}" role="img" aria-label="{escape(self.label)}">'
+        return Markup(head + "".join(self.parts) + "</svg>")
+
+
+def colour(entry: Entry) -> str:
+    return f"m{entry.index % COLOURS}"
+
+
+def marker(index: int, x: float, y: float, r: float = 4) -> str:
+    """Path of the marker that goes with a method's colour: six shapes, so colour is never the only sign."""
+    shape = index % 6
+    if shape == 0:
+        return f"M{x - r:.1f} {y:.1f}a{r} {r} 0 1 0 {2 * r} 0a{r} {r} 0 1 0 {-2 * r} 0z"
+    corners = {
+        1: [(-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)],
+        2: [(0, -1.1), (1.05, 0.85), (-1.05, 0.85)],
+        3: [(0, -1.2), (1.2, 0), (0, 1.2), (-1.2, 0)],
+        4: [(0, 1.1), (1.05, -0.85), (-1.05, -0.85)],
+        5: [(-1.1, 0), (0.85, -1.05), (0.85, 1.05)],
+    }[shape]
+    return "M" + "L".join(f"{x + r * dx:.1f} {y + r * dy:.1f}" for dx, dy in corners) + "z"
+
+
+def legend_mark(entry: Entry) -> Markup:
+    return Markup(
+        f'<svg class="key" viewBox="0 0 12 12" aria-hidden="true"><path class="mark {colour(entry)}" '
+        f'd="{marker(entry.index, 6, 6)}"/></svg>'
+    )
+
+
+def shorten(text: str, length: int = 52) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def ctar_chart(group: Group, subtask: str) -> Markup | None:
+    """CTAR(w) in per cent of steps; the paper's curve dotted, where it has one."""
+    curves = []
+    for entry in group.drawn:
+        row = entry.row(subtask)
+        if row is not None and row["ctar"][0] is not None:
+            curves.append((entry, [100 * v for v in row["ctar"]], ""))
+            beside = published.ctar_math_reasoning(group.model, entry.run.method)
+            if beside and subtask == "math_reasoning":
+                curves.append((entry, [100 * v for v in beside], "published"))
+    if not curves:
+        return None
+    top = max(5.0, max(max(values) for _, values, _ in curves) * 1.05)
+    canvas = Canvas(230, f"CTAR by position, {title(subtask)}", (0.8, 6.2), (0, top))
+    canvas.y_axis(ticks(0, top), "CTAR(w), % of steps")
+    canvas.x_axis([float(w) for w in CTAR_POSITIONS], "position w", grid=False)
+    for entry, values, kind in curves:
+        points = [(canvas.x(w), canvas.y(v)) for w, v in zip(CTAR_POSITIONS, values, strict=True)]
+        path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+        canvas.add(f'<path class="curve {colour(entry)} {kind}" d="{path}"/>')
+        for w, value, (x, y) in zip(CTAR_POSITIONS, values, points, strict=True):
+            label = f"{entry.run.method}, published" if kind else entry.label
+            canvas.mark(x, y, entry, f"{label}: CTAR({w}) = {value:.1f} %", kind)
+    return canvas.render()
+
+
+def _rows(entries: Sequence[Entry], label: str, high: float, name: str) -> Canvas:
+    """A chart with one labelled row per entry; the label stands above its bar, so that long ones fit."""
+    height = 30 * len(entries) + 44
+    canvas = Canvas(height, label, (0, high), left=6, right=14)
+    canvas.x_axis(ticks(0, high), name)
+    for place, entry in enumerate(entries):
+        canvas.text(canvas.left + 2, canvas.top + 30 * place + 10, shorten(entry.label), "name", "start")
+    return canvas
+
+
+def speedup_chart(group: Group, subtask: str) -> Markup | None:
+    """Speedup bars with 95 % intervals; the paper's value as a diamond."""
+    found = [(e, row) for e in group.entries if (row := e.row(subtask)) is not None and row["speedup"] is not None]
+    if not found:
+        return None
+    beside = {e.label: published.table1(group.model, e.run.method).get(subtask, (None, None))[1] for e, _ in found}
+    tops = [max(row["speedup"], row["speedup_high"] or 0, beside[e.label] or 0) for e, row in found]
+    canvas = _rows(
+        [e for e, _ in found], f"Speedup, {title(subtask)}", max(1.1, max(tops) * 1.05), "speedup over vanilla"
+    )
+    for place, (entry, row) in enumerate(found):
+        y = canvas.top + 30 * place + 14
+        low, high = row["speedup_low"], row["speedup_high"]
+        bounds = f", 95 % interval {low:.3f} to {high:.3f}" if low is not None else ", no interval"
+        hint = f"{entry.label}: {row['speedup']:.3f}{bounds}"
+        canvas.bar(canvas.x(0), y, canvas.x(row["speedup"]) - canvas.x(0), 11, f"bar {colour(entry)}", hint)
+        if low is not None:
+            canvas.line(canvas.x(low), y + 5.5, canvas.x(high), y + 5.5, "whisker")
+            for end in (low, high):
+                canvas.line(canvas.x(end), y + 2, canvas.x(end), y + 9, "whisker")
+        value = beside[entry.label]
+        if value is not None:
+            x = canvas.x(value)
+            canvas.add(f'<path class="reference" d="{marker(3, x, y + 5.5, 4.5)}"><title>'
+                       f"{escape(entry.run.method)}, published: {value:.2f}</title></path>")  # fmt: skip
+    canvas.line(canvas.x(1), canvas.top, canvas.x(1), canvas.height - canvas.bottom, "one")
+    return canvas.render()
+
+
+def split_chart(group: Group, subtask: str) -> Markup | None:
+    """Milliseconds per step: draft, verify, overhead; the tick is one vanilla step."""
+    found = [(e, row) for e in group.entries if (row := e.row(subtask)) is not None and row["verify_ms"] is not None]
+    if not found:
+        return None
+    high = max(max(row["step_ms"] or 0, row["baseline_step_ms"] or 0) for _, row in found) * 1.05
+    canvas = _rows([e for e, _ in found], f"Time per step, {title(subtask)}", high, "milliseconds per step")
+    for place, (entry, row) in enumerate(found):
+        y, start = canvas.top + 30 * place + 14, 0.0
+        for phase in ("draft", "verify", "overhead"):
+            value = max(row[f"{phase}_ms"], 0.0)
+            hint = f"{entry.label}: {phase} {row[f'{phase}_ms']:.3f} ms per step"
+            canvas.bar(canvas.x(start), y, canvas.x(start + value) - canvas.x(start), 11, phase, hint)
+            start += value
+        if row["baseline_step_ms"] is not None:
+            x = canvas.x(row["baseline_step_ms"])
+            canvas.line(x, y - 2, x, y + 13, "vanilla-step")
+    return canvas.render()
+
+
+def cost_chart(group: Group, subtask: str) -> Markup | None:
+    """Decode speedup against CR. On a line every step costs the same: c target passes beyond its own."""
+    found = [
+        (e, row)
+        for e in group.entries
+        if (row := e.row(subtask)) is not None and row["cr"] is not None and row["decode_speedup"] is not None
+    ]
+    if not found:
+        return None
+    right = max(2.0, max(row["cr"] for _, row in found) * 1.08)
+    high = max(1.5, max(row["decode_speedup"] for _, row in found) * 1.15)
+    low = min(0.5, min(row["decode_speedup"] for _, row in found) * 0.9)
+    canvas = Canvas(250, f"Speedup against CR, {title(subtask)}", (0.9, right), (low, high), right=40)
+    canvas.y_axis(ticks(low, high), "decode speedup")
+    canvas.x_axis(ticks(0.9, right), "CR, tokens per step", grid=False)
+    for c in STEP_COSTS:
+        end = min(right, high * (1 + c))
+        start = max(0.9, low * (1 + c))
+        if start >= end:
+            continue
+        canvas.line(canvas.x(start), canvas.y(start / (1 + c)), canvas.x(end), canvas.y(end / (1 + c)), "iso")
+        inside = end < right
+        x, y = (canvas.x(end), canvas.top - 1) if inside else (canvas.x(right) + 3, canvas.y(end / (1 + c)) + 4)
+        canvas.text(x, y, f"c={c:g}", "iso-name", "middle" if inside else "start")
+    for entry, row in found:
+        hint = f"{entry.label}: CR {show(row['cr'], 3)}, decode speedup {show(row['decode_speedup'], 3)}, "
+        x, y = canvas.x(row["cr"]), canvas.y(row["decode_speedup"])
+        canvas.mark(x, y, entry, hint + f"step cost {show(row['step_cost'], 3)}")
+    return canvas.render()
+
+
+CHARTS = (
+    ("ctar", "Acceptance by position (CTAR)", ctar_chart),
+    ("speedup", "Speedup with 95 % intervals", speedup_chart),
+    ("split", "Time per step", split_chart),
+    ("cost", "Speedup against CR", cost_chart),
+)
