@@ -1,0 +1,310 @@
+"""Whole runs on a tiny model: records, exit status, resume, and one clear line for every mistake."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.run import default_method, expand_methods, main
+from tests.bench.small_run import QUESTIONS, SmallRun, lines, write_questions
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
+    return SmallRun.make(tmp_path_factory.mktemp("small"))
+
+
+def refused(capsys: pytest.CaptureFixture[str], overrides: list[str]) -> str:
+    """The one line a run is refused with."""
+    capsys.readouterr()
+    assert main(overrides) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "Traceback" not in error, error
+    return error
+
+
+def test_a_run_records_both_sides_and_says_so(small: SmallRun, tmp_path: Path, capsys) -> None:
+    overrides = small.overrides(results_dir=tmp_path)
+    assert main(overrides) == 0
+    printed = capsys.readouterr().out
+    assert "speedup" in printed and "translation" in printed and "recorded in" in printed
+    (folder,) = (file.parent for file in tmp_path.glob("runs/custom/kangaroo/*/run.json"))
+    answers, baseline = lines(folder / "answers.jsonl"), lines(folder / "baseline.jsonl")
+    wanted = [(question["question_id"], repeat) for repeat in (0, 1) for question in QUESTIONS]
+    assert [(answer["question_id"], answer["repeat"]) for answer in answers] == wanted
+    for answer, plain in zip(answers, baseline, strict=True):
+        ours, theirs = answer["choices"][0], plain["choices"][0]
+        assert ours["token_ids"] == theirs["token_ids"] and ours["prompt_sha256"] == theirs["prompt_sha256"]
+        assert {verdict["verdict"] for verdict in ours["fidelity"]} == {"equal"}
+        for side in (ours, theirs):
+            assert [len(tokens) for tokens in side["token_ids"]] == side["new_tokens"]
+            assert sum(side["accept_lengths"]) + len(side["turns"]) == sum(side["new_tokens"])
+            assert [len(steps) for steps in side["steps"]] == side["decoding_steps"]
+            spent = [sum(times) for times in zip(side["prefill_s"], side["draft_s"], side["verify_s"], strict=True)]
+            assert all(0 < part <= wall for part, wall in zip(spent, side["wall_time"], strict=True))
+        assert set(theirs["accept_lengths"]) <= {1}
+    assert len(answers[0]["choices"][0]["turns"]) == 2
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert list(metrics["subtasks"]) == ["mt_bench", "translation", "qa"] and metrics["overall"]["questions"] == 5
+    info = json.loads((folder / "run.json").read_text())
+    assert info["threads"] == 1 and info["dtype"] == "float32" and info["packages"]["torch"] == torch.__version__
+    assert "target/model.safetensors" in info["checkpoint_sha256"]
+    assert "draft/pytorch_model.bin" in info["checkpoint_sha256"]
+    before = (folder / "answers.jsonl").read_bytes()
+    assert main(overrides) == 0, "a finished run only prints its table again"
+    assert "speedup" in capsys.readouterr().out and (folder / "answers.jsonl").read_bytes() == before
+
+
+def test_lines_are_what_spec_benchs_own_scripts_read(small: SmallRun, tmp_path: Path) -> None:
+    """speed.py sums new_tokens and wall_time of choice 0 and extends accept_lengths; equal.py compares turns."""
+    assert main(small.overrides(results_dir=tmp_path, repeats=1)) == 0
+    (folder,) = (file.parent for file in tmp_path.glob("runs/*/*/*/run.json"))
+    for file in ("answers.jsonl", "baseline.jsonl"):
+        for record in lines(folder / file):
+            choice = record["choices"][0]
+            assert sum(choice["new_tokens"]) / sum(choice["wall_time"]) > 0
+            assert all(isinstance(length, int) for length in choice["accept_lengths"])
+            assert all(isinstance(turn, str) for turn in choice["turns"])
+            assert isinstance(record["question_id"], int) and isinstance(record["category"], str)
+
+
+def test_the_second_turns_prompt_holds_the_first_answer(small: SmallRun, tmp_path: Path) -> None:
+    assert main(small.overrides(results_dir=tmp_path, repeats=1, question_ids="[81]")) == 0
+    (file,) = tmp_path.glob("runs/*/*/*/answers.jsonl")
+    (choice,) = lines(file)[0]["choices"]
+    first, second = choice["prompt_tokens"]
+    # Special tokens are no part of the answer as text.
+    answered = [token for token in choice["token_ids"][0] if token > 6]
+    assert second >= first + len(answered) + len("w4 w5".split())
+
+
+def test_stopped_runs_go_on_where_they_were(small: SmallRun, tmp_path: Path) -> None:
+    """Killed without warning, with a torn line and a baseline whose answer is missing on disk."""
+    overrides = small.overrides(results_dir=tmp_path, max_new_tokens=60, repeats=40)
+    process = subprocess.Popen([sys.executable, "-m", "bench.run", *overrides], cwd=ROOT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (files := list(tmp_path.glob("runs/*/*/*/answers.jsonl"))) or len(files[0].read_bytes()) < 4000:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    folder = files[0].parent
+    kept = lines_that_are_whole(folder / "answers.jsonl")
+    with (folder / "baseline.jsonl").open("a") as file:
+        file.write(json.dumps({"question_id": 999, "repeat": 0}) + "\n" + '{"question_id": 81, "re')
+    with (folder / "answers.jsonl").open("a") as file:
+        file.write('{"question_id": 24')
+    assert main(small.overrides(results_dir=tmp_path, max_new_tokens=60, repeats=40)) == 0
+    answers, baseline = lines(folder / "answers.jsonl"), lines(folder / "baseline.jsonl")
+    assert answers[: len(kept)] == kept
+    assert len({(a["question_id"], a["repeat"]) for a in answers}) == len(answers) == 200
+    assert [(a["question_id"], a["repeat"]) for a in answers] == [(b["question_id"], b["repeat"]) for b in baseline]
+    assert len(list(folder.parent.iterdir())) == 1
+
+
+def lines_that_are_whole(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def test_interrupting_says_how_to_go_on(small: SmallRun, tmp_path: Path) -> None:
+    overrides = small.overrides(results_dir=tmp_path, max_new_tokens=60, repeats=40)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bench.run", *overrides], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("runs/*/*/*/answers.jsonl")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130 and "the same command continues" in error and "Traceback" not in error
+
+
+def test_resume_false_and_another_machine_start_beside(small: SmallRun, tmp_path: Path, capsys) -> None:
+    overrides = small.overrides(results_dir=tmp_path, repeats=1, limit=1)
+    assert main(overrides) == 0
+    (folder,) = (file.parent for file in tmp_path.glob("runs/*/*/*/run.json"))
+    assert main([*overrides, "resume=false"]) == 0
+    assert "is left as it is" in capsys.readouterr().err
+    second = folder.with_name(folder.name + "-2")
+    info = json.loads((second / "run.json").read_text())
+    (second / "run.json").write_text(json.dumps({**info, "cpu": "another"}))
+    (folder / "run.json").write_text(json.dumps({**info, "packages": {"torch": "0.1"}}))
+    assert main(overrides) == 0
+    assert 'cpu was "another"' in capsys.readouterr().err
+    assert folder.with_name(folder.name + "-3").is_dir()
+
+
+def test_a_second_process_on_one_folder_is_refused(small: SmallRun, tmp_path: Path, capsys) -> None:
+    overrides = small.overrides(results_dir=tmp_path, repeats=1, limit=1)
+    assert main(overrides) == 0
+    (folder,) = (file.parent for file in tmp_path.glob("runs/*/*/*/run.json"))
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "another process is writing" in refused(capsys, overrides)
+
+
+def test_prompts_over_the_context_are_skipped_and_leave_both_sides(small: SmallRun, tmp_path: Path, capsys) -> None:
+    long = {"question_id": 300, "category": "rag", "turns": ["w1 " * 400]}
+    file = write_questions(tmp_path / "q.jsonl", [QUESTIONS[3], long])
+    assert main(small.overrides(results_dir=tmp_path, data__path=file, repeats=1)) == 0
+    (folder,) = (found.parent for found in tmp_path.glob("runs/*/*/*/run.json"))
+    (failure,) = lines(folder / "failures.jsonl")
+    assert failure["status"] == "skipped" and "the context holds 256" in failure["error"] and failure["turn"] == 0
+    assert {record["question_id"] for record in lines(folder / "answers.jsonl")} == {241}
+    assert {record["question_id"] for record in lines(folder / "baseline.jsonl")} == {241}
+    assert "1 question skipped" in capsys.readouterr().out
+
+
+def test_nan_logits_fail_the_turn_and_the_run_goes_on(small: SmallRun, tmp_path: Path, monkeypatch) -> None:
+    from bench import session
+
+    build = session.build
+
+    def broken(config, folder):
+        sides = build(config, folder)
+        sides.target.weights.embedding[sides.target.weights.embedding.shape[0] - 1] = float("nan")
+        return sides
+
+    monkeypatch.setattr(session, "build", broken)
+    bad = {"question_id": 300, "category": "rag", "turns": ["w59"]}  # the last word of the vocabulary
+    file = write_questions(tmp_path / "q.jsonl", [bad, QUESTIONS[3]])
+    assert main(small.overrides(results_dir=tmp_path, data__path=file, repeats=1, max_new_tokens=2)) == 1
+    (folder,) = (found.parent for found in tmp_path.glob("runs/*/*/*/run.json"))
+    failures = lines(folder / "failures.jsonl")
+    assert failures[0]["question_id"] == 300 and failures[0]["status"] == "failed" and "NaN" in failures[0]["error"]
+
+
+def test_a_mismatch_fails_the_run(small: SmallRun, tmp_path: Path, monkeypatch) -> None:
+    from bench import session
+    from methods.vanilla import Vanilla
+
+    build = session.build
+
+    def other_baseline(config, folder):
+        from dataclasses import replace
+
+        from methods.decoder import Decoder
+        from methods.engine.checkpoint import load_model
+
+        sides = build(config, folder)
+        other = load_model(folder, weights="random", seed=5)
+        return replace(sides, baseline=Decoder(other, Vanilla(other)))
+
+    monkeypatch.setattr(session, "build", other_baseline)
+    assert main(small.overrides(results_dir=tmp_path, repeats=1, limit=1)) == 1
+    (folder,) = (found.parent for found in tmp_path.glob("runs/*/*/*/run.json"))
+    verdicts = [v["verdict"] for a in lines(folder / "answers.jsonl") for v in a["choices"][0]["fidelity"]]
+    assert "mismatch" in verdicts
+
+
+def test_without_a_baseline_there_is_no_speedup(small: SmallRun, tmp_path: Path) -> None:
+    assert main(small.overrides(results_dir=tmp_path, baseline="none", repeats=1, limit=1)) == 0
+    (folder,) = (found.parent for found in tmp_path.glob("runs/*/*/*/run.json"))
+    assert not (folder / "baseline.jsonl").exists()
+    assert json.loads((folder / "metrics.json").read_text())["overall"]["speedup"] is None
+
+
+def test_random_weights_need_no_weight_files(small: SmallRun, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(small.folder / "model", tmp_path / "bare")
+    (tmp_path / "bare" / "model.safetensors").unlink()
+    changes = {"method": "vanilla", "method__checkpoint": None, "model__path": tmp_path / "bare"}
+    overrides = small.overrides(results_dir=tmp_path, model__weights="random", repeats=1, limit=1, **changes)
+    assert main(overrides) == 0
+
+
+def test_shards_split_the_questions(small: SmallRun, tmp_path: Path) -> None:
+    for part in ("0/2", "1/2"):
+        assert main(small.overrides(results_dir=tmp_path, shard=part, repeats=1)) == 0
+    asked = [record["question_id"] for file in tmp_path.glob("runs/*/*/*/answers.jsonl") for record in lines(file)]
+    assert sorted(asked) == [question["question_id"] for question in QUESTIONS]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "kangaro"}, "method=kangaro: unknown; did you mean kangaroo?"),
+        ({"model": "joye"}, "model=joye: unknown; did you mean joey?"),
+        ({"task": "maths"}, "task=maths: unknown;"),
+        ({"limt": 3}, "limt: unknown override; did you mean limit?"),
+        ({"method__gama": 3}, "method.gama: unknown override; did you mean method.gamma?"),
+        ({"method__gamma": 0}, "method.gamma=0: must be at least 1"),
+        ({"method__eta": 2}, "method.eta=2: must be between 0 and 1"),
+        ({"model__exit_layer": 9}, "method.exit_layer=9: must be between 0 and the model's 3 layers"),
+        ({"method__checkpoint": "/nowhere/adapter"}, "method.checkpoint=/nowhere/adapter"),
+        ({"model__path": "/nowhere/model"}, "model.path=/nowhere/model"),
+        ({"model__device": "cuda"}, "model.device=cuda: no CUDA device"),
+        ({"model__device": "tpu"}, "model.device=tpu is unknown"),
+        ({"model__dtype": "float8"}, "model.dtype=float8 is unknown"),
+        (
+            {"model__chat_template": "vicunia"},
+            "model.chat_template=vicunia: no such file or template; did you mean vicuna?",
+        ),
+        ({"data__path": "/nowhere/question.jsonl"}, "data.path=/nowhere/question.jsonl: not readable"),
+        ({"limit": 0}, "limit=0: must be at least 1"),
+        ({"repeats": 0}, "repeats=0: must be an integer of at least 1"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0: must be"),
+        ({"threads": 0}, "threads=0: must be at least 1"),
+        ({"shard": "2/2"}, "shard=2/2: wanted part/parts"),
+        ({"question_ids": "[7]"}, "question_ids: 7 is not among"),
+        ({"baseline": "both"}, "baseline=both: unknown"),
+        ({"temperature": -1}, "temperature=-1: must be 0"),
+        ({"model__context": 1}, "context=1: must be between 2 and the model's 256"),
+    ],
+)
+def test_mistakes_are_one_clear_line(small: SmallRun, tmp_path: Path, capsys, changes: dict, message: str) -> None:
+    if torch.cuda.is_available() and changes.get("model__device") == "cuda":
+        pytest.skip("this machine has CUDA")
+    assert message in refused(capsys, small.overrides(**{"results_dir": tmp_path, **changes}))
+
+
+def test_arguments_that_are_no_overrides_are_refused(capsys) -> None:
+    assert "key=value" in refused(capsys, ["limit"])
+
+
+def test_a_missing_model_path_is_named(capsys) -> None:
+    assert "model.path" in refused(capsys, ["model=custom"])
+
+
+def test_an_entry_point_exits_with_the_status() -> None:
+    command = [sys.executable, "-m", "bench.run", "method=nothing"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("method=nothing: unknown;") and done.stdout == ""
+
+
+def test_help_is_quick_and_needs_no_torch() -> None:
+    code = "import sys; from bench.run import main; main(['--help']); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.startswith("usage:") and done.stdout.endswith("False\n")
+
+
+def test_method_lists_become_one_job_each() -> None:
+    assert expand_methods(["limit=2", "method=kangaroo,vanilla"]) == [
+        ["limit=2", "method=kangaroo"],
+        ["limit=2", "method=vanilla"],
+    ]
+    everything = {job[0] for job in expand_methods(["method=all"])}
+    assert "method=kangaroo" in everything and "method=vanilla" not in everything
+    assert default_method() == "kangaroo"
+
+
+def test_a_sweep_runs_every_point_and_reports_the_worst(small: SmallRun, tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["bench.run"])
+    overrides = small.overrides(results_dir=tmp_path, repeats=1, limit=1)
+    assert main(["-m", *overrides, "method.eta=0.1,0.9"]) == 0
+    etas = [json.loads(f.read_text())["config"]["method"]["eta"] for f in tmp_path.glob("runs/*/*/*/run.json")]
+    assert sorted(etas) == [0.1, 0.9]
+    assert main(["-m", *overrides, "method.eta=0.1,7"]) == 2
+    assert "method.eta=7" in capsys.readouterr().err
