@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from tqdm import tqdm
 
@@ -148,12 +149,22 @@ def build(config: Mapping[str, Any], folder: Path) -> Sides:
         folder, dtype=model["dtype"], device=model["device"], weights=model["weights"], seed=config["seed"]
     )
     settings = {"context": model["context"], "temperature": config["temperature"], "seed": config["seed"]}
-    drafter = instantiate({key: locate(value) for key, value in config["method"].items()}, target=target)
+    drafter = _method(config["method"], target)
     # Another library's generate is measured as it is; a method of ours is put into the loop.
     method = drafter if hasattr(drafter, "generate") else Decoder(target, drafter, **settings)
     baseline = Decoder(target, Vanilla(target), **settings) if config["baseline"] == "paired" else None
     datastore_bytes = getattr(drafter, "datastore_bytes", None)
     return Sides(target, method, baseline, drafter.extra_parameters, datastore_bytes)
+
+
+def _method(settings: Mapping[str, Any], target: Llama) -> Any:
+    """What the method's `_target_` makes of its keyword arguments."""
+    try:
+        return instantiate({key: locate(value) for key, value in settings.items()}, target=target)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, UserError):  # Hydra wraps whatever a constructor raises
+            raise error.__cause__ from None
+        raise
 
 
 def _ask(

@@ -37,4 +37,5 @@ def wanted_processes(environment: os._Environ[str] | dict[str, str], parent: lis
 def _parent_command() -> list[str]:
     import psutil
 
-    return psutil.Process().parent().cmdline()
+    parent = psutil.Process().parent()
+    return parent.cmdline() if parent else []
