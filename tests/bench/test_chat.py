@@ -1,0 +1,104 @@
+"""Chat templates: Vicuna's is FastChat's, character for character; special tokens stand where they should."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from bench.chat import TEMPLATES, Chat, Message, read_template
+from bench.questions import read_questions
+from methods.errors import UserError
+from tests.bench.train.chat_model import write_chat_model
+
+SYSTEM_FREE = [
+    ["Hello"],
+    ["Two turns", "and the second"],
+    ["  spaces kept \n\n", "\ttabs\t"],
+    ["USER: a trap ASSISTANT: b</s>", "{{ braces }} {% raw %}"],
+    ["naïve Übung 漢字 🙂", "<script>alert(1)</script> & more"],
+]
+
+
+def vicuna(folder: Path) -> Chat:
+    write_chat_model(folder)
+    return Chat(folder, "vicuna")
+
+
+def rendered(chat: Chat, turns: list[str], answers: list[str]) -> str:
+    messages = []
+    for index, turn in enumerate(turns):
+        messages.append(Message("user", turn))
+        if index < len(turns) - 1:
+            messages.append(Message("assistant", answers[index]))
+    return chat.render(messages)
+
+
+def fastchat(turns: list[str], answers: list[str]) -> str:
+    conversation = pytest.importorskip("fastchat.conversation").get_conv_template("vicuna_v1.1")
+    for index, turn in enumerate(turns):
+        conversation.append_message(conversation.roles[0], turn)
+        conversation.append_message(conversation.roles[1], answers[index] if index < len(turns) - 1 else None)
+    return conversation.get_prompt()
+
+
+def test_vicunas_template_is_fastchats(tmp_path: Path) -> None:
+    chat, rng = vicuna(tmp_path), random.Random(0)
+    alphabet = ["a", "Z", " ", "\n", "'", '"', "<", "{", "}", "%", "\\", "é", "漢", "</s>", "USER:", "ASSISTANT:"]
+    drawn = [
+        ["".join(rng.choices(alphabet, k=rng.randint(1, 60))) for _ in range(rng.randint(1, 4))] for _ in range(200)
+    ]
+    for turns in SYSTEM_FREE + drawn:
+        # FastChat stands an empty message for one that is still open, so an answer is never empty.
+        answers = [f"{turn}!" for turn in turns]
+        assert rendered(chat, turns, answers) == fastchat(turns, answers)
+
+
+def test_vicunas_template_on_spec_bench(tmp_path: Path) -> None:
+    file = os.environ.get("SPEC_BENCH_QUESTIONS")
+    if not file:
+        pytest.skip("SPEC_BENCH_QUESTIONS does not name Spec-Bench's question.jsonl")
+    chat, checked = vicuna(tmp_path), 0
+    for question in read_questions(Path(file)):
+        for count in range(1, len(question.turns) + 1):
+            turns, answers = list(question.turns[:count]), ["An answer.", "And another."]
+            assert rendered(chat, turns, answers) == fastchat(turns, answers)
+            checked += 1
+    assert checked == 560
+
+
+def test_the_bos_token_stands_once(tmp_path: Path) -> None:
+    write_chat_model(tmp_path)
+    chat = Chat(tmp_path)
+    bos = chat.tokenizer.bos_token_id
+    ids = chat.prompt_ids([Message("user", "w1 w2")])
+    assert bos is None or ids.count(bos) == 1
+    assert chat.encode((chat.tokenizer.bos_token or "") + "w1").count(bos) <= 1
+
+
+def test_special_tokens_are_no_text(tmp_path: Path) -> None:
+    write_chat_model(tmp_path)
+    chat = Chat(tmp_path)
+    words = chat.tokenizer("w3 w4", add_special_tokens=False).input_ids
+    assert chat.decode([*words, chat.tokenizer.eos_token_id]) == "w3 w4"
+
+
+def test_unknown_templates_and_missing_tokenizers_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"model.chat_template=vicunna: .*did you mean vicuna"):
+        read_template("vicunna")
+    with pytest.raises(UserError, match=r"model.path=.*no usable tokenizer"):
+        Chat(tmp_path / "empty")
+    write_chat_model(tmp_path)
+    (tmp_path / "chat_template.jinja").unlink(missing_ok=True)
+    config = tmp_path / "tokenizer_config.json"
+    config.write_text(config.read_text().replace('"chat_template"', '"unused"'))
+    with pytest.raises(UserError, match=r"model.chat_template: the tokenizer in .* has none; give one of vicuna"):
+        Chat(tmp_path)
+
+
+def test_templates_that_ship_render(tmp_path: Path) -> None:
+    write_chat_model(tmp_path)
+    for file in TEMPLATES.glob("*.jinja"):
+        assert "What?" in Chat(tmp_path, file.stem).render([Message("user", "What?")])

@@ -1,0 +1,51 @@
+"""Imports point one way, and what needs no torch does not wait for it."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FORBIDDEN = {"bench", "hydra", "omegaconf", "pandas", "matplotlib", "tests"}
+
+
+def imported(file: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            names.add(node.module or "")
+    return {name.split(".")[0] for name in names}
+
+
+def test_methods_know_nothing_of_the_bench() -> None:
+    files = list((ROOT / "methods").rglob("*.py"))
+    assert len(files) > 10
+    wrong = {str(file.relative_to(ROOT)): imported(file) & FORBIDDEN for file in files}
+    assert not {file: names for file, names in wrong.items() if names}
+
+
+def test_the_engine_uses_no_modelling_code_of_transformers() -> None:
+    for file in (ROOT / "methods" / "engine").glob("*.py"):
+        assert "transformers" not in imported(file), file
+
+
+@pytest.mark.parametrize("module", ["bench.run", "bench.train", "bench.report", "bench.speed", "bench.experiment"])
+def test_help_needs_no_torch(module: str) -> None:
+    code = f"""import runpy, sys
+sys.argv = ["{module}", "--help"]
+try:
+    runpy.run_module("{module}", run_name="__main__", alter_sys=True)
+except SystemExit as end:
+    assert not end.code, end.code
+assert "torch" not in sys.modules, "torch was imported"
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.lower().startswith("usage:"), done.stdout
