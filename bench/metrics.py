@@ -17,7 +17,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from bench.recorded import CTAR_POSITIONS, SUBTASKS, Run, ordered_subtasks, read_run
+from bench.questions import SUBTASKS
+from bench.recorded import CTAR_POSITIONS, Run, ordered_subtasks, read_run
 
 SCHEMA_VERSION = 1
 CONFIDENCE = 0.95
@@ -26,6 +27,7 @@ SPREAD_LIMIT = 0.10
 OVERHEAD_LIMIT = 0.10
 # Below this many questions a BCa interval of a mean is visibly too narrow (about 90 % instead of 95 %).
 FEW_QUESTIONS = 20
+BULKY = ("text", "token_ids", "lengths")
 
 VERDICTS = ("unchecked", "equal", "near_tie", "mismatch")
 SPEED_FIGURES = (
@@ -63,8 +65,13 @@ def ctar(lengths: Sequence[int] | Array, w: int) -> float | None:
 
 def question_rates(turns: pd.DataFrame) -> pd.DataFrame:
     """tokens/s by question (rows) and repeat (columns): a question's tokens over its turns by its seconds."""
-    sums = turns.groupby(["question_id", "repeat"], sort=True)[["new_tokens", "wall_s"]].sum()
-    return (sums.new_tokens / sums.wall_s).unstack("repeat")
+    rows, questions = pd.factorize(turns.question_id, sort=True)
+    columns, repeats = pd.factorize(turns.repeat, sort=True)
+    shape = len(questions), len(repeats)
+    cells = rows * shape[1] + columns  # sums by hand: ten times as fast as a two-level groupby
+    tokens, seconds = (np.bincount(cells, turns[name], shape[0] * shape[1]) for name in ("new_tokens", "wall_s"))
+    with np.errstate(invalid="ignore"):  # 0 / 0 where a question lacks a repeat: missing
+        return pd.DataFrame((tokens / seconds).reshape(shape), index=questions, columns=repeats)
 
 
 def speedup(rates: Array, baseline_rates: Array) -> float:
@@ -161,17 +168,20 @@ def _known(value: float) -> float | None:
 def paired_turns(run: Run) -> tuple[pd.DataFrame, pd.DataFrame | None, int]:
     """Answers and baseline over the same (question, repeat) pairs, and how many pairs one side lacked.
 
-    Pairs with a failed or skipped turn are left out as well.
+    Pairs with a failed or skipped turn are left out as well; the columns BULKY, which no figure needs, are too.
     """
     keys = ["question_id", "repeat"]
     failed = pd.MultiIndex.from_frame(run.failures[keys])
-    answers = run.answers[~pd.MultiIndex.from_frame(run.answers[keys]).isin(failed)]
+    numbers = [column for column in run.answers if column not in BULKY]
+    answers = run.answers[numbers]
+    answers = answers[~pd.MultiIndex.from_frame(answers[keys]).isin(failed)]
     if run.baseline is None:
         return answers, None, 0
-    ours, theirs = (pd.MultiIndex.from_frame(t[keys]) for t in (answers, run.baseline))
+    baseline = run.baseline[numbers]
+    ours, theirs = (pd.MultiIndex.from_frame(turns[keys]) for turns in (answers, baseline))
     in_both, has_partner = ours.isin(theirs), theirs.isin(ours)
     lacking = len(ours[~in_both].unique()) + len(theirs[~has_partner & ~theirs.isin(failed)].unique())
-    return answers[in_both], run.baseline[has_partner], lacking
+    return answers[in_both], baseline[has_partner], lacking
 
 
 def summarise_turns(answers: pd.DataFrame, baseline: pd.DataFrame | None) -> dict[str, Any]:
@@ -181,7 +191,7 @@ def summarise_turns(answers: pd.DataFrame, baseline: pd.DataFrame | None) -> dic
     verdicts = answers.verdict.fillna("unchecked").value_counts()
     row: dict[str, Any] = {
         "questions": int(answers.question_id.nunique()),
-        "turns": len(answers.drop_duplicates(["question_id", "turn"])),
+        "turns": int((~answers.duplicated(["question_id", "turn"])).sum()),
         "repeats": int(answers.repeat.nunique()),
         "tokens": int(answers.new_tokens.sum()),
         "steps": int(steps) if counted else None,

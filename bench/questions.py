@@ -32,8 +32,13 @@ class Question:
 
     @property
     def subtask(self) -> str:
-        """Spec-Bench's subtask: eight categories make up mt_bench, every other one is its own."""
-        return "mt_bench" if self.category in MT_BENCH else self.category
+        """Spec-Bench's subtask of this question."""
+        return subtask_of(self.category)
+
+
+def subtask_of(category: str) -> str:
+    """Spec-Bench's eight MT-bench categories are one subtask; every other category is its own."""
+    return "mt_bench" if category in MT_BENCH else category
 
 
 def read_questions(path: Path) -> list[Question]:

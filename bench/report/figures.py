@@ -13,6 +13,8 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure
 
 from bench.recorded import CTAR_POSITIONS
@@ -34,13 +36,17 @@ def write_figures(collection: Collection, out: Path) -> list[Path]:
                     continue
                 figure.draw_without_rendering()
                 figure.set_layout_engine("none")  # the layout is found; it need not be again for each format
-                for ending in ("png", "pdf"):
-                    path = out / f"{name}{group.slug}.{ending}"
-                    # no date inside, so the same records give the same file
-                    figure.savefig(path, metadata={"CreationDate": None} if ending == "pdf" else None)
-                    written.append(path)
+                written += _saved(figure, out / f"{name}{group.slug}")
                 plt.close(figure)
     return written
+
+
+def _saved(figure: Figure, stem: Path) -> list[Path]:
+    """PNG and PDF. By their own canvases: savefig would draw every figure once more before each."""
+    png, pdf = stem.with_name(stem.name + ".png"), stem.with_name(stem.name + ".pdf")
+    FigureCanvasAgg(figure).print_png(png)
+    FigureCanvasPdf(figure).print_pdf(pdf, metadata={"CreationDate": None})  # same records, same file
+    return [png, pdf]
 
 
 def _ctar_axes(axes: Axes, group: Group, subtask: str) -> None:

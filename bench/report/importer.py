@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bench.recorded import FAILURE_COLUMNS, Run, TurnColumns, json_lines, subtask_of
+from bench.questions import subtask_of
+from bench.recorded import FAILURE_COLUMNS, Run, TurnColumns, json_lines
 from methods.errors import UserError
 
 MODELS = ("vicuna-7b", "vicuna-13b", "vicuna-33b")

@@ -35,7 +35,7 @@ STYLE: Any = {
     "legend.frameon": False,
     "pdf.fonttype": 42,
     "ps.fonttype": 42,
-    "savefig.dpi": 200,
+    "figure.dpi": 200,
 }
 
 
