@@ -213,14 +213,19 @@ def _cut_torn_line(file: Path) -> None:
 def _cut_orphan(baseline: Path, answered: set[tuple[int, int]]) -> None:
     """Cut off a last baseline line whose answer was never written."""
     if baseline.exists() and (lines := baseline.read_bytes().splitlines(keepends=True)):
-        last = json.loads(lines[-1])
-        if (last["question_id"], last["repeat"]) not in answered:
+        if not _keys(baseline) <= answered:
             os.truncate(baseline, sum(map(len, lines[:-1])))
 
 
 def _keys(file: Path) -> set[tuple[int, int]]:
     if not file.exists():
         return set()
+    keys = set()
     with file.open(encoding="utf-8") as opened:
-        records = (json.loads(line) for line in opened)
-        return {(record["question_id"], record["repeat"]) for record in records}
+        for number, line in enumerate(opened, 1):
+            try:
+                record = json.loads(line)
+                keys.add((record["question_id"], record["repeat"]))
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(f"{file} line {number}: not a record of a run; resume=false starts anew") from error
+    return keys

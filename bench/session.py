@@ -142,12 +142,15 @@ def _hashes(config: Mapping[str, Any], folder: Path) -> dict[str, str]:
     return hashes
 
 
-def build(config: Mapping[str, Any], folder: Path) -> Sides:
-    """Load the target and put the method and the baseline on it."""
+def load_target(model: Mapping[str, Any], folder: Path, *, seed: int) -> Llama:
+    """The target as conf/model describes it."""
+    return load_model(folder, dtype=model["dtype"], device=model["device"], weights=model["weights"], seed=seed)
+
+
+def build(config: Mapping[str, Any], folder: Path, target: Llama | None = None) -> Sides:
+    """Put the method and the baseline on the target, which is loaded unless it is given."""
     model = config["model"]
-    target = load_model(
-        folder, dtype=model["dtype"], device=model["device"], weights=model["weights"], seed=config["seed"]
-    )
+    target = target or load_target(model, folder, seed=config["seed"])
     settings = {"context": model["context"], "temperature": config["temperature"], "seed": config["seed"]}
     drafter = _method(config["method"], target)
     # Another library's generate is measured as it is; a method of ours is put into the loop.

@@ -1,0 +1,129 @@
+"""Run directories: what is recorded survives, and nothing is mixed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.fidelity import Fidelity
+from bench.measure import Timed
+from bench.questions import Question
+from bench.records import IDENTITY, Place, RunDirectory, Turn, config_hash, prompt_hash
+from methods.decoder import Generation, Step
+from methods.errors import UserError
+
+CONFIG: dict[str, Any] = {"model": {"name": "m"}, "method": {"gamma": 6}, "method_name": "kangaroo"}
+MACHINE: dict[str, Any] = dict.fromkeys(IDENTITY, "same")
+
+
+def opened(root: Path, *, resume: bool = True, **machine: Any) -> RunDirectory:
+    directory = RunDirectory.open(root, CONFIG, MACHINE | machine, resume=resume)
+    directory.write_info(MACHINE | machine)
+    return directory
+
+
+def turn(emitted: tuple[int, ...] = (3, 1)) -> Turn:
+    tokens = tuple(range(sum(emitted) + 1))
+    generation = Generation(tokens, tuple(Step(drafted=6, emitted=n) for n in emitted), "eos")
+    return Turn((1, 2), "text", Timed(generation, 1.0, 0.1, 0.2, 0.3, None), Fidelity("equal"))
+
+
+def place(question_id: int, repeat: int = 0) -> Place:
+    return Place(Question(question_id, "writing", ("x",)), repeat)
+
+
+def write(directory: RunDirectory, *question_ids: int) -> None:
+    for question_id in question_ids:
+        directory.write(place(question_id), {"answer_id": "a"}, [turn()], [turn((1, 1, 1, 1))])
+
+
+def test_what_is_written_is_done_when_opened_again(tmp_path: Path) -> None:
+    directory = opened(tmp_path)
+    write(directory, 1, 2)
+    directory.write_failure(place(3), {}, 0, "skipped", "too long")
+    directory.close()
+    again = opened(tmp_path)
+    assert again.folder == directory.folder and again.done == {(1, 0), (2, 0), (3, 0)} and again.notice is None
+    again.close()
+
+
+@pytest.mark.parametrize("torn", ["answers.jsonl", "baseline.jsonl", "failures.jsonl"])
+def test_a_torn_last_line_is_cut_off_and_asked_again(tmp_path: Path, torn: str) -> None:
+    directory = opened(tmp_path)
+    write(directory, 1)
+    directory.close()
+    with (directory.folder / torn).open("a") as file:
+        file.write('{"question_id": 2, "rep')
+    again = opened(tmp_path)
+    assert again.done == {(1, 0)}
+    write(again, 2)
+    again.close()
+    assert [json.loads(line)["question_id"] for line in again.answers.read_text().splitlines()] == [1, 2]
+    assert [json.loads(line)["question_id"] for line in again.baseline.read_text().splitlines()] == [1, 2]
+
+
+def test_a_baseline_line_without_its_answer_is_cut_off(tmp_path: Path) -> None:
+    directory = opened(tmp_path)
+    write(directory, 1, 2)
+    directory.close()
+    answers = directory.answers.read_text().splitlines(keepends=True)
+    directory.answers.write_text(answers[0])
+    again = opened(tmp_path)
+    again.close()
+    assert again.done == {(1, 0)} and len(again.baseline.read_text().splitlines()) == 1
+
+
+def test_a_line_that_is_no_record_is_named(tmp_path: Path) -> None:
+    directory = opened(tmp_path)
+    write(directory, 1)
+    directory.close()
+    with directory.answers.open("a") as file:
+        file.write("nonsense\n")
+    with pytest.raises(UserError, match=r"answers.jsonl line 2: not a record"):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize("key", IDENTITY)
+def test_another_machine_or_version_goes_beside(tmp_path: Path, key: str) -> None:
+    first = opened(tmp_path)
+    write(first, 1)
+    first.close()
+    kept = first.answers.read_bytes()
+    other = opened(tmp_path, **{key: "other"})
+    other.close()
+    assert other.folder == first.folder.with_name(first.folder.name + "-2") and other.done == set()
+    assert f'{key} was "same", is "other"' in (other.notice or "") and first.answers.read_bytes() == kept
+    back = opened(tmp_path)
+    back.close()
+    assert back.folder == first.folder and back.done == {(1, 0)}
+
+
+def test_what_is_not_measured_does_not_name_a_run() -> None:
+    assert config_hash(CONFIG | {"results_dir": "a", "resume": True}) == config_hash(CONFIG | {"resume": False})
+    assert config_hash(CONFIG | {"seed": 1}) != config_hash(CONFIG)
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    first = opened(tmp_path)
+    with pytest.raises(UserError, match="another process is writing"):
+        opened(tmp_path)
+    first.close()
+    opened(tmp_path).close()
+
+
+def test_steps_that_disagree_with_the_tokens_are_never_written(tmp_path: Path) -> None:
+    directory = opened(tmp_path)
+    good = turn()
+    generation = Generation(good.timed.generation.tokens[:-1], good.timed.generation.steps, "eos")
+    bad = Turn(good.prompt_ids, "text", Timed(generation, 1.0, 0.1, 0.2, 0.3, None))
+    with pytest.raises(AssertionError, match="disagree"):
+        directory.write(place(1), {}, [bad], None)
+    assert not directory.answers.exists()
+    directory.close()
+
+
+def test_prompts_have_one_hash() -> None:
+    assert prompt_hash((1, 2)) != prompt_hash((2, 1)) and prompt_hash((258,)) != prompt_hash((2, 1))
