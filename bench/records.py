@@ -212,20 +212,23 @@ def _cut_torn_line(file: Path) -> None:
 
 def _cut_orphan(baseline: Path, answered: set[tuple[int, int]]) -> None:
     """Cut off a last baseline line whose answer was never written."""
-    if baseline.exists() and (lines := baseline.read_bytes().splitlines(keepends=True)):
-        if not _keys(baseline) <= answered:
-            os.truncate(baseline, sum(map(len, lines[:-1])))
+    lines = _lines(baseline)
+    if lines and _key(baseline, len(lines), lines[-1]) not in answered:
+        os.truncate(baseline, sum(map(len, lines[:-1])))
 
 
 def _keys(file: Path) -> set[tuple[int, int]]:
-    if not file.exists():
-        return set()
-    keys = set()
-    with file.open(encoding="utf-8") as opened:
-        for number, line in enumerate(opened, 1):
-            try:
-                record = json.loads(line)
-                keys.add((record["question_id"], record["repeat"]))
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{file} line {number}: not a record of a run; resume=false starts anew") from error
-    return keys
+    return {_key(file, number, line) for number, line in enumerate(_lines(file), 1)}
+
+
+def _lines(file: Path) -> list[bytes]:
+    return file.read_bytes().splitlines(keepends=True) if file.exists() else []
+
+
+def _key(file: Path, number: int, line: bytes) -> tuple[int, int]:
+    """Question id and repeat of a line. Raises UserError when it is no record."""
+    try:
+        record = json.loads(line)
+        return record["question_id"], record["repeat"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} line {number}: not a record of a run; resume=false starts anew") from error
