@@ -7,11 +7,20 @@ import sys
 from bench.config import choices, compose_config, plain
 from methods.errors import UserError, nearest
 
+USAGE = """usage: python -m bench.train [method=NAME] [model=NAME] data.path=FILE output=FOLDER [key=value ...]
+       accelerate launch --num_processes N -m bench.train ...
+methods: {methods}
+models:  {models}
+keys and their defaults: conf/train.yaml, conf/train/METHOD.yaml, conf/recipe/MODEL-METHOD.yaml"""
+
 
 def main(overrides: list[str]) -> int:
     """Run what `train._target_` of conf/train.yaml names, with the overrides. Returns the exit status."""
     from bench.train.launch import start_missing_processes
 
+    if {"-h", "--help"} & set(overrides):
+        print(USAGE.format(methods=", ".join(choices("train")), models=", ".join(choices("model"))))
+        return 0
     try:
         start_missing_processes(overrides)
         train(overrides)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from methods.errors import UserError
 
@@ -21,14 +23,38 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         with fresh.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(fresh, path)
-    # torch.save reports a full disk as a RuntimeError of its zip writer.
-    except (OSError, RuntimeError) as error:
-        fresh.unlink(missing_ok=True)
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error).splitlines()[0]
-        kept = "; the file that was there is untouched" if path.exists() else ""
-        raise UserError(f"output={path.parent}: {path.name} cannot be written ({reason}){kept}") from error
+    except (OSError, RuntimeError) as error:  # torch's zip writer reports a full disk as a RuntimeError
+        _remove(fresh)
+        kept = "; the file that was there is untouched" if path.is_file() else ""
+        raise UserError(f"output={path.parent}: {path.name} cannot be written ({_reason(error)}){kept}") from error
 
 
 def replace_text(path: Path, text: str) -> None:
     """`replace_file` with text."""
     replace_file(path, lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def replace_tensors(path: Path, content: Any) -> None:
+    """`replace_file` with what torch.save makes of `content`."""
+    import torch
+
+    def write(file: Path) -> None:
+        with file.open("wb") as opened:  # given a path, torch would not say why it failed
+            torch.save(content, opened)
+
+    replace_file(path, write)
+
+
+def _remove(fresh: Path) -> None:
+    with suppress(OSError):  # where the folder itself is the trouble, that is what is reported
+        fresh.unlink(missing_ok=True)
+
+
+def _reason(error: BaseException) -> str:
+    """What the system said, wherever it stands in the chain of errors."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, OSError) and link.strerror:
+            return link.strerror
+        link = link.__context__
+    return str(error).splitlines()[0]

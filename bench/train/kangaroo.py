@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from bench.train import loop
-from bench.train.files import replace_file, replace_text
+from bench.train.files import replace_tensors, replace_text
 from bench.train.loss import Sums, cross_entropy
 from bench.train.packing import Row
 from bench.train.source import DataSource, ModelSource
+from methods.adapters import PUBLISHED, Adapter, check_variant
 from methods.engine.llama import Llama
 from methods.errors import UserError
-from methods.kangaroo import Adapter
 
 
 class Distillation(nn.Module):
@@ -36,16 +36,19 @@ class Distillation(nn.Module):
             wanted = target.norm(final[chosen])
         drafted = self.adapter(exits.float(), target.rope, row.positions, None, mask)[chosen]
         head = target.weights.lm_head
-        return cross_entropy(drafted, head, wanted, head, chunk=self.chunk)
+        own = self.adapter.lm_head
+        return cross_entropy(drafted, head if own is None else own, wanted, head, chunk=self.chunk)
 
 
 def initialise(adapter: Adapter, target: Llama, seed: int) -> None:
-    """Normal matrices, input norm 1, and the target's own final norm, which is what its head is used to."""
+    """Normal matrices, norms 1, and the target's own final norm and head: the one is what the other is used to."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in adapter.named_parameters():
             if name == "norm":
                 parameter.copy_(target.weights.norm)
+            elif name == "lm_head":
+                parameter.copy_(target.weights.lm_head)
             elif parameter.dim() == 1:
                 parameter.fill_(1)
             else:
@@ -55,7 +58,7 @@ def initialise(adapter: Adapter, target: Llama, seed: int) -> None:
 def write(folder: Path, adapter: Adapter, *, exit_layer: int, dtype: torch.dtype) -> None:
     """config.json and pytorch_model.bin as published: a one-layer LlamaConfig and tensors under published names."""
     shape = adapter.config
-    config = {
+    config: dict[str, Any] = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "hidden_size": shape.hidden_size,
@@ -73,9 +76,14 @@ def write(folder: Path, adapter: Adapter, *, exit_layer: int, dtype: torch.dtype
         "torch_dtype": str(dtype).removeprefix("torch."),
         "exit_layer": exit_layer,
     }
-    tensors = {name: t.detach().to("cpu", dtype).clone() for name, t in adapter.published().items()}
+    if adapter.variant != PUBLISHED:
+        config["variant"] = adapter.variant
+    as_rows = torch.contiguous_format  # also for what the engine keeps by columns
+    tensors = {
+        name: t.detach().to("cpu", dtype).clone(memory_format=as_rows) for name, t in adapter.published().items()
+    }
     text = json.dumps(config, indent=2) + "\n"
-    replace_file(folder / "pytorch_model.bin", lambda file: torch.save(tensors, file))
+    replace_tensors(folder / "pytorch_model.bin", tensors)
     replace_text(folder / "config.json", text)
 
 
@@ -85,28 +93,30 @@ def train(
     data: dict[str, Any],
     loop_settings: loop.Settings,
     exit_layer: int,
+    variant: str,
     output: str,
     save_dtype: str,
     seed: int,
     resume: bool,
 ) -> list[loop.Point]:
     """Train an adapter for a model and write it to `output`. Raises UserError for settings or data that do not fit."""
+    check_variant(variant)
     source = ModelSource.load(model)
     layers = source.target.config.num_layers
     if not 0 <= exit_layer <= layers:
         raise UserError(f"method.exit_layer={exit_layer}: must be between 0 and the model's {layers} layers")
     accelerate = loop.accelerator(loop_settings.mixed_precision, source.target.device)
     examples = DataSource(**data).load(source, loop_settings.length, seed, accelerate.print)
-    adapter = Adapter(source.target.config, dtype=torch.float32, device=source.target.device)
+    adapter = Adapter(source.target.config, variant=variant, dtype=torch.float32, device=source.target.device)
     initialise(adapter, source.target, seed)
     dtype = getattr(torch, source.target.config.dtype if save_dtype == "auto" else save_dtype)
     job = loop.Job(
-        title=f"Kangaroo adapter for {source.name}, exit layer {exit_layer}",
+        title=f"Adapter {variant} for {source.name}, exit layer {exit_layer}",
         module=Distillation(source.target, adapter, exit_layer=exit_layer, chunk=loop_settings.chunk),
         write=lambda folder: write(folder, adapter, exit_layer=exit_layer, dtype=dtype),
         identity={
             "method": "kangaroo",
-            "variant": "kangaroo",
+            "variant": variant,
             "exit_layer": exit_layer,
             "target": source.fingerprint(),
         },

@@ -12,25 +12,23 @@ import torch
 from torch import Tensor, nn
 
 from bench.train import loop
-from bench.train.files import replace_file, replace_text
+from bench.train.files import replace_tensors, replace_text
 from bench.train.loss import Sums, cross_entropy
 from bench.train.packing import Row
 from bench.train.source import DataSource, ModelSource
 from methods.engine.llama import Llama
 from methods.errors import UserError
+from methods.medusa import Heads
+from methods.trees import CALIBRATION
 
 DISCOUNT = 0.8  # weight of head k is DISCOUNT**k
 RANKS = 10  # choices a head's accuracy is measured for
 
 
-def build_heads(target: Llama, count: int) -> nn.ModuleList:
-    """`count` heads that start as the target's own: residual 0, the LM head's matrix. State keys as published."""
-    from medusa.model.medusa_model import ResBlock
-
+def build_heads(target: Llama, count: int) -> Heads:
+    """`count` heads that start as the target's own: residual 0, the LM head's matrix. Float32."""
     vocab, hidden = target.weights.lm_head.shape
-    heads = nn.ModuleList(
-        nn.Sequential(ResBlock(hidden), nn.Linear(hidden, vocab, bias=False)) for _ in range(count)
-    ).to(target.device)
+    heads = Heads(count, hidden=hidden, vocab=vocab).to_empty(device=target.device)
     with torch.no_grad():
         for name, parameter in heads.named_parameters():
             if name.endswith(".1.weight"):
@@ -125,11 +123,12 @@ def write(
 ) -> None:
     """config.json and medusa_lm_head.pt as published, and the heads' accuracies for trees built from them."""
     config = {"medusa_num_heads": len(heads), "medusa_num_layers": 1, "base_model_name_or_path": base}
-    tensors = {name: t.detach().to("cpu", dtype).clone() for name, t in heads.state_dict().items()}
-    replace_file(folder / "medusa_lm_head.pt", lambda file: torch.save(tensors, file))
+    as_rows = torch.contiguous_format
+    tensors = {name: t.detach().to("cpu", dtype).clone(memory_format=as_rows) for name, t in heads.state_dict().items()}
+    replace_tensors(folder / "medusa_lm_head.pt", tensors)
     texts: dict[str, Any] = {"config.json": config}
     if accuracies is not None:
-        texts["head_accuracies.json"] = {"accuracies": [[round(a, 5) for a in row] for row in accuracies]}
+        texts[CALIBRATION] = {"accuracies": [[round(a, 5) for a in row] for row in accuracies]}
     for name, content in texts.items():
         replace_text(folder / name, json.dumps(content, indent=1) + "\n")
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.chat import Chat, Message
 from bench.config import locate
 from bench.train import conversations
 from bench.train.conversations import Encoded, Render
@@ -48,19 +49,13 @@ class ModelSource:
 
 
 def chat_format(folder: Path, template: str | None) -> tuple[Any, Render]:
-    """Tokenizer of a checkpoint and the function that renders a chat with its template, or with a Jinja file."""
-    from transformers import AutoTokenizer
+    """Tokenizer of a checkpoint and the function that renders a chat, as `bench.chat.Chat` reads them."""
+    chat = Chat(folder, template)
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    if template:
-        tokenizer.chat_template = Path(template).read_text(encoding="utf-8")
-    if not tokenizer.chat_template:
-        raise UserError(f"model.path={folder}: the tokenizer has no chat template; give model.chat_template")
+    def render(messages: conversations.Messages, open_turn: bool) -> str:
+        return chat.render([Message(**message) for message in messages], open_turn=open_turn)
 
-    def render(chat: conversations.Messages, open_turn: bool) -> str:
-        return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=open_turn))
-
-    return tokenizer, render
+    return chat.tokenizer, render
 
 
 @dataclass(frozen=True, kw_only=True)

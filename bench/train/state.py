@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from bench.train.files import replace_file
+from bench.train.files import replace_tensors
 from bench.train.log import Point
 from methods.errors import UserError
 
@@ -46,7 +46,7 @@ def restore_random(states: list[torch.Tensor]) -> None:
 def save(folder: Path, state: State) -> None:
     """Replace the folder's state. Raises UserError when the disk is full; the last state then stays."""
     raw = dict(vars(state), points=[asdict(point) for point in state.points])
-    replace_file(folder / FILE, lambda file: torch.save(raw, file))
+    replace_tensors(folder / FILE, raw)
 
 
 def load(folder: Path, identity: Mapping[str, Any]) -> State | None:

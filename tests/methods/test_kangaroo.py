@@ -93,7 +93,10 @@ def compare(decoder: Decoder, reference: Reference, prompt: list[int], new: int)
 @pytest.mark.parametrize("eta", [0, 0.3, 0.6, 1])
 def test_steps_equal_the_reference_on_random_weights(random_pair, eta: float, gamma: int, exit_layer: int) -> None:
     model, engine, folder = random_pair
-    decoder = Decoder(engine, Kangaroo(engine, exit_layer=exit_layer, gamma=gamma, eta=eta, checkpoint=str(folder)))
+    decoder = Decoder(
+        engine,
+        Kangaroo(engine, exit_layer=exit_layer, gamma=gamma, eta=eta, variant="kangaroo", checkpoint=str(folder)),
+    )
     reference = Reference(model, adapter_model(folder), exit_layer, gamma, eta)
     compare(decoder, reference, [5, 9, 11, 3], 24)
     compare(decoder, reference, [i % 48 for i in range(82)], 24)  # fills the context
@@ -101,9 +104,9 @@ def test_steps_equal_the_reference_on_random_weights(random_pair, eta: float, ga
 
 def test_the_random_pair_accepts_some_and_rejects_some(random_pair) -> None:
     _, engine, folder = random_pair
-    steps = Decoder(engine, Kangaroo(engine, exit_layer=2, gamma=6, eta=0, checkpoint=str(folder))).generate(
-        torch.tensor([5, 9, 11, 3]), 80
-    )
+    steps = Decoder(
+        engine, Kangaroo(engine, exit_layer=2, gamma=6, eta=0, variant="kangaroo", checkpoint=str(folder))
+    ).generate(torch.tensor([5, 9, 11, 3]), 80)
     assert len({step.emitted for step in steps.steps}) >= 4, "the reference test would prove little"
 
 
@@ -111,7 +114,9 @@ def test_the_random_pair_accepts_some_and_rejects_some(random_pair) -> None:
 def test_tokens_are_vanillas_at_every_exit_layer(random_pair, exit_layer: int) -> None:
     _, engine, folder = random_pair
     plain = Decoder(engine, Vanilla(engine))
-    decoder = Decoder(engine, Kangaroo(engine, exit_layer=exit_layer, gamma=6, eta=0.2, checkpoint=str(folder)))
+    decoder = Decoder(
+        engine, Kangaroo(engine, exit_layer=exit_layer, gamma=6, eta=0.2, variant="kangaroo", checkpoint=str(folder))
+    )
     for prompt in (torch.tensor([7]), torch.arange(20), torch.arange(1, 95) % 48):
         tokens = plain.generate(prompt, 80).tokens
         result = decoder.generate(prompt, 80)
@@ -123,7 +128,9 @@ def test_every_sequence_starts_afresh(random_pair) -> None:
     _, engine, folder = random_pair
 
     def decoder() -> Decoder:
-        return Decoder(engine, Kangaroo(engine, exit_layer=1, gamma=4, eta=0.3, checkpoint=str(folder)))
+        return Decoder(
+            engine, Kangaroo(engine, exit_layer=1, gamma=4, eta=0.3, variant="kangaroo", checkpoint=str(folder))
+        )
 
     shared, first, second = decoder(), torch.arange(3, 40), torch.tensor([5, 9, 11, 3])
     shared.generate(first, 40)
@@ -133,7 +140,7 @@ def test_every_sequence_starts_afresh(random_pair) -> None:
 
 def test_parameters_are_counted_as_the_paper_counts(random_pair) -> None:
     _, engine, folder = random_pair
-    method = Kangaroo(engine, exit_layer=1, gamma=4, eta=0.3, checkpoint=str(folder))
+    method = Kangaroo(engine, exit_layer=1, gamma=4, eta=0.3, variant="kangaroo", checkpoint=str(folder))
     assert method.extra_parameters == 4 * 64 * 64 + 2 * 64
 
 
@@ -151,13 +158,16 @@ def test_parameters_are_counted_as_the_paper_counts(random_pair) -> None:
 def test_values_out_of_range_are_refused(random_pair, changes: dict, message: str) -> None:
     _, engine, folder = random_pair
     with pytest.raises(UserError, match=message):
-        Kangaroo(engine, **{"exit_layer": 1, "gamma": 6, "eta": 0.6, "checkpoint": str(folder), **changes})
+        Kangaroo(
+            engine,
+            **{"exit_layer": 1, "gamma": 6, "eta": 0.6, "variant": "kangaroo", "checkpoint": str(folder), **changes},
+        )
 
 
 def test_adapter_of_another_hidden_size_is_refused(tmp_path: Path) -> None:
     folder = adapter_checkpoint(tmp_path, hidden=32)
     with pytest.raises(UserError, match="adapter for hidden size 32, the target has 64"):
-        Kangaroo(tiny_llama(), exit_layer=1, gamma=6, eta=0.6, checkpoint=str(folder))
+        Kangaroo(tiny_llama(), exit_layer=1, gamma=6, eta=0.6, variant="kangaroo", checkpoint=str(folder))
 
 
 def test_extra_and_missing_adapter_tensors_are_named(tmp_path: Path) -> None:
@@ -166,4 +176,4 @@ def test_extra_and_missing_adapter_tensors_are_named(tmp_path: Path) -> None:
     state["layers.0.mlp.up_proj.weight"] = state.pop("layers.0.self_attn.v_proj.weight")
     torch.save(state, folder / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"missing layers\.0\.self_attn\.v_proj.*extra layers\.0\.mlp\.up_proj"):
-        Kangaroo(tiny_llama(), exit_layer=1, gamma=6, eta=0.6, checkpoint=str(folder))
+        Kangaroo(tiny_llama(), exit_layer=1, gamma=6, eta=0.6, variant="kangaroo", checkpoint=str(folder))

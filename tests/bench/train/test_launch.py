@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.train import loop
 from bench.train.__main__ import main, train
 from bench.train.launch import wanted_processes
 from tests.bench.train.chat_model import write_chat_model, write_sharegpt
@@ -69,6 +70,9 @@ def test_processes_that_the_launcher_did_not_start():
         (["method=kangarooo"], "method=kangarooo: unknown; did you mean kangaroo?"),
         (["method=vanilla"], "method=vanilla: there is nothing to train; valid: kangaroo"),
         (["loop.lrr=1"], "loop.lrr: unknown override; did you mean loop.lr?"),
+        (["data.path="], "data.path is missing: give a ShareGPT JSON or JSONL file, or joey"),
+        (["method.variant=mlp"], "method.variant=mlp: unknown; valid: kangaroo, kangaroo_head"),
+        (["method=kangaroo", "model.path=/nowhere"], "/nowhere"),
         (["data.path=/nowhere.json"], "data.path=/nowhere.json: No such file or directory"),
         (["loop.length=999"], "loop.length=999: the context of custom is 256 tokens"),
         (["method.exit_layer=7"], "method.exit_layer=7: must be between 0 and the model's 3 layers"),
@@ -81,23 +85,38 @@ def test_bad_input_is_one_line_and_status_2(overrides, tmp_path, capsys, changes
     assert message in error and error.count("\n") == 1
 
 
-def test_a_full_disk_keeps_the_last_state(overrides, tmp_path, capsys):
-    """A limit on the size of files stands in for the disk: the first write of the state is cut short."""
+def test_a_full_disk_keeps_the_last_state(overrides, tmp_path, capsys, monkeypatch):
+    """A limit on the size of files stands in for the disk. Before it an interrupted run, after it a continued one."""
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    state = tmp_path / "training_state.pt"
-    tmp_path.mkdir(exist_ok=True)
-    state.write_bytes(b"what was there before")
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    changes = [*overrides, "loop.checkpoint_every=2", "loop.accumulation=1", "threads=1"]
+    assert main([*changes, f"output={whole}"]) == 0
+    resumed = [*changes, "resume=true", f"output={cut}"]
+    step = loop.Run.train_step
+
+    def interrupted(run: loop.Run) -> None:
+        if run.step == 3:
+            raise KeyboardInterrupt
+        step(run)
+
+    monkeypatch.setattr(loop.Run, "train_step", interrupted)
+    assert main(resumed) == 130
+    assert "the same command continues" in capsys.readouterr().err
+    monkeypatch.undo()
+    before = (cut / "training_state.pt").read_bytes()
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
-        status = main([*overrides, "loop.checkpoint_every=2", f"output={tmp_path}"])
+        status = main(resumed)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     error = capsys.readouterr().err.splitlines()[-1]
-    assert status == 2 and "training_state.pt cannot be written (File too large)" in error
-    assert "the file that was there is untouched" in error
-    assert state.read_bytes() == b"what was there before"
-    assert [file.name for file in tmp_path.iterdir()] == ["training_state.pt"]
+    assert status == 2 and f"output={cut}: training_state.pt cannot be written (File too large)" in error
+    assert error.endswith("the file that was there is untouched")
+    assert (cut / "training_state.pt").read_bytes() == before
+    assert sorted(file.name for file in cut.iterdir()) == ["log.csv", "training_state.pt"]
+    assert main(resumed) == 0
+    assert (cut / "pytorch_model.bin").read_bytes() == (whole / "pytorch_model.bin").read_bytes()
 
 
 def test_an_unreadable_state_is_named(overrides, tmp_path, capsys):

@@ -14,9 +14,10 @@ import torch
 
 from bench.train import kangaroo, loop, medusa, packing
 from bench.train.conversations import Encoded
+from methods.adapters import Adapter
 from methods.engine.checkpoint import load_model, read_tensors
 from methods.errors import UserError
-from methods.kangaroo import Adapter, Kangaroo
+from methods.kangaroo import Kangaroo
 from tests.bench.train.chat_model import settings, write_chat_model, write_sharegpt
 from tests.tiny import tiny_llama
 
@@ -43,7 +44,9 @@ def arguments(world: Path, output: Path, **changes):
 
 
 def test_kangaroo_training_learns_and_writes_what_the_method_reads(world, tmp_path):
-    points = kangaroo.train(exit_layer=1, **arguments(world, tmp_path, loop_settings=settings(epochs=12)))
+    points = kangaroo.train(
+        variant="kangaroo", exit_layer=1, **arguments(world, tmp_path, loop_settings=settings(epochs=12))
+    )
     with (tmp_path / "log.csv").open() as file:
         rows = list(csv.DictReader(file))
     train = [float(row["loss"]) for row in rows if row["part"] == "train"]
@@ -51,12 +54,12 @@ def test_kangaroo_training_learns_and_writes_what_the_method_reads(world, tmp_pa
     assert (tmp_path / "loss.png").stat().st_size > 5000
     assert not (tmp_path / "training_state.pt").exists()
     target = load_model(world / "model", device="cpu")
-    method = Kangaroo(target, exit_layer=1, gamma=3, eta=0.5, checkpoint=str(tmp_path))
+    method = Kangaroo(target, exit_layer=1, gamma=3, eta=0.5, variant="kangaroo", checkpoint=str(tmp_path))
     assert method.extra_parameters == sum(p.numel() for p in method.adapter.parameters())
 
 
 def test_published_names_and_dtype(world, tmp_path):
-    kangaroo.train(exit_layer=0, **arguments(world, tmp_path, save_dtype="bfloat16"))
+    kangaroo.train(variant="kangaroo", exit_layer=0, **arguments(world, tmp_path, save_dtype="bfloat16"))
     tensors = torch.load(tmp_path / "pytorch_model.bin", weights_only=True)
     assert sorted(tensors) == sorted(
         ["norm.weight", "layers.0.input_layernorm.weight"] + [f"layers.0.self_attn.{x}_proj.weight" for x in "qkvo"]
@@ -67,7 +70,7 @@ def test_published_names_and_dtype(world, tmp_path):
 
 def test_loss_equals_the_papers_formula_conversation_by_conversation():
     target = tiny_llama(num_kv_heads=4)
-    adapter = Adapter(target.config, dtype=torch.float32, device=target.device)
+    adapter = Adapter(target.config, variant="kangaroo", dtype=torch.float32, device=target.device)
     kangaroo.initialise(adapter, target, 0)
     generator = torch.Generator().manual_seed(0)
     conversations = [
@@ -134,7 +137,7 @@ torch.set_num_threads(1)
 from bench.train import kangaroo
 from tests.bench.train.chat_model import settings
 values = json.loads(sys.argv[1])
-kangaroo.train(loop_settings=settings(**values.pop("settings")), exit_layer=1, **values)
+kangaroo.train(variant="kangaroo", loop_settings=settings(**values.pop("settings")), exit_layer=1, **values)
 """
 
 
@@ -158,7 +161,7 @@ def test_a_killed_run_resumes_to_the_same_weights_bit_for_bit(world, tmp_path, o
     del values["loop_settings"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([sys.executable, "-c", SCRIPT, json.dumps(values)], env=environment)
-    kangaroo.train(exit_layer=1, **arguments(world, whole, loop_settings=settings(epochs=6)))
+    kangaroo.train(variant="kangaroo", exit_layer=1, **arguments(world, whole, loop_settings=settings(epochs=6)))
     state = killed / "training_state.pt"
     while not state.exists() and process.poll() is None:
         time.sleep(0.002)
@@ -166,22 +169,22 @@ def test_a_killed_run_resumes_to_the_same_weights_bit_for_bit(world, tmp_path, o
     process.wait()
     assert not (killed / "pytorch_model.bin").exists(), "it must die before the end"
     assert torch.load(state, weights_only=True)["step"] % 4 == 0
-    kangaroo.train(exit_layer=1, **arguments(world, killed, loop_settings=settings(epochs=6)))
+    kangaroo.train(variant="kangaroo", exit_layer=1, **arguments(world, killed, loop_settings=settings(epochs=6)))
     for name in ("pytorch_model.bin", "config.json"):
         assert (whole / name).read_bytes() == (killed / name).read_bytes()
     assert log_without_speed(whole) == log_without_speed(killed)
 
 
 def test_a_finished_run_is_not_run_again_and_another_is_refused(world, tmp_path, capsys):
-    kangaroo.train(exit_layer=1, **arguments(world, tmp_path))
+    kangaroo.train(variant="kangaroo", exit_layer=1, **arguments(world, tmp_path))
     written = (tmp_path / "pytorch_model.bin").stat().st_mtime_ns
-    kangaroo.train(exit_layer=1, **arguments(world, tmp_path))
+    kangaroo.train(variant="kangaroo", exit_layer=1, **arguments(world, tmp_path))
     assert "already holds this run's result" in capsys.readouterr().out
     assert (tmp_path / "pytorch_model.bin").stat().st_mtime_ns == written
-    kangaroo.train(exit_layer=1, **arguments(world, tmp_path, resume=False))
+    kangaroo.train(variant="kangaroo", exit_layer=1, **arguments(world, tmp_path, resume=False))
     assert (tmp_path / "pytorch_model.bin").stat().st_mtime_ns > written
     with pytest.raises(UserError, match="exit_layer=1, this one has exit_layer=2"):
-        kangaroo.train(exit_layer=2, **arguments(world, tmp_path))
+        kangaroo.train(variant="kangaroo", exit_layer=2, **arguments(world, tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -198,7 +201,7 @@ def test_settings_that_do_not_fit(world, tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         if "loop_settings" in changes:
             changes = {**changes, "loop_settings": settings(**changes["loop_settings"])}
-        kangaroo.train(**{"exit_layer": 1, **arguments(world, tmp_path, **changes)})
+        kangaroo.train(**{"exit_layer": 1, "variant": "kangaroo", **arguments(world, tmp_path, **changes)})
 
 
 def test_learning_rate():
@@ -209,7 +212,7 @@ def test_learning_rate():
 
 def test_read_back_is_what_was_trained(world, tmp_path):
     target = tiny_llama()
-    adapter = Adapter(target.config, dtype=torch.float32, device=target.device)
+    adapter = Adapter(target.config, variant="kangaroo", dtype=torch.float32, device=target.device)
     kangaroo.initialise(adapter, target, 3)
     kangaroo.write(tmp_path, adapter, exit_layer=2, dtype=torch.float32)
     shapes = {name: tuple(t.shape) for name, t in adapter.published().items()}

@@ -1,0 +1,154 @@
+"""The networks that turn Kangaroo's early exit into a draft model: the published adapter and the others of Table 2.
+
+Liu et al., arXiv 2404.18911, section 3.1 and Table 2. A checkpoint is a folder with a one-layer LlamaConfig and tensors
+under that layer's usual names; an adapter that is not the published one says so in its config's `variant`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from methods.engine.checkpoint import read_config, read_tensors
+from methods.engine.config import read_json
+from methods.engine.kv_cache import KVCache
+from methods.engine.llama import (
+    AttentionWeights,
+    LayerWeights,
+    Llama,
+    ModelConfig,
+    Rope,
+    attention_mask,
+    feed_forward,
+    new_matrix,
+    self_attention,
+)
+from methods.errors import UserError, nearest
+
+PUBLISHED = "kangaroo"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What an adapter has between its input norm and its final norm, and whether it has an LM head too."""
+
+    attention: bool = False
+    feed_forward: bool = False  # SwiGLU with its norm, as in a layer of the target
+    linears: bool = False  # two square linears around a SiLU, with a residual
+    own_head: bool = False  # an LM head besides the target's
+
+
+VARIANTS = {  # extra parameters at hidden size 4096, SwiGLU 11008 wide and vocabulary 32000
+    PUBLISHED: Parts(attention=True),  # 67 M
+    "kangaroo_head": Parts(attention=True, own_head=True),  # 198 M
+    "one_layer_transformer": Parts(attention=True, feed_forward=True),  # 202 M
+    "mlp_only": Parts(linears=True, own_head=True),  # 165 M
+}
+
+
+class Adapter(nn.Module):
+    """Exit-layer states -> states for the LM head; with attention, over a KV cache of its own.
+
+    config: shape of the attention and SwiGLU blocks, usually the target's own. Matrices that read the same input are
+    one; `published` and `load_published` speak the names of checkpoints. Raises UserError for an unknown variant.
+    """
+
+    def __init__(self, config: ModelConfig, *, variant: str, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        check_variant(variant)
+        self.config, self.variant, self.parts = config, variant, VARIANTS[variant]
+        hidden, attention = config.hidden_size, config.num_heads * config.head_dim
+        keys = config.num_kv_heads * config.head_dim
+        self.qkv_split = (attention, keys, keys)
+
+        def norm() -> nn.Parameter:
+            return nn.Parameter(torch.empty(hidden, dtype=dtype, device=device))
+
+        def matrix(outputs: int, inputs: int) -> nn.Parameter:
+            return nn.Parameter(new_matrix(outputs, inputs, dtype, device))
+
+        self.input_norm, self.norm = norm(), norm()
+        if self.parts.attention:
+            self.qkv, self.output = matrix(sum(self.qkv_split), hidden), matrix(hidden, attention)
+            self.block = AttentionWeights(input_norm=self.input_norm, qkv=self.qkv, output=self.output)
+        if self.parts.feed_forward:
+            self.post_norm = norm()
+            self.gate_up = matrix(2 * config.intermediate_size, hidden)
+            self.down = matrix(hidden, config.intermediate_size)
+            mlp = {"post_norm": self.post_norm, "gate_up": self.gate_up, "down": self.down}
+            self.layer = LayerWeights(**vars(self.block), **mlp)
+        if self.parts.linears:
+            self.first, self.second = matrix(hidden, hidden), matrix(hidden, hidden)
+        self.lm_head = matrix(config.vocab_size, hidden) if self.parts.own_head else None
+
+    def published(self) -> dict[str, Tensor]:
+        """The parameters under their names in a checkpoint, as views."""
+        layer: dict[str, Tensor] = {"input_layernorm": self.input_norm}
+        if self.parts.attention:
+            q, k, v = self.qkv.split(self.qkv_split)
+            layer |= {"self_attn.q_proj": q, "self_attn.k_proj": k, "self_attn.v_proj": v}
+            layer |= {"self_attn.o_proj": self.output}
+        if self.parts.feed_forward:
+            gate, up = self.gate_up.chunk(2)
+            layer |= {"post_attention_layernorm": self.post_norm, "mlp.gate_proj": gate, "mlp.up_proj": up}
+            layer |= {"mlp.down_proj": self.down}
+        if self.parts.linears:
+            layer |= {"linears.0": self.first, "linears.1": self.second}
+        names: dict[str, Tensor] = {
+            "norm.weight": self.norm,
+            **{f"layers.0.{name}.weight": view for name, view in layer.items()},
+        }
+        return names if self.lm_head is None else {**names, "lm_head.weight": self.lm_head}
+
+    @torch.no_grad()
+    def load_published(self, tensors: dict[str, Tensor]) -> None:
+        """Copy tensors given under their names in a checkpoint."""
+        for name, view in self.published().items():
+            view.copy_(tensors[name])
+
+    def forward(
+        self, states: Tensor, rope: Rope, positions: Tensor, cache: KVCache | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """Exit-layer states [n, hidden] -> states for the LM head [n, hidden].
+
+        With a cache, the rows are appended to it and see all it holds; mask [n, held slots], None = causal.
+        """
+        config, shape = self.config, (self.config.hidden_size,)
+        if self.parts.attention:
+            past = cache.lengths[0] if cache else 0
+            mask = attention_mask(mask, len(states), past, config.num_heads // config.num_kv_heads, states.device)
+            states = self_attention(states, self.block, config, rope.at(positions), mask, cache, 0)
+        if self.parts.feed_forward:
+            states = feed_forward(states, self.layer, config)
+        if self.parts.linears:
+            normed = F.rms_norm(states, shape, self.input_norm, config.norm_eps)
+            states = states + F.linear(F.silu(F.linear(normed, self.first)), self.second)
+        return F.rms_norm(states, shape, self.norm, config.norm_eps)
+
+    @classmethod
+    def load(cls, folder: Path, target: Llama, variant: str) -> Adapter:
+        """Read an adapter's folder. Raises UserError when it is another variant, or does not fit the target."""
+        check_variant(variant)
+        found = str(read_json(folder / "config.json").get("variant", PUBLISHED))
+        if found != variant:
+            raise UserError(f"method.checkpoint={folder}: an adapter of variant {found}, but method.variant={variant}")
+        config = replace(read_config(folder), context=target.config.context, vocab_size=target.config.vocab_size)
+        if config.hidden_size != target.config.hidden_size:
+            raise UserError(
+                f"method.checkpoint={folder}: adapter for hidden size {config.hidden_size}, "
+                f"the target has {target.config.hidden_size}"
+            )
+        adapter = cls(config, variant=variant, dtype=target.dtype, device=target.device)
+        shapes = {name: tuple(tensor.shape) for name, tensor in adapter.published().items()}
+        adapter.load_published(read_tensors(folder, shapes, device=target.device, dtype=target.dtype))
+        return adapter.requires_grad_(False)
+
+
+def check_variant(variant: str) -> None:
+    """Raises UserError unless VARIANTS has it."""
+    if variant not in VARIANTS:
+        raise UserError(f"method.variant={variant}: unknown; {nearest(variant, VARIANTS)}")
