@@ -17,6 +17,10 @@ from methods.errors import UserError
 FILE = "training_state.pt"
 
 
+class AnotherRun(UserError):
+    """An output folder that belongs to another run."""
+
+
 @dataclass(frozen=True)
 class State:
     """Everything that decides the rest of a run. The step gives the schedule and the place in the data."""
@@ -52,7 +56,7 @@ def save(folder: Path, state: State) -> None:
 def load(folder: Path, identity: Mapping[str, Any]) -> State | None:
     """The folder's state, None when there is none.
 
-    Raises UserError when it belongs to another run (naming the key and both values) or cannot be read.
+    Raises UserError when it cannot be read, AnotherRun when it belongs to another run.
     """
     file = folder / FILE
     if not file.exists():
@@ -69,10 +73,10 @@ def load(folder: Path, identity: Mapping[str, Any]) -> State | None:
 
 
 def refuse_another(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """UserError, naming the first key that differs and both values, unless the two runs are one."""
+    """Raises AnotherRun, naming the first key that differs and both values, unless the two runs are one."""
     for key in sorted({*found, *wanted}):
         if found.get(key) != wanted.get(key):
-            raise UserError(
+            raise AnotherRun(
                 f"output={folder}: holds a run with {key}={found.get(key)}, this one has {key}={wanted.get(key)}; "
                 "give another output, or resume=false to start over"
             )

@@ -42,12 +42,35 @@ def _curve(out: Path, work: Path, seed: int) -> None:
     draw(out / "training" / "base_loss.csv", out / "training" / "base_loss.png")
 
 
-# In the order of `--stage all`. The drafts follow here: each needs the files of the stages before it in `out`.
+def _draft(method: str, out: Path, seed: int) -> None:
+    """Train a method's draft with conf/recipe/joey-METHOD.yaml; one that belongs to another base model is replaced."""
+    from bench.train.__main__ import train
+    from bench.train.state import AnotherRun
+
+    overrides = [f"method={method}", "model=joey", f"output={out / method}", f"seed={seed}"]
+    overrides += [] if out.resolve() == ASSETS else [f"model.path={out}"]
+    try:
+        train(overrides)
+    except AnotherRun:
+        train([*overrides, "resume=false"])
+
+
+def _kangaroo(out: Path, work: Path, seed: int) -> None:
+    _draft("kangaroo", out, seed)
+
+
+def _medusa(out: Path, work: Path, seed: int) -> None:
+    _draft("medusa", out, seed)
+
+
+# In the order of `--stage all`: each needs the files of the stages before it in `out`.
 STAGES: dict[str, Callable[[Path, Path, int], None]] = {
     "world": _world,
     "tokenizer": _tokenizer,
     "base": _base,
     "curve": _curve,
+    "kangaroo": _kangaroo,
+    "medusa": _medusa,
 }
 
 
