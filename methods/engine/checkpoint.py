@@ -10,7 +10,7 @@ import hashlib
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,10 +34,12 @@ __all__ = [
     "read_config",
     "read_tensors",
     "resolve",
+    "tensor_shapes",
     "weight_files",
 ]
 
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
+HEAD_FILES = ("medusa_lm_head.safetensors", "medusa_lm_head.pt")  # the names that Medusa's heads are published under
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 DEVICES = ("auto", "cpu", "cuda")
 REOPEN_BYTES = 256 << 20  # at most; less for a small checkpoint
@@ -69,20 +71,32 @@ def load_model(
 
 
 def read_tensors(
-    folder: Path, shapes: Mapping[str, tuple[int, ...]], *, device: torch.device, dtype: torch.dtype
+    folder: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    only: Collection[str] | None = None,
 ) -> dict[str, Tensor]:
-    """Exactly the named tensors of the checkpoint in `folder`, as for a draft's adapter.
+    """Exactly the named tensors of the checkpoint in `folder`, as for a draft's adapter; of them, `only` are read.
 
     Raises UserError, listing names, when a tensor is missing, extra or of another shape.
     """
-    slots = {name: torch.empty(shape, dtype=dtype, device=device) for name, shape in shapes.items()}
-    _fill(folder, slots, HARMLESS)
+    names = shapes if only is None else only
+    slots = {name: torch.empty(shapes[name], dtype=dtype, device=device) for name in names}
+    _fill(folder, slots, HARMLESS, shapes)
     return slots
 
 
+def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of all tensors of the checkpoint in `folder`; empty when there are none."""
+    return {name: shape for file in weight_files(folder) for name, shape in _shapes(file).items()}
+
+
 def file_hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of config.json, the weight files and their index, by file name; what is absent is left out."""
-    files = {folder / "config.json", *folder.glob("*.index.json"), *weight_files(folder)}
+    """SHA-256 of config.json, the weight files, their index and heads' accuracies, by name of those that are there."""
+    texts = (folder / "config.json", folder / "head_accuracies.json")
+    files = {*texts, *folder.glob("*.index.json"), *weight_files(folder)}
     return {file.name: _sha256(file) for file in sorted(files) if file.is_file()}
 
 
@@ -110,7 +124,7 @@ def weight_files(folder: Path) -> list[Path]:
 
     Raises UserError when an index names a file that is not there.
     """
-    for name in SINGLE_FILES:
+    for name in (*SINGLE_FILES, *HEAD_FILES):
         if (folder / name).is_file():
             return [folder / name]
         index = folder / f"{name}.index.json"
@@ -199,19 +213,28 @@ def _slots(config: ModelConfig, weights: Weights) -> dict[str, Tensor]:
     return slots
 
 
-def _fill(folder: Path, slots: Mapping[str, Tensor], harmless: tuple[str, ...]) -> None:
-    """Copy every tensor of the checkpoint into its slot. All names and shapes are checked before the first copy."""
+def _fill(
+    folder: Path,
+    slots: Mapping[str, Tensor],
+    harmless: tuple[str, ...],
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+) -> None:
+    """Copy the checkpoint's tensors into their slots. All names and shapes are checked before the first copy.
+
+    shapes: what the checkpoint must hold, when that is more than there are slots for.
+    """
     files = weight_files(folder)
     if not files:
         wanted = " or ".join(SINGLE_FILES)
         raise UserError(f"{folder}: no weights in this folder; wanted: {wanted}, or shards with an index")
-    _check(folder, files, {name: tuple(slot.shape) for name, slot in slots.items()}, harmless)
+    wanted_shapes = shapes or {name: tuple(slot.shape) for name, slot in slots.items()}
+    _check(folder, files, wanted_shapes, harmless)
     with torch.no_grad():
         for file in files:
             _copy(file, slots)
 
 
-def _check(folder: Path, files: list[Path], wanted: dict[str, tuple[int, ...]], harmless: tuple[str, ...]) -> None:
+def _check(folder: Path, files: list[Path], wanted: Mapping[str, tuple[int, ...]], harmless: tuple[str, ...]) -> None:
     found: dict[str, tuple[int, ...]] = {}
     for file in files:
         found |= _shapes(file)

@@ -9,8 +9,8 @@ from methods.errors import UserError
 
 TEXT_FILES = ["*.json", "*.jinja", "tokenizer.model", "vocab.txt", "merges.txt"]
 # Exact names: repositories also hold consolidated.safetensors, adapters and other copies of the same weights.
-SAFETENSORS = ["model.safetensors", "model-*-of-*.safetensors"]
-BINARIES = ["pytorch_model.bin", "pytorch_model-*-of-*.bin"]
+SAFETENSORS = ["model.safetensors", "model-*-of-*.safetensors", "medusa_lm_head.safetensors"]
+BINARIES = ["pytorch_model.bin", "pytorch_model-*-of-*.bin", "medusa_lm_head.pt"]
 
 
 def resolve(path: str, revision: str | None = None, *, key: str = "model.path", weights: bool = True) -> Path:

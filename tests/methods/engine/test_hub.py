@@ -37,6 +37,7 @@ REPOSITORIES = {
         "pytorch_model-00002-of-00002.bin",
         "pytorch_model.bin.index.json",
     ),
+    "house/heads": (*TEXT, "medusa_lm_head.pt", "optimizer.pt"),
     "house/empty": ("README.md", "tokenizer.json"),
 }
 
@@ -133,6 +134,7 @@ except UserError as error:
         ("'house/shards'", set(REPOSITORIES["house/shards"][-3:])),
         ("'house/bin'", set(REPOSITORIES["house/bin"][-4:])),
         ("'house/both', weights=False", set()),
+        ("'house/heads', key='method.checkpoint'", {"medusa_lm_head.pt"}),
     ],
 )
 def test_a_snapshot_holds_what_is_needed_and_no_more(hub: Hub, call: str, weights: set[str], tmp_path: Path) -> None:

@@ -1,0 +1,128 @@
+"""Medusa-1: extra heads on the frozen target, each predicting a token further ahead (Cai et al., arXiv 2401.10774).
+
+Greedy acceptance only: typical acceptance (section 2.3.1 there) does not give the target's own tokens.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from methods.decoder import Prefill, Verification
+from methods.draft import Draft
+from methods.engine.checkpoint import read_tensors, resolve, tensor_shapes, weight_files
+from methods.engine.config import read_json
+from methods.engine.llama import Llama, new_matrix
+from methods.errors import UserError
+from methods.trees import CALIBRATION, by_depth, read_tree
+
+
+class Heads(nn.ModuleList):
+    """Medusa's heads: residual blocks x + SiLU(Wx + b), then a linear to the vocabulary. State keys as published.
+
+    Made without storage (on the meta device): `load` gives them a checkpoint's tensors, training fresh ones.
+    """
+
+    def __init__(self, count: int, *, layers: int = 1, hidden: int, vocab: int) -> None:
+        from medusa.model.medusa_model import ResBlock  # takes seconds: it brings transformers
+
+        with torch.device("meta"):
+            super().__init__(
+                nn.Sequential(*(ResBlock(hidden) for _ in range(layers)), nn.Linear(hidden, vocab, bias=False))
+                for _ in range(count)
+            )
+
+    def forward(self, final: Tensor) -> Tensor:
+        """State [1, hidden] after the final norm -> each head's logits [heads, vocab]."""
+        return torch.cat([head(final) for head in self])
+
+    @classmethod
+    def load(cls, folder: Path, target: Llama, count: int) -> Heads:
+        """The first `count` heads of a published checkpoint: config.json and medusa_lm_head.pt or .safetensors.
+
+        Raises UserError when the checkpoint is incomplete or does not fit the target.
+        """
+        from medusa.model.medusa_model import MedusaConfig
+
+        raw = read_json(folder / "config.json")
+        for key in ("medusa_num_heads", "medusa_num_layers"):
+            if isinstance(raw.get(key), bool) or not isinstance(raw.get(key), int) or raw[key] < 1:
+                raise UserError(f"method.checkpoint={folder}: config.json needs {key}, a positive integer")
+        config = MedusaConfig(medusa_num_heads=raw["medusa_num_heads"], medusa_num_layers=raw["medusa_num_layers"])
+        if not weight_files(folder):
+            raise UserError(f"method.checkpoint={folder}: no heads in this folder; wanted: medusa_lm_head.pt")
+        found = tensor_shapes(folder)
+        layers, shape = config.medusa_num_layers, (target.config.vocab_size, target.config.hidden_size)
+        last = found.get(f"0.{layers}.weight", shape)
+        if last != shape:
+            theirs, ours = (f"hidden size {s[-1]} and a vocabulary of {s[0]}" for s in (last, shape))
+            raise UserError(f"method.checkpoint={folder}: heads for {theirs}, the target has {ours}")
+        # The published config.json files say 2 where the weights have 5 heads: the weights decide.
+        numbers = [int(name.partition(".")[0]) + 1 for name in found if name.partition(".")[0].isdigit()]
+        held = max([config.medusa_num_heads, *numbers])
+        if not 1 <= count <= held:
+            raise UserError(f"method.heads={count}: must be between 1 and the {held} heads in {folder}")
+        shapes = {
+            n: tuple(t.shape) for n, t in cls(held, layers=layers, hidden=shape[1], vocab=shape[0]).named_parameters()
+        }
+        used = {name for name in shapes if int(name.partition(".")[0]) < count}
+        tensors = read_tensors(folder, shapes, device=target.device, dtype=target.dtype, only=used)
+        heads = cls(count, layers=layers, hidden=shape[1], vocab=shape[0])
+        heads.load_state_dict({name: _for_one_row(tensor) for name, tensor in tensors.items()}, assign=True)
+        return heads.requires_grad_(False)
+
+
+def _for_one_row(tensor: Tensor) -> Tensor:
+    """Matrices in the memory order that one row of input multiplies fastest with."""
+    if tensor.dim() < 2:
+        return tensor
+    return new_matrix(tensor.shape[0], tensor.shape[1], tensor.dtype, tensor.device).copy_(tensor)
+
+
+class Medusa:
+    """Drafts a fixed tree over the heads' top choices; the pending token is its root.
+
+    checkpoint: folder or hub id of the heads, of which the first `heads` are used. tree: chain (each head's top
+    choice), mc_sim_7b_63, auto, or a list of paths. For auto: `nodes`, the most nodes it may have, and `calibration`, a
+    file of measured accuracies (None: the one beside the heads). Raises UserError for values that do not fit.
+    """
+
+    tap_layer = 0
+
+    def __init__(
+        self, target: Llama, *, checkpoint: str | None, heads: int, tree: Any, nodes: int, calibration: str | None
+    ) -> None:
+        if checkpoint is None:
+            raise UserError("method.checkpoint: this model has no Medusa heads configured, give a folder or a hub id")
+        folder = resolve(checkpoint, key="method.checkpoint")
+        self.heads = Heads.load(folder, target, heads)
+        self.extra_parameters = sum(p.numel() for p in self.heads.parameters())
+        self.nodes = read_tree(
+            tree,
+            heads=heads,
+            vocab_size=target.config.vocab_size,
+            nodes=nodes,
+            calibration=Path(os.path.expanduser(calibration)) if calibration else folder / CALIBRATION,
+        )
+        self.width = 1 + max(map(max, self.nodes))
+        self.trees = by_depth(self.nodes, self.width, target.device)
+        self.max_rows = len(self.nodes) + 1
+
+    def start(self, prompt: Tensor, prefill: Prefill) -> None:
+        """The heads look at the state from which the target predicted the first token."""
+        self.final = prefill.final
+
+    def propose(self, tokens: list[int], room: int) -> Draft:
+        """The tree filled with the heads' choices, cut to the depth that the context has room for."""
+        tree = self.trees[min(room, len(self.trees)) - 1]
+        choices = self.heads(self.final).topk(self.width).indices  # [heads, width]
+        return Draft(tokens=choices.view(-1)[tree.index], tree=tree.shape)
+
+    def observe(self, verification: Verification) -> None:
+        """The pending token was predicted from the last accepted row's state."""
+        last = verification.path[-1]
+        self.final = verification.final[last : last + 1]

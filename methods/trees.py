@@ -1,0 +1,152 @@
+"""Trees over the top choices of several prediction heads, as Medusa drafts them.
+
+A node is the path to it: (2, 0) follows the third choice of the first head with the first choice of the second.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from methods.draft import Tree
+from methods.engine.config import read_json
+from methods.errors import UserError, nearest
+
+Node = tuple[int, ...]
+
+NAMES = ("chain", "mc_sim_7b_63", "auto")
+CALIBRATION = "head_accuracies.json"  # beside the heads; bench.train writes it
+
+# The 63 nodes of mc_sim_7b_63 (Medusa's repository, medusa/model/medusa_choices.py; found by simulation on Vicuna-7B):
+# of every node that has children, how many. They are its first choices, from 0 on.
+_CHILDREN_MC_SIM_7B_63 = (
+    "-:10 0:10 1:7 2:3 3:2 4:1 5:1 6:1 7:1 8:1 9:1 00:10 01:3 02:2 03:1 04:1 05:1 06:1 07:1 10:2 20:1 000:2"
+)
+
+
+def _from_children(text: str) -> tuple[Node, ...]:
+    counts = (entry.split(":") for entry in text.split())
+    return tuple((*map(int, node.strip("-")), choice) for node, count in counts for choice in range(int(count)))
+
+
+MC_SIM_7B_63 = _from_children(_CHILDREN_MC_SIM_7B_63)
+
+
+@dataclass(frozen=True)
+class ChoiceTree:
+    """A tree laid out for use: its shape, and for each node where its token stands among the heads' choices."""
+
+    shape: Tree
+    index: Tensor  # [n] into the flattened choices [heads, width]
+
+    @classmethod
+    def build(cls, nodes: Sequence[Node], width: int, device: torch.device) -> ChoiceTree:
+        """From nodes of which each stands after its parent."""
+        number = {node: i for i, node in enumerate(nodes)}
+        parents = [number[node[:-1]] if len(node) > 1 else -1 for node in nodes]
+        index = torch.tensor([(len(node) - 1) * width + node[-1] for node in nodes], device=device)
+        return cls(shape=Tree.build(parents, device), index=index)
+
+
+def by_depth(nodes: Sequence[Node], width: int, device: torch.device) -> list[ChoiceTree]:
+    """The tree cut after 1, 2, ... levels: what fits when the context is nearly full."""
+    deepest = max(map(len, nodes))
+    return [
+        ChoiceTree.build([node for node in nodes if len(node) <= depth], width, device)
+        for depth in range(1, deepest + 1)
+    ]
+
+
+def read_tree(tree: Any, *, heads: int, vocab_size: int, nodes: int, calibration: Path) -> tuple[Node, ...]:
+    """The nodes that `method.tree` asks for: a name (NAMES), or a list of paths, each after its parent.
+
+    auto: at most `nodes` nodes, from the accuracies in the calibration file. Raises UserError for anything else, and
+    for a tree that is deeper than the number of heads.
+    """
+    if isinstance(tree, str):
+        if tree not in NAMES:
+            raise UserError(f"method.tree={tree}: unknown; {nearest(tree, NAMES)}, or a list such as [[0],[0,0],[1]]")
+        if tree == "auto":
+            return greedy_tree(read_accuracies(calibration, heads), nodes)
+        chosen = tuple((0,) * depth for depth in range(1, heads + 1)) if tree == "chain" else MC_SIM_7B_63
+    else:
+        chosen = _checked(tree)
+    deepest, widest = max(chosen, key=len), max(chosen, key=max)
+    if len(deepest) > heads:
+        raise UserError(f"method.tree: {list(deepest)} is {len(deepest)} deep, there are {heads} heads")
+    if max(widest) >= vocab_size:
+        raise UserError(f"method.tree: {list(widest)} takes choice {max(widest)} of {vocab_size} tokens")
+    return chosen
+
+
+def _checked(tree: Any) -> tuple[Node, ...]:
+    """A user's own list of paths. Raises UserError unless every path is new and stands after its parent."""
+    if not isinstance(tree, Sequence) or not all(_is_path(path) for path in tree):
+        raise UserError(f"method.tree={tree}: must be a name or a list of paths such as [[0],[0,0],[1]]")
+    nodes = [tuple(path) for path in tree]
+    if not nodes:
+        raise UserError("method.tree=[]: must have at least one node")
+    seen: set[Node] = {()}
+    for node in nodes:
+        if node in seen:
+            raise UserError(f"method.tree: {list(node)} stands there twice")
+        if node[:-1] not in seen:
+            where = "before" if node[:-1] in nodes else "without"
+            raise UserError(f"method.tree: {list(node)} stands there {where} its parent {list(node[:-1])}")
+        seen.add(node)
+    return tuple(nodes)
+
+
+def _is_path(path: Any) -> bool:
+    if isinstance(path, str) or not isinstance(path, Sequence) or not path:
+        return False
+    return all(isinstance(choice, int) and not isinstance(choice, bool) and choice >= 0 for choice in path)
+
+
+def greedy_tree(accuracies: Sequence[Sequence[float]], nodes: int) -> tuple[Node, ...]:
+    """At most `nodes` nodes, each time the one most likely accepted (Medusa, arXiv 2401.10774, section 2.3.3).
+
+    accuracies [heads][rank]: how often the head's choice of that rank is right. A node is accepted when all choices on
+    its path are right, taken as independent. Nodes that are never right are left out.
+    """
+    if nodes < 1:
+        raise UserError(f"method.nodes={nodes}: must be at least 1")
+    frontier: list[tuple[float, Node]] = []
+
+    def add_children(node: Node, likely: float) -> None:
+        for rank, accuracy in enumerate(accuracies[len(node)] if len(node) < len(accuracies) else ()):
+            if accuracy > 0:
+                heapq.heappush(frontier, (-likely * accuracy, (*node, rank)))
+
+    add_children((), 1.0)
+    chosen: list[Node] = []
+    while frontier and len(chosen) < nodes:
+        negative, node = heapq.heappop(frontier)
+        chosen.append(node)
+        add_children(node, -negative)
+    return tuple(chosen)
+
+
+def read_accuracies(file: Path, heads: int) -> list[list[float]]:
+    """Measured accuracies [heads][rank] from JSON {"accuracies": [[...], ...]}. Raises UserError for anything else."""
+    if not file.is_file():
+        remedy = f"bench.train method=medusa writes {CALIBRATION} beside the heads"
+        raise UserError(f"method.calibration={file}: no such file; {remedy}")
+    rows = read_json(file).get("accuracies")
+    if not (isinstance(rows, list) and all(isinstance(row, list) and _are_shares(row) for row in rows)):
+        raise UserError(f"method.calibration={file}: accuracies must be a list of shares from 0 to 1 for every head")
+    if len(rows) < heads:
+        raise UserError(f"method.calibration={file}: measured for {len(rows)} heads, {heads} are used")
+    if not any(rows[0]):
+        raise UserError(f"method.calibration={file}: no choice of the first head was ever right")
+    return rows[:heads]
+
+
+def _are_shares(row: list[Any]) -> bool:
+    return all(isinstance(share, (int, float)) and not isinstance(share, bool) and 0 <= share <= 1 for share in row)
