@@ -127,10 +127,15 @@ def find_questions(path: str | None, *, built_in: bool) -> Path:
     return BUILT_IN if built_in else download()
 
 
+def cached_file(cache: Path | None = None) -> Path:
+    """Where Spec-Bench's question file lies once it was downloaded; it need not be there."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "speculative-bench"
+    return (cache or default) / "question.jsonl"
+
+
 def download(url: str = SPEC_BENCH_URL, sha256: str = SPEC_BENCH_SHA256, cache: Path | None = None) -> Path:
     """Spec-Bench's question file in the cache. Raises UserError when it cannot be had or its hash is another."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "speculative-bench"
-    file = (cache or default) / "question.jsonl"
+    file = cached_file(cache)
     if file.is_file() and _sha256(file.read_bytes()) == sha256:
         return file
     try:

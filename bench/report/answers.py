@@ -12,9 +12,12 @@ import numpy as np
 import pandas as pd
 
 from bench.metrics import question_table
+from bench.questions import BUILT_IN, cached_file
 from bench.recorded import Run
 from bench.report.collect import Collection, Group
+from bench.report.tables import title
 
+ROOT = Path(__file__).resolve().parents[2]
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 LOOKUP = np.frombuffer(DIGITS.encode(), dtype=np.uint8)
 BUDGET_BYTES = 3_800_000  # of the page's 5 MB, what answers and the per-question table may take
@@ -58,19 +61,21 @@ def _pieces(tokenizer: Any, ids: np.ndarray) -> list[str]:
 def load_tokenizer(run: Run) -> Any:
     """The checkpoint's tokenizer.json from its folder or the local cache, or None; nothing is downloaded."""
     model = run.config.get("model")
-    path = model.get("path") if isinstance(model, dict) else None
-    return _tokenizer(str(path)) if path else None
+    if not isinstance(model, dict) or not model.get("path"):
+        return None
+    return _tokenizer(str(model["path"]), model.get("revision"))
 
 
 @cache
-def _tokenizer(path: str) -> Any:
-    file: Any = Path(path) / "tokenizer.json"
+def _tokenizer(path: str, revision: str | None) -> Any:
+    folder = Path(path) if Path(path).exists() else ROOT / path
+    file: Any = folder / "tokenizer.json"
     if not file.is_file():
-        if Path(path).exists() or path.count("/") != 1:
+        if folder.exists() or path.count("/") != 1:
             return None
         from huggingface_hub import try_to_load_from_cache
 
-        file = try_to_load_from_cache(path, "tokenizer.json")
+        file = try_to_load_from_cache(path, "tokenizer.json", revision=revision)
         if not isinstance(file, str):
             return None
     from tokenizers import Tokenizer
@@ -79,11 +84,13 @@ def _tokenizer(path: str) -> Any:
 
 
 def prompts(run: Run) -> dict[Any, list[str]]:
-    """Question texts by id from the run's own question file, where it is still there."""
-    data = run.config.get("data")
-    path = data.get("path") if isinstance(data, dict) else None
-    file = Path(str(path)) if path else None
-    if file is None or not file.is_file():
+    """Question texts by id from the run's own question file, where it is still there; nothing is downloaded."""
+    data, model = run.config.get("data"), run.config.get("model")
+    if not isinstance(data, dict):
+        return {}
+    built_in = isinstance(model, dict) and bool(model.get("built_in"))
+    file = Path(data["path"]).expanduser() if data.get("path") else BUILT_IN if built_in else cached_file()
+    if not file.is_file():
         return {}
     found = {}
     for line in file.read_text(encoding="utf-8").splitlines():
@@ -127,6 +134,7 @@ def group_payload(group: Group, limit: int | None) -> dict[str, Any]:
     return {
         "methods": [entry.label for entry in group.entries],
         "questions": questions,
+        "titles": {subtask: title(subtask) for subtask in group.subtasks},
         "texts": texts.items,
         "rows": rows,
         "shown": len(shown),

@@ -16,7 +16,7 @@ from methods.errors import UserError
 # Config keys that say where or how a run was done, not what was measured.
 INCIDENTAL = {"results_dir", "resume", "shard", "data.path", "model.path"}
 
-CROWDED = 12  # more curves than this in one figure cannot be told apart
+CROWDED = 8  # more curves than this in one figure cannot be told apart
 USUAL = ("kangaroo", "medusa", "lookahead", "rest", "vanilla")
 
 
@@ -32,6 +32,11 @@ class Entry:
     def row(self, subtask: str) -> dict[str, Any] | None:
         """Figures of a subtask or of "overall"; None when it was not run."""
         return self.metrics["overall"] if subtask == "overall" else self.metrics["subtasks"].get(subtask)
+
+    def warning(self, subtask: str) -> str:
+        """What belongs beside the figures of a subtask or of "overall", as one text; empty if there is nothing."""
+        texts = [w["text"] for w in self.metrics["warnings"] if w["scope"] == subtask and "fewer than" not in w["text"]]
+        return "; ".join(texts)
 
     @property
     def architecture(self) -> str:

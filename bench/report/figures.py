@@ -50,6 +50,7 @@ def _saved(figure: Figure, stem: Path) -> list[Path]:
 
 
 def _ctar_axes(axes: Axes, group: Group, subtask: str) -> None:
+    shown = set()
     for entry in group.drawn:
         row = entry.row(subtask)
         if row is None or row["ctar"][0] is None:
@@ -57,7 +58,8 @@ def _ctar_axes(axes: Axes, group: Group, subtask: str) -> None:
         axes.plot(CTAR_POSITIONS, [100 * v for v in row["ctar"]], color=colour(entry), marker=marker(entry),
                   label=entry.label)  # fmt: skip
         beside = published.ctar_math_reasoning(group.model, entry.run.method) if subtask == "math_reasoning" else None
-        if beside:
+        if beside and entry.run.method not in shown:
+            shown.add(entry.run.method)
             label = f"{entry.run.method}, published"
             axes.plot(CTAR_POSITIONS, [100 * v for v in beside], linestyle=":", color=colour(entry),
                       marker=marker(entry), markerfacecolor="white", label=label)  # fmt: skip

@@ -1,6 +1,6 @@
 "use strict";
 (() => {
-  const PAGE = 50;
+  const PAGE = 20;
 
   // Sorting: numbers by data-value, empty cells last whatever the direction.
   function compare(a, b, direction) {
@@ -29,9 +29,9 @@
   }
 
   for (const select of document.querySelectorAll("select[data-charts]")) {
-    const charts = document.getElementById(`${select.dataset.charts}-charts`);
+    const group = document.getElementById(select.dataset.charts);
     const apply = () => {
-      for (const drawing of charts.querySelectorAll("div[data-subtask]")) drawing.hidden = drawing.dataset.subtask !== select.value;
+      for (const part of group.querySelectorAll("div[data-subtask]")) part.hidden = part.dataset.subtask !== select.value;
     };
     select.addEventListener("change", apply);
     apply(); // a reloaded page keeps its choice
@@ -117,13 +117,13 @@
     let sort = null;
     data.methods.forEach((label, index) => method.append(new Option(label, index)));
     const names = [...new Set(data.questions.map((question) => question[1]))];
-    [["all", ""], ...names.map((name) => [name, name])].forEach(([label, value]) => subtask.append(new Option(label, value)));
+    [["All", ""], ...names.map((name) => [data.titles[name], name])].forEach(([label, value]) => subtask.append(new Option(label, value)));
     const faster = data.methods.findIndex((label) => !label.startsWith("vanilla"));
     method.value = Math.max(faster, 0);
 
     const cell = (row, column) => {
       const [id, name] = data.questions[row[0]];
-      return [id, row[1], row[3], row[5], row[2], row[4], name][column] ?? "";
+      return [id, row[1], row[3], row[5], row[2], row[4], data.titles[name]][column] ?? "";
     };
 
     function tableRow(row) {
@@ -134,7 +134,7 @@
       button.setAttribute("aria-expanded", "false");
       first.append(button);
       const speedup = row[1] === null ? "" : `${digits(row[1], 2)}×`;
-      const texts = [speedup, digits(row[3], 2), row[5].replace("_", " "), digits(row[2], 1), row[4], name];
+      const texts = [speedup, digits(row[3], 2), row[5].replace("_", " "), digits(row[2], 1), row[4], data.titles[name]];
       for (const text of texts) tr.insertCell().textContent = text;
       if (row[5] === "mismatch") tr.cells[3].className = "bad";
       tr.addEventListener("click", () => {

@@ -14,6 +14,7 @@ from bench.recorded import flatten
 from bench.report import published
 from bench.report.answers import first_divergences, payloads
 from bench.report.collect import INCIDENTAL, Collection, Entry, Group, machine_label
+from bench.report.details import figure_table
 from bench.report.svg import CHARTS, colour, legend_mark
 from bench.report.tables import (
     LEADERBOARD_CAPTION,
@@ -40,7 +41,7 @@ def write_page(collection: Collection, out: Path) -> Path:
         undefined=jinja2.StrictUndefined,
     )
     environment.globals |= {"show": show, "show_interval": show_interval, "title": title, "colour": colour}
-    environment.globals |= {"legend_mark": legend_mark, "lossless": lossless, "warning": warning_beside}
+    environment.globals |= {"legend_mark": legend_mark, "lossless": lossless, "warning": Entry.warning}
     text = environment.get_template("page.html.j2").render(
         style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
         script=Markup((HERE / "page.js").read_text(encoding="utf-8")),
@@ -66,12 +67,6 @@ def embedded(data: Any) -> Markup:
     return Markup(text)
 
 
-def warning_beside(entry: Entry, scope: str) -> str:
-    """The warnings that belong beside an entry's figures of a subtask, as one text; empty if there are none."""
-    texts = [w["text"] for w in entry.metrics["warnings"] if w["scope"] == scope and "fewer than" not in w["text"]]
-    return "; ".join(texts)
-
-
 def _group_view(number: int, group: Group, payload: dict[str, Any]) -> dict[str, Any]:
     scopes = ["overall", *group.subtasks]
     return {
@@ -85,6 +80,7 @@ def _group_view(number: int, group: Group, payload: dict[str, Any]) -> dict[str,
             {"name": name, "title": heading, "drawings": [(scope, draw(group, scope)) for scope in scopes]}
             for name, heading, draw in CHARTS
         ],
+        "figures": [(scope, figure_table([entry.row(scope) for entry in group.entries])) for scope in scopes],
         "notes": group_notes(group),
         "divergences": [(entry, first_divergences(entry.run)) for entry in group.entries],
         "published": _published(group),

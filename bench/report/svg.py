@@ -64,6 +64,9 @@ class Canvas:
     def line(self, x1: float, y1: float, x2: float, y2: float, kind: str) -> None:
         self.add(f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>')
 
+    def warn(self, x: float, y: float, hint: str) -> None:
+        self.add(f'<text class="warning" x="{x:.1f}" y="{y:.1f}">⚠<title>{escape(hint)}</title></text>')
+
     def bar(self, x: float, y: float, width: float, height: float, kind: str, hint: str) -> None:
         size = f'x="{x:.1f}" y="{y:.1f}" width="{max(width, 0):.1f}" height="{height:.1f}"'
         self.add(f'<rect class="{kind}" {size}><title>{escape(hint)}</title></rect>')
@@ -125,13 +128,14 @@ def shorten(text: str, length: int = 52) -> str:
 
 def ctar_chart(group: Group, subtask: str) -> Markup | None:
     """CTAR(w) in per cent of steps; the paper's curve dotted, where it has one."""
-    curves = []
+    curves, shown = [], set()
     for entry in group.drawn:
         row = entry.row(subtask)
         if row is not None and row["ctar"][0] is not None:
             curves.append((entry, [100 * v for v in row["ctar"]], ""))
             beside = published.ctar_math_reasoning(group.model, entry.run.method)
-            if beside and subtask == "math_reasoning":
+            if beside and subtask == "math_reasoning" and entry.run.method not in shown:
+                shown.add(entry.run.method)
                 curves.append((entry, [100 * v for v in beside], "published"))
     if not curves:
         return None
@@ -149,11 +153,13 @@ def ctar_chart(group: Group, subtask: str) -> Markup | None:
     return canvas.render()
 
 
-def _rows(entries: Sequence[Entry], label: str, high: float, name: str) -> Canvas:
-    """A chart with one labelled row per entry; the label stands above its bar, so that long ones fit."""
+def _rows(entries: Sequence[Entry], label: str, high: float, name: str, one: bool = False) -> Canvas:
+    """A chart with a row per entry, whose label stands above its bar, so that long ones fit. one: a line at 1."""
     height = 30 * len(entries) + 44
     canvas = Canvas(height, label, (0, high), left=6, right=14)
     canvas.x_axis(ticks(0, high), name)
+    if one:
+        canvas.line(canvas.x(1), canvas.top, canvas.x(1), height - canvas.bottom, "one")
     for place, entry in enumerate(entries):
         canvas.text(canvas.left + 2, canvas.top + 30 * place + 10, shorten(entry.label), "name", "start")
     return canvas
@@ -166,15 +172,18 @@ def speedup_chart(group: Group, subtask: str) -> Markup | None:
         return None
     beside = {e.label: published.table1(group.model, e.run.method).get(subtask, (None, None))[1] for e, _ in found}
     tops = [max(row["speedup"], row["speedup_high"] or 0, beside[e.label] or 0) for e, row in found]
-    canvas = _rows(
-        [e for e, _ in found], f"Speedup, {title(subtask)}", max(1.1, max(tops) * 1.05), "speedup over vanilla"
-    )
+    top, entries = max(1.1, max(tops) * 1.05), [entry for entry, _ in found]
+    canvas = _rows(entries, f"Speedup, {title(subtask)}", top, "speedup over vanilla", one=True)
     for place, (entry, row) in enumerate(found):
         y = canvas.top + 30 * place + 14
         low, high = row["speedup_low"], row["speedup_high"]
         bounds = f", 95 % interval {low:.3f} to {high:.3f}" if low is not None else ", no interval"
         hint = f"{entry.label}: {row['speedup']:.3f}{bounds}"
         canvas.bar(canvas.x(0), y, canvas.x(row["speedup"]) - canvas.x(0), 11, f"bar {colour(entry)}", hint)
+        canvas.line(canvas.x(1), y, canvas.x(1), y + 11, "one")
+        if entry.warning(subtask):
+            end = max(row["speedup"], high or 0, beside[entry.label] or 0)
+            canvas.warn(canvas.x(end) + 8, y + 9, entry.warning(subtask))
         if low is not None:
             canvas.line(canvas.x(low), y + 5.5, canvas.x(high), y + 5.5, "whisker")
             for end in (low, high):
@@ -184,7 +193,6 @@ def speedup_chart(group: Group, subtask: str) -> Markup | None:
             x = canvas.x(value)
             canvas.add(f'<path class="reference" d="{marker(3, x, y + 5.5, 4.5)}"><title>'
                        f"{escape(entry.run.method)}, published: {value:.2f}</title></path>")  # fmt: skip
-    canvas.line(canvas.x(1), canvas.top, canvas.x(1), canvas.height - canvas.bottom, "one")
     return canvas.render()
 
 

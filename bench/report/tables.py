@@ -29,6 +29,10 @@ TABLE1_CAPTION = (
     "tokens per step; Avg. is the mean of the six speedups, as in the paper. "
     f"Published rows: {published.PAPER}, Table 1 (V100)."
 )
+MARKED = (
+    "marks a figure with a warning: its interval includes 1, its repeats differ by over 10 %, overhead is over 10 %, or "
+    "answers are not lossless; leaderboard.csv has the words."
+)
 LEADERBOARD_CAPTION = (
     "Spec-Bench's speedup, and CR; overall is over all questions, with its 95 % BCa interval. A method is "
     "ranked below another only where their intervals do not overlap."
@@ -52,19 +56,22 @@ def ranks(group: Group) -> dict[str, int | None]:
 
 
 def table1_rows(group: Group) -> list[dict[str, Any]]:
-    """Measured rows, each followed by the published row of the same model and method."""
+    """Measured rows, those of one method followed by the published row of the same model and method."""
     rows = []
+    last = {entry.run.method: entry for entry in group.entries}
     for entry in group.entries:
         head = {"machine": group.machine, "model": group.model}
         measured: dict[str, Any] = head | {"method": entry.label, "source": MEASURED}
         measured["demonstration"] = entry.metrics["demonstration"]
-        beside = published.table1(group.model, entry.run.method)
+        beside = published.table1(group.model, entry.run.method) if last[entry.run.method] is entry else {}
         theirs: dict[str, Any] = head | {"method": entry.run.method, "source": PUBLISHED, "demonstration": False}
         for subtask in PAPER_ORDER:
             row = entry.row(subtask) or {}
             measured |= {f"{subtask}_cr": row.get("cr"), f"{subtask}_speedup": row.get("speedup")}
             cr, speedup = beside.get(subtask, (None, None))
             theirs |= {f"{subtask}_cr": cr, f"{subtask}_speedup": speedup}
+        measured["warned"] = " ".join(subtask for subtask in PAPER_ORDER if entry.warning(subtask))
+        theirs["warned"] = ""
         measured["average_speedup"] = entry.metrics["overall"]["speedup_average"]
         theirs["average_speedup"] = beside.get("average", (None, None))[1]
         rows += [measured, theirs] if beside else [measured]
@@ -109,7 +116,8 @@ def leaderboard_rows(collection: Collection) -> list[dict[str, Any]]:
                 row.setdefault("speedup_average", None)
                 head = {"machine": group.machine, "model": group.model, "method": entry.label, "subtask": subtask}
                 head |= {"demonstration": entry.metrics["demonstration"]}
-                rows.append(head | {"rank": rank[entry.label] if subtask == "overall" else None} | row)
+                head |= {"rank": rank[entry.label] if subtask == "overall" else None}
+                rows.append(head | row | {"warnings": entry.warning(subtask)})
     return rows
 
 
@@ -140,26 +148,28 @@ def _source(row: dict[str, Any]) -> str:
 
 def _table1_markdown(groups: Sequence[Group]) -> str:
     header = ["Model", "Method", "", *(f"{title(s)}: speedup (CR)" for s in PAPER_ORDER), "Avg. speedup"]
-    parts = ["# Table 1\n", TABLE1_CAPTION + "\n"]
+    parts = ["# Table 1\n", f"{TABLE1_CAPTION} ⚠ {MARKED}\n"]
     for group in groups:
         body = []
         for row in table1_rows(group):
-            cells = [_with_cr(row[f"{s}_speedup"], row[f"{s}_cr"]) for s in PAPER_ORDER]
+            warned = row["warned"].split()
+            cells = [_with_cr(row[f"{s}_speedup"], row[f"{s}_cr"], s in warned) for s in PAPER_ORDER]
             body.append([row["model"], row["method"], _source(row), *cells, show(row["average_speedup"])])
         parts += [f"## {group.title}: {machine_label(group.environment)}\n", markdown_table(header, body)]
     return "\n".join(parts)
 
 
-def _with_cr(speedup: float | None, cr: float | None) -> str:
+def _with_cr(speedup: float | None, cr: float | None, warned: bool = False) -> str:
+    mark = " ⚠" if warned else ""
     if speedup is None:
-        return f"(CR {show(cr)})" if cr is not None else ""
-    return f"{show(speedup)}× ({show(cr)})" if cr is not None else f"{show(speedup)}×"
+        return f"(CR {show(cr)}){mark}" if cr is not None else mark.strip()
+    return f"{show(speedup)}× ({show(cr)}){mark}" if cr is not None else f"{show(speedup)}×{mark}"
 
 
 def _table1_tex(groups: Sequence[Group]) -> str:
     columns = "ll" + "cc" * len(PAPER_ORDER) + "c"
     heads = " & ".join(rf"\multicolumn{{2}}{{c}}{{{title(s)}}}" for s in PAPER_ORDER)
-    lines = [f"% {TABLE1_CAPTION}".replace("\n", " "), "% needs \\usepackage{booktabs}"]
+    lines = [f"% {TABLE1_CAPTION}", rf"% $^\dagger$ {MARKED}", "% needs \\usepackage{booktabs}"]
     for group in groups:
         lines += [
             f"% {group.title}: {machine_label(group.environment)}",
@@ -169,13 +179,18 @@ def _table1_tex(groups: Sequence[Group]) -> str:
         second = " & " + " & CR & Speedup" * len(PAPER_ORDER) + r" & Speedup \\"
         lines += [rf"Model & Method & {heads} & Avg. \\", second, r"\midrule"]
         for row in table1_rows(group):
-            cells = [show(row[f"{s}_{key}"]) + (r"$\times$" if key == "speedup" and row[f"{s}_{key}"] else "")
-                     for s in PAPER_ORDER for key in ("cr", "speedup")]  # fmt: skip
+            cells = [cell for s in PAPER_ORDER for cell in _tex_pair(row, s)]
             average = show(row["average_speedup"]) + (r"$\times$" if row["average_speedup"] else "")
             name = tex_escape(f"{row['method']} ({_source(row)})")
             lines.append(" & ".join([tex_escape(row["model"]), name, *cells, average]) + r" \\")
         lines += [r"\bottomrule", r"\end{tabular}", ""]
     return "\n".join(lines)
+
+
+def _tex_pair(row: dict[str, Any], subtask: str) -> tuple[str, str]:
+    mark = r"$^\dagger$" if subtask in row["warned"].split() else ""
+    speedup = show(row[f"{subtask}_speedup"])
+    return show(row[f"{subtask}_cr"]), speedup + (r"$\times$" if speedup else "") + mark
 
 
 PARTS = {"input_ln": "Input LN", "attention": "Attention", "post_ln": "Post LN", "ffn": "FFN", "linear": "Linear",
@@ -216,7 +231,7 @@ def write_tables(collection: Collection, out: Path) -> list[Path]:
 
 
 def _leaderboard_markdown(collection: Collection) -> str:
-    parts = ["# Leaderboard\n", LEADERBOARD_CAPTION + "\n"]
+    parts = ["# Leaderboard\n", f"{LEADERBOARD_CAPTION} ⚠ {MARKED}\n"]
     for group in collection.groups:
         rank, subtasks = ranks(group), group.subtasks
         header = ["Rank", "Method", *map(title, subtasks), "Overall [95 %]", "CR", "Lossless"]
@@ -235,8 +250,11 @@ def by_speed(group: Group) -> list[Entry]:
 def _leaderboard_cells(entry: Entry, subtasks: Sequence[str], rank: int | None) -> list[str]:
     rows = [entry.row(s) or {} for s in subtasks]
     overall = entry.metrics["overall"]
-    return ["" if rank is None else str(rank), entry.label, *(_with_cr(r.get("speedup"), r.get("cr")) for r in rows),
-            show_interval(overall), show(overall["cr"]), lossless(overall)]  # fmt: skip
+    cells = [
+        _with_cr(r.get("speedup"), r.get("cr"), bool(entry.warning(s))) for s, r in zip(subtasks, rows, strict=True)
+    ]
+    whole = show_interval(overall) + (" ⚠" if entry.warning("overall") else "")
+    return ["" if rank is None else str(rank), entry.label, *cells, whole, show(overall["cr"]), lossless(overall)]
 
 
 def lossless(row: dict[str, Any]) -> str:
