@@ -94,9 +94,9 @@ class Rope:
     def __init__(self, config: ModelConfig, length: int, dtype: torch.dtype, device: torch.device) -> None:
         angles = torch.outer(torch.arange(length, dtype=torch.float32), inverse_frequencies(config))
         cos, sin = angles.cos(), angles.sin()
-        # Half 0 rotates with -sin, half 1 with +sin: x * cos + swap(x) * signed_sin needs no concatenation.
-        self.cos = torch.stack((cos, cos), 1).to(device, dtype)  # [length, 2, head_dim / 2]
-        self.signed_sin = torch.stack((-sin, sin), 1).to(device, dtype)
+        # The first half rotates with -sin, the second with +sin: x * cos + swap(x) * signed_sin, and nothing is joined.
+        self.cos = torch.cat((cos, cos), 1).to(device, dtype)  # [length, head_dim]
+        self.signed_sin = torch.cat((-sin, sin), 1).to(device, dtype)
 
     def at(self, positions: Tensor) -> Rotation:
         """Factors for rows at the given positions [n]."""
@@ -105,15 +105,14 @@ class Rope:
 
 @dataclass(frozen=True)
 class Rotation:
-    """Rotary factors of n rows, [n, 1, 2, head_dim / 2] each."""
+    """Rotary factors of n rows, [n, 1, head_dim] each."""
 
     cos: Tensor
     signed_sin: Tensor
 
     def __call__(self, heads: Tensor) -> Tensor:
         """Rotate heads [n, any number of heads, head_dim]."""
-        halves = heads.unflatten(-1, (2, -1))
-        return torch.addcmul(halves * self.cos, halves.flip(2), self.signed_sin).flatten(2)
+        return torch.addcmul(heads * self.cos, heads.roll(heads.shape[-1] // 2, -1), self.signed_sin)
 
 
 def inverse_frequencies(config: ModelConfig) -> Tensor:
@@ -129,6 +128,16 @@ def inverse_frequencies(config: ModelConfig) -> Tensor:
     turns = scaling["original_max_position_embeddings"] * inverse / (2 * math.pi)
     kept = ((turns - low) / (high - low)).clamp(0, 1)
     return inverse * (kept + (1 - kept) / scaling["factor"])
+
+
+def rms_norm(states: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Root-mean-square norm over the last dimension (Zhang and Sennrich, arXiv 1910.07467)."""
+    size = states.shape[-1]
+    if states.device.type != "cpu":
+        return F.rms_norm(states, (size,), weight, eps)
+    # torch has one kernel for layer norm on a CPU and seven small ones for this: 8 us against 14 for a row of 256. The
+    # mean of (x, -x) is 0 and its variance the mean square of x, so layer norm of the two gives the same.
+    return F.layer_norm(torch.cat((states, -states), -1), (2 * size,), None, None, eps)[..., :size] * weight
 
 
 def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
@@ -174,13 +183,13 @@ def self_attention(
 ) -> Tensor:
     """Attention block, residual included: [n, hidden] -> [n, hidden]. `layer` is the block's place in the cache."""
     heads, kv_heads, head_dim, eps = config.num_heads, config.num_kv_heads, config.head_dim, config.norm_eps
-    normed = F.rms_norm(hidden, (config.hidden_size,), weights.input_norm, eps)
+    normed = rms_norm(hidden, weights.input_norm, eps)
     qkv = F.linear(normed, weights.qkv, weights.qkv_bias).unflatten(1, (-1, head_dim))
     query_keys, values = qkv[:, : heads + kv_heads], qkv[:, heads + kv_heads :]
     if weights.q_norm is not None:
         query, keys = query_keys.split((heads, kv_heads), 1)
-        query = F.rms_norm(query, (head_dim,), weights.q_norm, eps)
-        keys = F.rms_norm(keys, (head_dim,), weights.k_norm, eps)
+        query = rms_norm(query, weights.q_norm, eps)
+        keys = rms_norm(keys, weights.k_norm, eps)
         query_keys = torch.cat((query, keys), 1)
     query, keys = rotation(query_keys).split((heads, kv_heads), 1)
     if cache is None:
@@ -192,7 +201,7 @@ def self_attention(
 
 def feed_forward(hidden: Tensor, weights: LayerWeights, config: ModelConfig) -> Tensor:
     """SwiGLU block, residual included: [n, hidden] -> [n, hidden]."""
-    normed = F.rms_norm(hidden, (config.hidden_size,), weights.post_norm, config.norm_eps)
+    normed = rms_norm(hidden, weights.post_norm, config.norm_eps)
     gate, up = F.linear(normed, weights.gate_up).chunk(2, -1)
     return torch.addmm(hidden, F.silu(gate) * up, weights.down.t())
 
@@ -257,7 +266,7 @@ class Llama:
 
     def norm(self, hidden: Tensor) -> Tensor:
         """Final RMSNorm, [n, hidden] -> [n, hidden]."""
-        return F.rms_norm(hidden, (self.config.hidden_size,), self.weights.norm, self.config.norm_eps)
+        return rms_norm(hidden, self.weights.norm, self.config.norm_eps)
 
     def lm_head(self, normed: Tensor) -> Tensor:
         """Normalised states [n, hidden] -> logits [n, vocab]."""
