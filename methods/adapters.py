@@ -25,6 +25,7 @@ from methods.engine.llama import (
     attention_mask,
     feed_forward,
     new_matrix,
+    rms_norm,
     self_attention,
 )
 from methods.errors import UserError, nearest
@@ -117,7 +118,7 @@ class Adapter(nn.Module):
 
         With a cache, the rows are appended to it and see all it holds; mask [n, held slots], None = causal.
         """
-        config, shape = self.config, (self.config.hidden_size,)
+        config = self.config
         if self.parts.attention:
             past = cache.lengths[0] if cache else 0
             mask = attention_mask(mask, len(states), past, config.num_heads // config.num_kv_heads, states.device)
@@ -125,9 +126,9 @@ class Adapter(nn.Module):
         if self.parts.feed_forward:
             states = feed_forward(states, self.layer, config)
         if self.parts.linears:
-            normed = F.rms_norm(states, shape, self.input_norm, config.norm_eps)
+            normed = rms_norm(states, self.input_norm, config.norm_eps)
             states = states + F.linear(F.silu(F.linear(normed, self.first)), self.second)
-        return F.rms_norm(states, shape, self.norm, config.norm_eps)
+        return rms_norm(states, self.norm, config.norm_eps)
 
     @classmethod
     def load(cls, folder: Path, target: Llama, variant: str) -> Adapter:
