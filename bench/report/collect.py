@@ -15,6 +15,7 @@ from methods.errors import UserError
 
 # Config keys that say where or how a run was done, not what was measured.
 INCIDENTAL = {"results_dir", "resume", "shard", "data.path", "model.path"}
+PATHS = {"method.checkpoint", "method.datastore", "method.tokenizer"}
 
 CROWDED = 8  # more curves than this in one figure cannot be told apart
 USUAL = ("kangaroo", "medusa", "lookahead", "rest", "vanilla")
@@ -182,18 +183,28 @@ def _indices(runs: list[Run]) -> list[int]:
 
 
 def _labels(runs: list[Run]) -> list[str]:
-    """The method's name, with the settings that tell runs of one method apart."""
+    """The method's name, with the settings that tell runs of one method apart; paths only where nothing else does."""
     labels = []
     for run in runs:
-        same = [other for other in runs if other.method == run.method]
-        varying = {key for other in same for key, _, _ in differences(_identity(same[0]), _identity(other))}
+        same = [_identity(other) for other in runs if other.method == run.method]
         mine = _identity(run)
-        parts = [f"{key.rsplit('.', 1)[-1]}={mine.get(key)}" for key in sorted(varying) if key in mine]
-        twins = [other for other in same if _identity(other) == mine]
+        varying = sorted({key for other in same for key, _, _ in differences(same[0], other)})
+        short = [key for key in varying if key not in PATHS]
+        alike = [other for other in same if not any(other.get(key) != mine.get(key) for key in short)]
+        keys = short if all(other == mine for other in alike) else varying
+        parts = [f"{key.rsplit('.', 1)[-1]}={_brief(mine[key])}" for key in keys if key in mine]
+        twins = [other for other in runs if other.method == run.method and _identity(other) == mine]
         if len(twins) > 1:
-            parts.append(f"run {twins.index(run) + 1}")
+            parts.append(f"run {next(n for n, other in enumerate(twins, 1) if other is run)}")
         labels.append(f"{run.method} ({', '.join(parts)})" if parts else run.method)
     return labels
+
+
+def _brief(value: Any) -> str:
+    """A setting for a label: a list joined, a path by its last part."""
+    if isinstance(value, (list, tuple)):
+        return "+".join(map(str, value))
+    return str(value).rstrip("/").rsplit("/", 1)[-1]
 
 
 def _group_warnings(entries: Sequence[Entry]) -> list[str]:

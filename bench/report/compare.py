@@ -48,8 +48,8 @@ def compare(a: Run, b: Run) -> tuple[str, list[Comparison]]:
     require_same_environment(a, b, "compare")
     if a.model != b.model:
         raise UserError(f"cannot compare {a.folders[0]} and {b.folders[0]}: model is {a.model} and {b.model}")
-    left, right = question_table(a), question_table(b)
-    both = left.join(right, how="inner", lsuffix="_a", rsuffix="_b")
+    left, right = question_table(a).add_suffix("_a"), question_table(b).add_suffix("_b")
+    both = left.join(right, how="inner")
     if not len(both):
         raise UserError(f"cannot compare {a.folders[0]} and {b.folders[0]}: no question was answered in both")
     name = "tokens_per_s" if a.baseline is None or b.baseline is None else "speedup"

@@ -153,6 +153,7 @@ def _different_texts(answers: pd.DataFrame, baseline: pd.DataFrame | None) -> li
     if baseline is None:
         return []
     keys = ["question_id", "repeat", "turn"]
-    both = answers.set_index(keys).text.to_frame().join(baseline.set_index(keys).text, rsuffix="_base", how="inner")
-    different = int((both.text != both.text_base).sum())
+    texts = [turns.set_index(keys).text for turns in (answers, baseline)]
+    both = pd.concat(texts, axis=1, join="inner", keys=["ours", "theirs"])
+    different = int((both.ours != both.theirs).sum())
     return [f"{different} of {len(both)} turns have another text than the baseline's (near ties cannot be told)"]

@@ -30,7 +30,7 @@ TABLE1_CAPTION = (
     f"Published rows: {published.PAPER}, Table 1 (V100)."
 )
 MARKED = (
-    "marks a figure with a warning: its interval includes 1, its repeats differ by over 10 %, overhead is over 10 %, or "
+    "marks a figure with a warning: its interval includes 1, repeats differ by over 10 %, overhead is over 10 %, or "
     "answers are not lossless; leaderboard.csv has the words."
 )
 LEADERBOARD_CAPTION = (

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from PIL import Image
 
+from bench.report.ablations import kangaroo_settings
 from bench.report.collect import collect, group_runs
 from bench.report.command import main
 from bench.report.tables import PAPER_ORDER, group_notes, ranks
@@ -111,6 +114,58 @@ def test_runs_of_one_method_are_told_apart_by_their_settings(tmp_path):
     (group,) = collect(tmp_path).groups
     assert [entry.label for entry in group.entries] == ["kangaroo (eta=0.3)", "kangaroo (eta=0.6)"]
     assert len({entry.index for entry in group.entries}) == 2
+
+
+def test_paths_are_no_labels_where_a_setting_tells_runs_apart(tmp_path):
+    for layer in (1, 2):
+        write_run(tmp_path, Plan(per_category=1, repeats=1, settings={"exit_layer": layer, "checkpoint": f"a/{layer}"}))
+    for folder in ("x/first", "x/second"):
+        write_run(tmp_path, Plan(method="rest", per_category=1, repeats=1, settings={"datastore": folder}))
+    (group,) = collect(tmp_path).groups
+    assert [entry.label for entry in group.entries] == [
+        *("kangaroo (exit_layer=1)", "kangaroo (exit_layer=2)", "rest (datastore=first)", "rest (datastore=second)")
+    ]
+
+
+def test_the_same_configuration_twice_is_two_runs(tmp_path):
+    folder = write_run(tmp_path, Plan(per_category=1, repeats=1))
+    shutil.copytree(folder, folder.with_name(f"{folder.name}-2"))
+    (group,) = collect(tmp_path).groups
+    assert [entry.label for entry in group.entries] == ["kangaroo (run 1)", "kangaroo (run 2)"]
+
+
+def test_warnings_stand_beside_their_figures(tmp_path):
+    write_run(tmp_path, Plan(truth=Truth(0.3, 0.43, noise=0.5), per_category=3))
+    assert main([f"results_dir={tmp_path}"]) == 0
+    overall = rows(tmp_path / "report" / "leaderboard.csv")[-1]
+    assert "interval includes 1" in overall["warnings"] and "repeats differ" in overall["warnings"]
+    for name, mark in (("leaderboard.md", "⚠"), ("table1.md", "⚠"), ("table1.tex", r"$^\dagger$")):
+        assert mark in (tmp_path / "report" / name).read_text().split("joey", 1)[1]
+
+
+def test_ablations_and_table2_where_such_runs_exist(tmp_path):
+    plan = replace(VICUNA, repeats=1, per_category=1)
+    for layer in (1, 2, 3):
+        write_run(tmp_path, replace(plan, settings={"exit_layer": layer, "gamma": 6, "eta": 0.6}))
+    for eta in (0.2, 0.4):
+        write_run(tmp_path, replace(plan, settings={"exit_layer": 2, "gamma": 6, "eta": eta}))
+    write_run(tmp_path, replace(plan, settings={"exit_layer": 2, "gamma": 6, "eta": 0.6, "variant": "mlp_only"}))
+    assert main([f"results_dir={tmp_path}"]) == 0
+    names = {path.name for path in (tmp_path / "report").iterdir()}
+    figures = ("figure_exit_layer", "figure_threshold", "step_cost")
+    assert {f"{figure}.{e}" for figure in figures for e in ("png", "pdf")} <= names
+    table = [row for row in rows(tmp_path / "report" / "table2.csv") if row["method"].startswith(("mlp", "kangaroo"))]
+    assert ("mlp_only", "published", "1.22") in [(r["method"], r["source"], r["average_speedup"]) for r in table]
+    assert any(row["source"] == "measured" and row["parameters"] == "67000000" for row in table)
+    layers = kangaroo_settings(collect(tmp_path).groups[0])
+    assert sorted(layers.exit_layer) == [1, 2, 2, 2, 3]  # the other architecture is no point of these curves
+
+
+def test_records_hold_every_turn(results):
+    frame = pd.read_parquet(results / "report" / "records.parquet")
+    answers = frame[(frame.method == "medusa") & (frame.side == "method")]
+    assert len(answers) == 21 * 3 and answers.emitted.sum() == answers.lengths.map(sum).sum()
+    assert set(frame.side) == {"method", "baseline"} and set(frame.machine) == {"A", "B"}
 
 
 def test_methods_are_ranked_only_where_intervals_allow(tmp_path):
