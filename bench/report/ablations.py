@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -48,13 +48,13 @@ def figure_exit_layer(group: Group) -> Figure | None:
     sweep = _largest_sweep(kangaroo_settings(group), ["gamma", "eta"], ["exit_layer"]).sort_values("exit_layer")
     if not len(sweep):
         return None
-    beside = published.exit_layers(group.model)
+    beside, name_beside = _beside(group, published.exit_layers)
     figure, panels = _panels(group)
     for axes, name in zip(panels, FIGURE_NAMES, strict=True):
         _curve(axes, sweep, "exit_layer", name, COLOURS[0], MARKERS[0], "measured")
         if len(beside):
             theirs = beside.compression_ratio if name == "cr" else beside.speedup
-            _dotted(axes, beside.exit_layer, theirs, COLOURS[0], MARKERS[0], "published")
+            _dotted(axes, beside.exit_layer, theirs, COLOURS[0], MARKERS[0], name_beside)
     panels[1].set_xlabel(r"exit layer $\ell$")
     panels[0].legend()
     return figure
@@ -65,7 +65,7 @@ def figure_threshold(group: Group) -> Figure | None:
     sweep = _largest_sweep(kangaroo_settings(group), ["exit_layer"], ["gamma", "eta"])
     if not len(sweep):
         return None
-    beside = published.thresholds(group.model)
+    beside, name_beside = _beside(group, published.thresholds)
     figure, panels = _panels(group)
     gammas = sorted({*sweep.gamma, *beside.gamma})
     for axes, name in zip(panels, FIGURE_NAMES, strict=True):
@@ -77,10 +77,16 @@ def figure_threshold(group: Group) -> Figure | None:
             theirs = beside[beside.gamma == gamma]
             if len(theirs):
                 values = theirs.compression_ratio if name == "cr" else theirs.speedup
-                _dotted(axes, theirs.eta, values, paint, sign, rf"$\gamma={gamma:g}$, published")
+                _dotted(axes, theirs.eta, values, paint, sign, rf"$\gamma={gamma:g}$, {name_beside}")
     panels[1].set_xlabel(r"confidence threshold $\eta$")
     panels[0].legend(ncols=2 if len(beside) else 1)
     return figure
+
+
+def _beside(group: Group, read: Callable[[str], pd.DataFrame]) -> tuple[pd.DataFrame, str]:
+    """The paper's curve for the model, or for Vicuna-7B where it has none, and what to call it."""
+    rows = read(group.model)
+    return (rows, "published") if len(rows) else (read("vicuna-7b"), "Vicuna-7B, published")
 
 
 def _panels(group: Group) -> tuple[Figure, list[Axes]]:

@@ -6,8 +6,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from methods.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from bench.report.collect import Collection
 
 USAGE = """usage: python -m bench.report [results_dir=results] [output=results/report]
        python -m bench.report import=FILE... [baseline=FILE...] [model=NAME] [method=NAME]
@@ -88,19 +92,23 @@ def main(arguments: Sequence[str]) -> int:
 def write_report(settings: Settings) -> list[Path]:
     """All files of the report; returns their paths. Raises UserError before anything is written."""
     from bench.report.collect import collect
-    from bench.report.figures import write_figures
-    from bench.report.frames import write_records
     from bench.report.importer import import_runs
-    from bench.report.page import write_page
-    from bench.report.tables import write_tables
 
     values, results = settings.values, Path(settings.values["results_dir"])
     names = {"model": values["model"], "method": values["method"]}
     imported = import_runs(settings.lists["import"], settings.lists["baseline"], **names)
     if not results.is_dir() and not imported:
         raise UserError(f"results_dir={results}: no such folder; give the folder that bench.run wrote to")
-    collection = collect(results, imported)
-    out = Path(values["output"] or results / "report")
+    return write_collection(collect(results, imported), Path(values["output"] or results / "report"))
+
+
+def write_collection(collection: Collection, out: Path) -> list[Path]:
+    """Page, tables, figures and records of a collection; returns their paths."""
+    from bench.report.figures import write_figures
+    from bench.report.frames import write_records
+    from bench.report.page import write_page
+    from bench.report.tables import write_tables
+
     out.mkdir(parents=True, exist_ok=True)
     tables, figures = write_tables(collection, out), write_figures(collection, out)
     return [write_page(collection, out), *tables, *figures, write_records(collection, out)]

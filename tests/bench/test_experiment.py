@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bench import experiment
+from bench.config import CONF, choices, compose_config, plain
+from bench.experiment import Arguments, make_cell, read_experiment
+from tests.bench.small_run import QUESTIONS, write_questions
+from tests.bench.train.chat_model import SPECIAL, WORDS, write_chat_model, write_sharegpt
+
+TRAINING = {"length": 64, "batch": 2, "accumulation": 1, "epochs": 1, "lr": 1e-2, "warmup_steps": 3}
+
+
+@pytest.fixture(scope="module")
+def common(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A tiny model without drafts, questions and training text; every cell and training takes about a second."""
+    folder = tmp_path_factory.mktemp("experiment")
+    write_chat_model(folder / "model", vocab_size=len(SPECIAL) + len(WORDS))
+    write_sharegpt(folder / "data.json", 40)
+    write_questions(folder / "question.jsonl", QUESTIONS)
+    run = {"model": "custom", "model.path": folder / "model", "data.path": folder / "question.jsonl"}
+    run |= {"max_new_tokens": 12, "repeats": 1, "warmup_turns": 0, "model.device": "cpu"}
+    train = {"training.data.path": folder / "data.json"}
+    train |= {f"training.loop.{key}": value for key, value in TRAINING.items()}
+    return [f"{key}={value}" for key, value in {**run, **train}.items()]
+
+
+def times(folder: Path, pattern: str) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.glob(pattern)}
+
+
+def test_trains_and_measures_what_is_missing_and_nothing_twice(
+    common: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["name=exit_layer", *common, f"results_dir={tmp_path}"]
+    assert experiment.main([*arguments, "method.exit_layer=1,2"]) == 0
+    weights, answers = "checkpoints/*/*/pytorch_model.bin", "runs/*/*/*/answers.jsonl"
+    first = times(tmp_path, weights) | times(tmp_path, answers)
+    assert len(first) == 4
+    trained = [json.loads(path.read_text())["exit_layer"] for path in tmp_path.glob("checkpoints/*/*/config.json")]
+    assert sorted(trained) == [1, 2]
+    for ending in ("png", "pdf"):
+        assert (tmp_path / "exit_layer" / f"figure_exit_layer.{ending}").stat().st_size > 5000
+    assert "kangaroo  2" in capsys.readouterr().out
+
+    assert experiment.main([*arguments, "method.exit_layer=1,2,3"]) == 0
+    second = times(tmp_path, weights) | times(tmp_path, answers)
+    assert len(second) == 6 and first.items() <= second.items()
+    for folder in tmp_path.glob("runs/*/*/*"):
+        config = json.loads((folder / "run.json").read_text())["config"]["method"]
+        adapter = json.loads((Path(config["checkpoint"]) / "config.json").read_text())
+        assert adapter["exit_layer"] == config["exit_layer"]
+
+
+def test_table_2_has_every_architecture(common: list[str], tmp_path: Path) -> None:
+    assert experiment.main(["name=adapter", *common, f"results_dir={tmp_path}", "model.exit_layer=1"]) == 0
+    with (tmp_path / "adapter" / "table2.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["source"] == "measured"]
+    hidden, vocabulary, swiglu, keys = 32, 67, 48, 16
+    attention = 2 * hidden * hidden + 2 * hidden * keys + 2 * hidden
+    expected = {
+        "medusa": 4 * (hidden * hidden + hidden + hidden * vocabulary),
+        "kangaroo": attention,
+        "kangaroo_head": attention + hidden * vocabulary,
+        "one_layer_transformer": attention + 3 * hidden * swiglu + hidden,
+        "mlp_only": 2 * hidden * hidden + 2 * hidden + hidden * vocabulary,
+    }
+    found = {row["method"]: int(row["parameters"]) for row in rows}
+    assert sorted(found.values()) == sorted(expected.values())
+
+
+def test_one_draft_serves_all_thresholds(common: list[str], tmp_path: Path) -> None:
+    experiment_, others = read_experiment("threshold", "custom").narrowed(common[:7])
+    arguments = Arguments("threshold", "custom", tmp_path, others, [o.removeprefix("training.") for o in common[7:]])
+    cells = [make_cell(experiment_, arguments, overrides) for overrides in experiment_.cells()]
+    assert len(cells) == 18 and len({cell.output for cell in cells}) == 1
+    changed = Arguments("threshold", "custom", tmp_path, others, [*arguments.train, "loop.lr=1"])
+    assert make_cell(experiment_, changed, next(experiment_.cells())).output != cells[0].output
+
+
+def test_a_configured_or_given_draft_is_not_trained() -> None:
+    threshold, exit_layer = read_experiment("threshold", "joey"), read_experiment("exit_layer", "joey")
+    cell = make_cell(threshold, Arguments("threshold", "joey", Path("x"), [], []), next(threshold.cells()))
+    assert cell.train is None and cell.output is None and "method.gamma=4" in cell.run
+    given = Arguments("exit_layer", "joey", Path("x"), ["method.checkpoint=somewhere"], [])
+    assert make_cell(exit_layer, given, next(exit_layer.cells())).train is None
+
+
+@pytest.mark.parametrize(
+    ("name", "model"), [*((name, "joey") for name in choices("experiment")), ("exit_layer", "vicuna-13b")]
+)
+def test_every_experiment_composes(name: str, model: str) -> None:
+    chosen = read_experiment(name, model)
+    firsts = [{key: values[0] for key, values in grid.items()} for grid in chosen.grids]
+    cells = [*firsts, list(chosen.cells())[-1]]
+    settings = [f"{key}={json.dumps(value)}" for key, value in chosen.settings.items()]
+    training = [f"{key}={json.dumps(value)}" for key, value in chosen.training.items()]
+    for cell in cells:
+        own = [f"model={model}", *(f"{key}={json.dumps(value)}" for key, value in cell.items())]
+        plain(compose_config("config", [*own, *settings]))
+        if cell["method"] in choices("train"):
+            plain(compose_config("train", [*own, *training, "output=x"]))
+
+
+def test_the_threshold_grid_is_the_papers() -> None:
+    raw = yaml.safe_load((CONF / "experiment" / "threshold.yaml").read_text())
+    assert raw["grids"][0]["method.gamma"] == [4, 6, 8]
+    assert {0, 0.3, 0.5, 0.7, 0.9} <= set(raw["grids"][0]["method.eta"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name is missing; valid: adapter, exit_layer, figure1, table1, threshold"),
+        (["name=treshold"], "name=treshold: unknown; did you mean threshold?"),
+        (["name=threshold", "again"], "again: expected key=value"),
+        (["name=threshold", "model=vicuna-7"], "model=vicuna-7: unknown; did you mean vicuna-7b?"),
+        (["name=threshold", "limits=3"], "limits: unknown override; did you mean limit?"),
+        (["name=threshold", "model=vicuna-7b"], "training.data.path is missing: model=vicuna-7b has no draft"),
+        (["name=threshold", "model=vicuna-7b", "training.loop.epoch=1"], "loop.epoch: unknown override; did you"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert experiment.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_help_names_the_experiments(capsys: pytest.CaptureFixture[str]) -> None:
+    assert experiment.main(["--help"]) == 0
+    assert "exit_layer" in capsys.readouterr().out
