@@ -1,0 +1,77 @@
+"""On a CUDA device: the same tokens as on the CPU, phases by events, and no hidden synchronisation."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.measure import timed_generation
+from methods.decoder import Decoder
+from methods.engine.llama import LayerWeights, Llama, Weights
+from methods.kangaroo import Kangaroo
+from methods.vanilla import Vanilla
+from tests.tiny import adapter_checkpoint, tiny_llama
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def exact_float32() -> None:
+    """TF32 would round products to 10 bits and make near ties of clear choices."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def on_cuda(model: Llama) -> Llama:
+    def moved(tensor: torch.Tensor | None) -> torch.Tensor | None:
+        return None if tensor is None else tensor.cuda()
+
+    weights = copy.copy(model.weights)
+    layers = [LayerWeights(**{k: moved(v) for k, v in vars(layer).items()}) for layer in weights.layers]
+    fields = {field.name: getattr(weights, field.name) for field in dataclasses.fields(Weights)}
+    fields |= {name: fields[name].cuda() for name in ("embedding", "norm", "lm_head")}
+    return Llama(model.config, Weights(**{**fields, "layers": layers}))
+
+
+def kangaroo(model: Llama, folder: Path) -> Kangaroo:
+    adapter_checkpoint(folder, hidden=model.config.hidden_size)
+    return Kangaroo(model, exit_layer=1, gamma=4, eta=0.02, checkpoint=str(folder), variant="kangaroo")
+
+
+def test_tokens_are_the_cpus(tmp_path: Path) -> None:
+    cpu, prompt = tiny_llama(), torch.tensor([5, 6, 7])
+    gpu = on_cuda(cpu)
+    expected = Decoder(cpu, Vanilla(cpu)).generate(prompt, 40).tokens
+    for method in (Vanilla(gpu), kangaroo(gpu, tmp_path)):
+        assert Decoder(gpu, method).generate(prompt.cuda(), 40).tokens == expected
+
+
+def test_phases_come_from_events_and_lie_within_the_wall_time(tmp_path: Path) -> None:
+    gpu = on_cuda(tiny_llama())
+    decoder = Decoder(gpu, kangaroo(gpu, tmp_path))
+    for _ in range(2):
+        timed = timed_generation(decoder, [5, 6, 7], 40, gpu.device)
+    assert 0 < timed.prefill_s and 0 < timed.draft_s and 0 < timed.verify_s
+    assert timed.prefill_s + timed.draft_s + timed.verify_s <= timed.wall_s * 1.01
+    assert timed.peak_memory_bytes and timed.peak_memory_bytes > gpu.weight_bytes
+
+
+def test_a_step_waits_for_the_device_once_a_verify_and_once_a_drafted_token(tmp_path: Path) -> None:
+    gpu = on_cuda(tiny_llama())
+    decoder = Decoder(gpu, kangaroo(gpu, tmp_path))
+    prompt = torch.tensor([5, 6, 7], device="cuda")
+    decoder.generate(prompt, 40)
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with pytest.warns(UserWarning, match="synchronizing") as waits:
+            generation = decoder.generate(prompt, 40)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    drafted = sum(step.drafted for step in generation.steps)
+    assert len(waits) <= 2 + len(generation.steps) + drafted

@@ -1,0 +1,91 @@
+"""What a step may cost: nothing allocated in the cache path, one host transfer a verify and one a drafted token."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from methods.decoder import Decoder
+from methods.engine.kv_cache import KVCache
+from methods.kangaroo import Kangaroo
+from methods.vanilla import Vanilla
+from tests.tiny import adapter_checkpoint, tiny_llama
+
+TO_HOST = ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__")
+
+
+class Operations(TorchDispatchMode):
+    """Names of the operations that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func.overloadpacket).removeprefix("aten."))
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_cache_only_copies_in_place() -> None:
+    cache = KVCache(layers=2, kv_heads=2, capacity=32, head_dim=8, dtype=torch.float32, device=torch.device("cpu"))
+    rows = torch.randn(5, 2, 8)
+    with Operations() as operations:
+        for layer in (0, 1):
+            keys, _ = cache.append(layer, rows, rows)
+        cache.keep(1, (0, 2, 4))
+        cache.truncate(2)
+    assert set(operations.names) <= {"copy_", "slice", "select", "transpose", "view"} and "copy_" in operations.names
+    assert keys.untyped_storage().data_ptr() == cache.storage.untyped_storage().data_ptr()
+
+
+def test_the_cache_stays_where_it_was_built() -> None:
+    model = tiny_llama()
+    decoder = Decoder(model, Vanilla(model))
+    before = decoder.cache.storage.data_ptr()
+    decoder.generate(torch.tensor([5, 6, 7]), 20)
+    assert decoder.cache.storage.data_ptr() == before and decoder.cache.lengths == [22] * model.config.num_layers
+
+
+@pytest.fixture
+def transfers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every call that would make a GPU wait for the host."""
+    seen: list[str] = []
+
+    def watched(name: str) -> Any:
+        original = getattr(torch.Tensor, name)
+
+        def call(self: torch.Tensor, *arguments: Any, **keywords: Any) -> Any:
+            seen.append(name)
+            return original(self, *arguments, **keywords)
+
+        return call
+
+    for name in TO_HOST:
+        monkeypatch.setattr(torch.Tensor, name, watched(name))
+    return seen
+
+
+def test_vanilla_waits_once_a_step(transfers: list[str]) -> None:
+    model = tiny_llama()
+    decoder, prompt = Decoder(model, Vanilla(model)), torch.tensor([5, 6, 7])
+    transfers.clear()
+    generation = decoder.generate(prompt, 20)
+    # The prompt's ids and the first token, then each verify.
+    assert transfers == ["tolist"] * (2 + len(generation.steps))
+
+
+def test_kangaroo_waits_once_a_step_and_once_a_drafted_token(tmp_path: Path, transfers: list[str]) -> None:
+    model = tiny_llama()
+    adapter_checkpoint(tmp_path, hidden=model.config.hidden_size)
+    method = Kangaroo(model, exit_layer=1, gamma=4, eta=0.02, checkpoint=str(tmp_path), variant="kangaroo")
+    decoder, prompt = Decoder(model, method), torch.tensor([5, 6, 7])
+    transfers.clear()
+    generation = decoder.generate(prompt, 20)
+    drafted = sum(step.drafted for step in generation.steps)
+    assert drafted > len(generation.steps), "the drafts must be longer than one token for this to say anything"
+    assert transfers.count("item") == drafted and transfers.count("tolist") == 2 + len(generation.steps)
+    assert len(transfers) == drafted + 2 + len(generation.steps)
