@@ -57,7 +57,7 @@ def test_phases_come_from_events_and_lie_within_the_wall_time(tmp_path: Path) ->
     decoder = Decoder(gpu, kangaroo(gpu, tmp_path))
     for _ in range(2):
         timed = timed_generation(decoder, [5, 6, 7], 40, gpu.device)
-    assert 0 < timed.prefill_s and 0 < timed.draft_s and 0 < timed.verify_s
+    assert timed.prefill_s > 0 and timed.draft_s > 0 and timed.verify_s > 0
     assert timed.prefill_s + timed.draft_s + timed.verify_s <= timed.wall_s * 1.01
     assert timed.peak_memory_bytes and timed.peak_memory_bytes > gpu.weight_bytes
 
