@@ -30,6 +30,7 @@ __all__ = [
     "load_model",
     "pick_device",
     "pick_dtype",
+    "published_weights",
     "randomise",
     "read_config",
     "read_tensors",
@@ -185,6 +186,11 @@ def randomise(weights: Weights, seed: int, std: float = INIT_STD) -> None:
         if layer.qkv_bias is not None:
             layer.qkv_bias.zero_()
     weights.norm.fill_(1)
+
+
+def published_weights(model: Llama) -> dict[str, Tensor]:
+    """The model's weights under their published names, as views; a tied LM head is left out."""
+    return _slots(model.config, model.weights)
 
 
 def _slots(config: ModelConfig, weights: Weights) -> dict[str, Tensor]:

@@ -1,0 +1,134 @@
+"""What a user gets without this project: transformers' own generate, plain or with its prompt lookup."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from methods.decoder import Generation, NoPhases, Phases, Step
+from methods.engine.checkpoint import published_weights, resolve
+from methods.engine.llama import Llama
+from methods.errors import UserError
+
+
+class HfGenerate:
+    """transformers' generate, greedily, on the target's own weights; it stands beside the Decoder, not inside it.
+
+    Its model takes the shape from config.json in `config` (folder or hub id) and the target's tensors as they are,
+    copying only those that the engine stores by columns; so random weights work too. context: most tokens of prompt
+    and output together (None: the model's). prompt_lookup: tokens drafted from the prompt (None: no drafting).
+
+    Tokens are counted from outside: how long the sequence is after each call of the model. The prompt's call is no
+    step. With prompt lookup transformers verifies its first draft in that very call; what it accepts there is recorded
+    as a step of its own, so that the steps emit all tokens but the first. Raises UserError for values out of range.
+    """
+
+    extra_parameters = 0
+
+    def __init__(
+        self,
+        target: Llama,
+        *,
+        config: str,
+        revision: str | None,
+        context: int | None,
+        temperature: float,
+        prompt_lookup: int | None,
+    ) -> None:
+        if temperature != 0:
+            raise UserError(f"temperature={temperature}: transformers' generate is measured greedily here; valid: 0")
+        if prompt_lookup is not None and prompt_lookup < 1:
+            raise UserError(f"method.prompt_lookup={prompt_lookup}: must be at least 1, or null for plain decoding")
+        self.context = target.config.context if context is None else context
+        if not 2 <= self.context <= target.config.context:
+            raise UserError(f"context={self.context}: must be between 2 and the model's {target.config.context}")
+        self.eos_token_ids, self.prompt_lookup = target.config.eos_token_ids, prompt_lookup
+        self.model = model_of(target, config, revision)
+
+    def generate(self, prompt: Tensor, max_new_tokens: int, phases: Phases | None = None) -> Generation:
+        """Decode prompt [n] (int64, on the model's device) until EOS, max_new_tokens or a full context.
+
+        Raises UserError when the prompt is empty or fills the context.
+        """
+        from transformers import GenerationConfig, StoppingCriteriaList
+
+        length = len(prompt)
+        limit = min(max_new_tokens, self.context - length)
+        if length == 0 or limit < 1:
+            raise UserError(f"prompt of {length} tokens: must be 1 to {self.context - 1} to leave room in the context")
+        settings = GenerationConfig(
+            max_new_tokens=limit,
+            do_sample=False,
+            eos_token_id=list(self.eos_token_ids) or None,
+            pad_token_id=0,  # one sequence is never padded; without it transformers warns
+            prompt_lookup_num_tokens=self.prompt_lookup,
+        )
+        watch = Watch(length, phases or NoPhases())
+        hooks = [
+            self.model.register_forward_pre_hook(watch.before, with_kwargs=True),
+            self.model.register_forward_hook(watch.after),
+        ]
+        try:
+            with torch.inference_mode():
+                output = self.model.generate(
+                    prompt[None],
+                    attention_mask=torch.ones_like(prompt[None]),
+                    generation_config=settings,
+                    stopping_criteria=StoppingCriteriaList([watch]),
+                )
+        finally:
+            for hook in hooks:
+                hook.remove()
+        tokens = tuple(output[0, length:].tolist())
+        stop = "eos" if tokens[-1] in self.eos_token_ids else "length"
+        if stop == "length" and len(tokens) < max_new_tokens:
+            stop = "context"
+        return Generation(tokens=tokens, steps=watch.steps(), stop=stop)
+
+
+class Watch:
+    """Sees each call of the model from outside: rows that went in, time spent, and how long the sequence was after."""
+
+    def __init__(self, prompt_length: int, phases: Phases) -> None:
+        self.phases = phases
+        self.rows: list[int] = []
+        self.lengths = [prompt_length]
+
+    def before(self, model: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        self.span = self.phases.verify() if self.rows else self.phases.prefill()
+        self.rows.append(kwargs["input_ids"].shape[1])
+        self.span.__enter__()
+
+    def after(self, model: Any, args: Any, output: Any) -> None:
+        self.span.__exit__(None, None, None)
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        """As a stopping criterion, which is asked after every call of the model; it never stops."""
+        self.lengths.append(input_ids.shape[1])
+        return torch.zeros(1, dtype=torch.bool, device=input_ids.device)
+
+    def steps(self) -> tuple[Step, ...]:
+        """What each call drafted and emitted; of the prompt's call, what it emitted beyond the first token."""
+        emitted = [after - before for before, after in zip(self.lengths, self.lengths[1:], strict=False)]
+        drafted = [self.rows[0] - self.lengths[0], *[rows - 1 for rows in self.rows[1:]]]
+        first = [Step(drafted=drafted[0], emitted=emitted[0] - 1)] if emitted[0] > 1 else []
+        later = zip(drafted[1:], emitted[1:], strict=True)
+        return (*first, *[Step(drafted=tokens, emitted=count) for tokens, count in later])
+
+
+def model_of(target: Llama, config: str, revision: str | None) -> Any:
+    """transformers' model with the target's weights, on its device."""
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    folder = resolve(config, revision, weights=False)
+    with init_empty_weights(include_buffers=False):  # buffers, such as rotary frequencies, come from the config
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    tensors = {name: tensor.contiguous() for name, tensor in published_weights(target).items()}
+    if target.config.tied:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    model.load_state_dict(tensors, assign=True)
+    model.generation_config = GenerationConfig()  # nothing from the checkpoint: the settings are given with each call
+    return model.to(target.device).eval().requires_grad_(False)
