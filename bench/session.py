@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +128,7 @@ def _information(config: Mapping[str, Any], folder: Path, command: str) -> dict[
         "commit": git["commit"],
         "checkpoint_sha256": _hashes(config, folder),
         **environment.describe(device.type, torch.get_num_threads()),
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
