@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -196,7 +197,7 @@ def pass_costs(target: Llama, rows: list[int], past: int, passes: int) -> dict[i
         times: dict[int, list[float]] = {count: [] for count in rows}
         for turn in range(passes + 2):
             for count in rows:
-                seconds = _seconds(lambda count=count: one(count), device)
+                seconds = _seconds(partial(one, count), device)
                 if turn >= 2:
                     times[count].append(seconds)
     return {count: 1e3 * statistics.median(values) for count, values in times.items()}

@@ -142,7 +142,7 @@ def suffix_array(tokens: Tokens) -> NDArray[np.int32] | NDArray[np.int64]:
 
     size = len(tokens) + int((counts * extra).sum())
     more = extra.take(tokens)
-    begin = np.cumsum(more, dtype=np.int32 if size < 2**31 else np.int64)
+    begin: NDArray[Any] = np.cumsum(more, dtype=np.int32 if size < 2**31 else np.int64)
     begin += np.arange(len(tokens), dtype=begin.dtype)
     begin -= more
     text = np.empty(size, dtype=np.uint8)

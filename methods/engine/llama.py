@@ -186,7 +186,7 @@ def self_attention(
     normed = rms_norm(hidden, weights.input_norm, eps)
     qkv = F.linear(normed, weights.qkv, weights.qkv_bias).unflatten(1, (-1, head_dim))
     query_keys, values = qkv[:, : heads + kv_heads], qkv[:, heads + kv_heads :]
-    if weights.q_norm is not None:
+    if weights.q_norm is not None and weights.k_norm is not None:
         query, keys = query_keys.split((heads, kv_heads), 1)
         query = rms_norm(query, weights.q_norm, eps)
         keys = rms_norm(keys, weights.k_norm, eps)

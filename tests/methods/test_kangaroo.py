@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -25,26 +26,28 @@ class Reference:
     def __init__(self, model, adapter, exit_layer: int, gamma: int, eta: float) -> None:
         self.model, self.adapter = model, adapter
         self.exit_layer, self.gamma, self.eta = exit_layer, gamma, eta
+        # Computed once for each sequence of tokens, always from all of it.
+        self.target, self.draft_distribution = functools.cache(self._target), functools.cache(self._draft_distribution)
 
-    def target(self, tokens: list[int]) -> list[int]:
+    def _target(self, tokens: tuple[int, ...]) -> list[int]:
         return self.model(torch.tensor([tokens])).logits[0].argmax(-1).tolist()
 
-    def draft_distribution(self, tokens: list[int]) -> torch.Tensor:
+    def _draft_distribution(self, tokens: tuple[int, ...]) -> torch.Tensor:
         states = self.model(torch.tensor([tokens]), output_hidden_states=True).hidden_states[self.exit_layer]
         adapted = self.adapter(inputs_embeds=states).last_hidden_state[0, -1]
         return torch.softmax(self.model.lm_head(adapted).float(), -1)
 
     def generate(self, prompt: list[int], new: int, context: int) -> tuple[list[int], list[Step]]:
-        tokens = [*prompt, self.target(prompt)[-1]]
+        tokens = [*prompt, self.target(tuple(prompt))[-1]]
         end, steps = min(len(prompt) + new, context), []
         while len(tokens) < end:
             drafted: list[int] = []
             while len(drafted) < min(self.gamma, context - len(tokens)):
-                confidence, token = self.draft_distribution(tokens + drafted).max(-1)
+                confidence, token = self.draft_distribution((*tokens, *drafted)).max(-1)
                 drafted.append(int(token))
                 if confidence < self.eta:
                     break
-            says = self.target(tokens + drafted)[len(tokens) - 1 :]
+            says = self.target((*tokens, *drafted))[len(tokens) - 1 :]
             accepted = 0
             while accepted < len(drafted) and drafted[accepted] == says[accepted]:
                 accepted += 1
@@ -54,13 +57,21 @@ class Reference:
         return tokens[len(prompt) :], steps
 
 
+def adapter_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    if (folder / "model.safetensors").exists():
+        from safetensors.torch import load_file
+
+        return {name: tensor.float() for name, tensor in load_file(folder / "model.safetensors").items()}
+    return torch.load(folder / "pytorch_model.bin", weights_only=True)
+
+
 def adapter_model(folder: Path):
     """The adapter as transformers sees it: a one-layer Llama whose feed-forward block adds nothing."""
     import transformers
 
     config = transformers.LlamaConfig(**json.loads((folder / "config.json").read_text()))
     model = transformers.LlamaModel(config).eval().requires_grad_(False)
-    missing, extra = model.load_state_dict(torch.load(folder / "pytorch_model.bin", weights_only=True), strict=False)
+    missing, extra = model.load_state_dict(adapter_tensors(folder), strict=False)
     assert not extra and all("mlp" in n or "post_attention" in n or "embed_tokens" in n for n in missing)
     model.layers[0].mlp.down_proj.weight.zero_()
     return model
@@ -100,6 +111,33 @@ def test_steps_equal_the_reference_on_random_weights(random_pair, eta: float, ga
     reference = Reference(model, adapter_model(folder), exit_layer, gamma, eta)
     compare(decoder, reference, [5, 9, 11, 3], 24)
     compare(decoder, reference, [i % 48 for i in range(82)], 24)  # fills the context
+
+
+@pytest.fixture(scope="module")
+def joey():
+    """joey for transformers and for the engine, its adapter for both, and a short prompt of its own."""
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(JOEY, dtype=torch.float32).eval().requires_grad_(False)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(JOEY)
+    questions = [json.loads(line)["turns"][0] for line in (JOEY / "question.jsonl").read_text().splitlines()]
+    chat = [{"role": "user", "content": min(questions, key=len)}]
+    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    prompt = tokenizer(text, add_special_tokens=False).input_ids
+    references: dict[int, Reference] = {}  # what it has computed serves every gamma and eta
+    return model, load_model(JOEY, dtype="float32"), adapter_model(JOEY / "kangaroo"), prompt, references
+
+
+@pytest.mark.parametrize("exit_layer", [0, 1, 2])
+@pytest.mark.parametrize("gamma", [1, 6])
+@pytest.mark.parametrize("eta", [0, 0.3, 0.6, 1])
+def test_steps_equal_the_reference_on_joey(joey, eta: float, gamma: int, exit_layer: int) -> None:
+    model, engine, adapter, prompt, references = joey
+    folder = str(JOEY / "kangaroo")
+    method = Kangaroo(engine, exit_layer=exit_layer, gamma=gamma, eta=eta, variant="kangaroo", checkpoint=folder)
+    reference = references.setdefault(exit_layer, Reference(model, adapter, exit_layer, gamma, eta))
+    reference.gamma, reference.eta = gamma, eta
+    compare(Decoder(engine, method), reference, prompt, 24)
 
 
 def test_the_random_pair_accepts_some_and_rejects_some(random_pair) -> None:
