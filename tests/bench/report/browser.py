@@ -35,6 +35,9 @@ def chromium() -> Iterator[Any]:
         options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
         window = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
         try:
+            window.get("about:blank")
+            for log in ("browser", "performance"):
+                window.get_log(log)  # what the browser's own first page left there
             yield window
         finally:
             window.quit()
