@@ -12,6 +12,7 @@ from typing import Any
 
 USAGE = """usage: python -m bench.run [method=NAME[,NAME...]|all] [model=NAME] [task=NAME] [key=value ...]
        python -m bench.run -m key=value,value ...       a Hydra sweep
+method=all: {all}; transformers' own generate (hf_...) only when named
 methods: {methods}
 models:  {models}
 tasks:   {tasks}
@@ -24,12 +25,13 @@ def main(arguments: Sequence[str]) -> int:
     from methods.errors import UserError
 
     if {"-h", "--help"} & set(arguments):
-        print(USAGE.format(**{f"{g}s": ", ".join(choices(g)) for g in ("method", "model", "task")}))
+        lists = {f"{g}s": ", ".join(choices(g)) for g in ("method", "model", "task")}
+        print(USAGE.format(all=", ".join(all_methods()), **lists))
         return 0
     try:
         if {"-m", "--multirun"} & set(arguments):
             return _sweep(arguments)
-        return max(_job(overrides) for overrides in expand_methods(arguments))
+        return _jobs(expand_methods(arguments))
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
@@ -38,19 +40,39 @@ def main(arguments: Sequence[str]) -> int:
         return 130
 
 
-def expand_methods(overrides: Sequence[str]) -> list[list[str]]:
-    """One list of overrides per method: method=a,b becomes two, method=all one for each but vanilla."""
-    from bench.config import choices
+def _jobs(jobs: Sequence[Sequence[str]]) -> int:
+    """Run one job after another; a mistake that concerns one method keeps no other from running."""
+    from methods.errors import UserError
 
+    statuses, said = [0], set()
+    for overrides in jobs:
+        try:
+            statuses.append(_job(overrides))
+        except UserError as error:
+            statuses.append(2)
+            if str(error) not in said:  # most mistakes concern all methods alike
+                print(error, file=sys.stderr)
+            said.add(str(error))
+    return max(statuses)
+
+
+def expand_methods(overrides: Sequence[str]) -> list[list[str]]:
+    """One list of overrides per method: method=a,b becomes two, method=all one for each of all_methods."""
     jobs: list[list[str]] = [[]]
     for override in overrides:
         key, _, value = override.partition("=")
         names = [override]
         if key == "method":
-            chosen = [name for name in choices("method") if name != "vanilla"] if value == "all" else value.split(",")
-            names = [f"method={name}" for name in chosen]
+            names = [f"method={name}" for name in (all_methods() if value == "all" else value.split(","))]
         jobs = [[*job, name] for job in jobs for name in names]
     return jobs
+
+
+def all_methods() -> list[str]:
+    """What method=all stands for: every method but vanilla, the baseline, and transformers' own generate."""
+    from bench.config import choices
+
+    return [name for name in choices("method") if name != "vanilla" and not name.startswith("hf_")]
 
 
 def _job(overrides: Sequence[str]) -> int:

@@ -295,9 +295,18 @@ def test_method_lists_become_one_job_each() -> None:
         ["limit=2", "method=kangaroo"],
         ["limit=2", "method=vanilla"],
     ]
-    everything = {job[0] for job in expand_methods(["method=all"])}
-    assert "method=kangaroo" in everything and "method=vanilla" not in everything
+    everything = [job[0] for job in expand_methods(["method=all"])]
+    assert everything == [f"method={name}" for name in ("kangaroo", "lookahead", "medusa", "rest")]
     assert default_method() == "kangaroo"
+
+
+def test_one_methods_mistake_keeps_no_other_from_running(small: SmallRun, tmp_path: Path, capsys) -> None:
+    overrides = small.overrides(
+        results_dir=tmp_path, repeats=1, limit=1, method="medusa,vanilla", method__checkpoint=None
+    )
+    assert main(overrides) == 2
+    assert "no heads configured" in capsys.readouterr().err
+    assert [file.parent.parent.name for file in tmp_path.glob("runs/*/*/*/metrics.json")] == ["vanilla"]
 
 
 def test_a_sweep_runs_every_point_and_reports_the_worst(small: SmallRun, tmp_path: Path, capsys, monkeypatch) -> None:
