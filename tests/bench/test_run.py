@@ -305,7 +305,7 @@ def test_one_methods_mistake_keeps_no_other_from_running(small: SmallRun, tmp_pa
         results_dir=tmp_path, repeats=1, limit=1, method="medusa,vanilla", method__checkpoint=None
     )
     assert main(overrides) == 2
-    assert "no heads configured" in capsys.readouterr().err
+    assert "no Medusa heads configured" in capsys.readouterr().err
     assert [file.parent.parent.name for file in tmp_path.glob("runs/*/*/*/metrics.json")] == ["vanilla"]
 
 
