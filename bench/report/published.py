@@ -33,6 +33,13 @@ def table2() -> pd.DataFrame:
 
 
 @cache
+def adapter_parameters() -> dict[str, tuple[int, int]]:
+    """Extra parameters of each architecture of Table 2 at Vicuna-7B and 13B, as this project counts."""
+    rows = _table("adapter_parameters").set_index("architecture")
+    return {str(name): (int(row["vicuna-7b"]), int(row["vicuna-13b"])) for name, row in rows.iterrows()}
+
+
+@cache
 def ctar_math_reasoning(model: str, method: str) -> list[float] | None:
     """CTAR(1..6) of Figure 1, left; the paper shows Vicuna-7B only."""
     rows = _table("figure1_ctar_math_reasoning")

@@ -84,6 +84,8 @@ def table2_rows(collection: Collection) -> list[dict[str, Any]]:
     for reference in published.table2().to_dict("records"):
         measured = [(g, e) for g in collection.groups for e in g.entries if e.architecture == reference["architecture"]]
         parts = {key: value for key, value in reference.items() if key not in ("parameters_millions", "speedup")}
+        at_7b, at_13b = published.adapter_parameters()[reference["architecture"]]
+        parts |= {"counted_vicuna_7b": at_7b, "counted_vicuna_13b": at_13b}
         rows.append(
             {"machine": "", "model": "vicuna-7b", "method": reference["architecture"], "source": PUBLISHED}
             | {"demonstration": False}
@@ -197,14 +199,15 @@ PARTS = {"input_ln": "Input LN", "attention": "Attention", "post_ln": "Post LN",
          "last_ln": "Last LN", "head": "Head"}  # fmt: skip
 TABLE2_CAPTION = (
     "Draft architectures: how many of each part, extra parameters, and the mean of the six speedups. "
-    f"Published rows: {published.PAPER}, Table 2 (Vicuna-7B, V100)."
+    f"Published rows: {published.PAPER}, Table 2 (Vicuna-7B, V100). Counted: this project's, at the shape of Vicuna."
 )
 
 
 def _table2_cells(row: dict[str, Any]) -> list[str]:
     parameters = "" if row["parameters"] is None else f"{row['parameters'] / 1e6:.3g} M"
     parts = [str(row[key]) if row[key] else "–" for key in PARTS]
-    return [row["model"], row["method"], _source(row), *parts, parameters, show(row["average_speedup"])]
+    counted = f"{row['counted_vicuna_7b'] / 1e6:.0f} M / {row['counted_vicuna_13b'] / 1e6:.0f} M"
+    return [row["model"], row["method"], _source(row), *parts, parameters, counted, show(row["average_speedup"])]
 
 
 def write_tables(collection: Collection, out: Path) -> list[Path]:
@@ -217,11 +220,11 @@ def write_tables(collection: Collection, out: Path) -> list[Path]:
         "leaderboard.csv": csv_text(leaderboard_rows(collection)),
     }
     if rows := table2_rows(collection):
-        header = ["Model", "Architecture", "", *PARTS.values(), "Extra parameters", "Avg. speedup"]
+        header = ["Model", "Architecture", "", *PARTS.values(), "Extra parameters", "Counted: 7B / 13B", "Avg. speedup"]
         body = [_table2_cells(row) for row in rows]
         files["table2.md"] = f"# Table 2\n\n{TABLE2_CAPTION}\n\n{markdown_table(header, body)}"
         files["table2.csv"] = csv_text(rows)
-        lines = [rf"\begin{{tabular}}{{lll{'c' * (len(PARTS) + 2)}}}", r"\toprule", " & ".join(header) + r" \\",
+        lines = [rf"\begin{{tabular}}{{lll{'c' * (len(PARTS) + 3)}}}", r"\toprule", " & ".join(header) + r" \\",
                  r"\midrule", *(" & ".join(map(tex_escape, cells)).replace("–", "--") + r" \\" for cells in body),
                  r"\bottomrule", r"\end{tabular}", ""]  # fmt: skip
         files["table2.tex"] = "\n".join([f"% {TABLE2_CAPTION}", *lines])
