@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -35,7 +36,7 @@ class Texts:
         key = (text, None if ids is None else ids.tobytes())
         if key not in self.places:
             self.places[key] = len(self.items)
-            pieces = None if tokenizer is None or ids is None else _pieces(tokenizer, ids)
+            pieces = None if tokenizer is None or ids is None else token_texts(tokenizer, ids)
             if pieces is not None and "".join(pieces).strip() == text.strip():
                 self.items.append(["".join(pieces), _packed(np.fromiter(map(len, pieces), dtype=np.int64))])
             else:
@@ -50,8 +51,8 @@ def _packed(values: np.ndarray) -> str:
     return "".join(DIGITS[v] if v < len(DIGITS) else f"~{v}~" for v in values)
 
 
-def _pieces(tokenizer: Any, ids: np.ndarray) -> list[str]:
-    """The text that each token adds; a token inside an unfinished character adds nothing yet."""
+def token_texts(tokenizer: Any, ids: Iterable[int]) -> list[str]:
+    """The text that each token adds; one inside an unfinished character adds nothing yet. tokenizer: tokenizers'."""
     from tokenizers.decoders import DecodeStream
 
     stream = DecodeStream(skip_special_tokens=True)

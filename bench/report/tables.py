@@ -155,13 +155,14 @@ def _table1_markdown(groups: Sequence[Group]) -> str:
         body = []
         for row in table1_rows(group):
             warned = row["warned"].split()
-            cells = [_with_cr(row[f"{s}_speedup"], row[f"{s}_cr"], s in warned) for s in PAPER_ORDER]
+            cells = [with_cr(row[f"{s}_speedup"], row[f"{s}_cr"], s in warned) for s in PAPER_ORDER]
             body.append([row["model"], row["method"], _source(row), *cells, show(row["average_speedup"])])
         parts += [f"## {group.title}: {machine_label(group.environment)}\n", markdown_table(header, body)]
     return "\n".join(parts)
 
 
-def _with_cr(speedup: float | None, cr: float | None, warned: bool = False) -> str:
+def with_cr(speedup: float | None, cr: float | None, warned: bool = False) -> str:
+    """A table cell, such as `1.52× (1.90) ⚠`; empty for what was not measured."""
     mark = " ⚠" if warned else ""
     if speedup is None:
         return f"(CR {show(cr)}){mark}" if cr is not None else mark.strip()
@@ -254,7 +255,7 @@ def _leaderboard_cells(entry: Entry, subtasks: Sequence[str], rank: int | None) 
     rows = [entry.row(s) or {} for s in subtasks]
     overall = entry.metrics["overall"]
     cells = [
-        _with_cr(r.get("speedup"), r.get("cr"), bool(entry.warning(s))) for s, r in zip(subtasks, rows, strict=True)
+        with_cr(r.get("speedup"), r.get("cr"), bool(entry.warning(s))) for s, r in zip(subtasks, rows, strict=True)
     ]
     whole = show_interval(overall) + (" ⚠" if entry.warning("overall") else "")
     return ["" if rank is None else str(rank), entry.label, *cells, whole, show(overall["cr"]), lossless(overall)]
