@@ -135,7 +135,7 @@ def suffix_array(tokens: Tokens) -> NDArray[np.int32] | NDArray[np.int64]:
     inside = tokens != SEPARATOR
     past = int(tokens.max(where=inside, initial=-1)) + 1  # stands for the separator: after every token, as in the file
     tokens = np.where(inside, tokens, np.int32(past))
-    counts = np.bincount(tokens)
+    counts = np.bincount(tokens, minlength=past + 1)
     present = np.flatnonzero(counts)
     code, extra = np.zeros((3, past + 1), dtype=np.uint8), np.zeros(past + 1, dtype=np.uint8)
     code[:, present], extra[present] = byte_code(counts[present])

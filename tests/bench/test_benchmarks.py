@@ -1,0 +1,34 @@
+"""The measurements of single parts run, and measure what the configuration says."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bench.benchmarks import rest
+from bench.config import compose_config
+from methods.rest import SEPARATOR
+
+
+def test_rest_is_measured_with_the_settings_of_its_configuration(capsys) -> None:
+    method = compose_config("config", ["method=rest"]).method
+    assert {"depth": method.continuation, "occurrences": method.occurrences, "nodes": method.nodes} == rest.LOOKUP
+    assert range(method.min_span, method.max_span + 1) == rest.SPANS
+    found = rest.measure(20_000, 1_000, rounds=1)
+    assert len(found.lookup_us) == len(found.spans) == 1_000 and found.built_tokens_per_s > 0
+    assert {0, 2, 16} <= set(found.spans), "contexts match over every span, and not at all"
+    assert rest.main(["tokens=5000", "lookups=1000"]) == 0
+    assert "us median" in capsys.readouterr().out
+
+
+def test_the_generated_text_has_documents_and_phrases_that_return() -> None:
+    text = rest.text(30_000)
+    assert len(text) == 30_000 and text[-1] == SEPARATOR and np.count_nonzero(text == SEPARATOR) == 50
+    windows = np.lib.stride_tricks.sliding_window_view(text, 8)
+    distinct = len(np.unique(windows, axis=0))
+    assert 0.5 < distinct / len(windows) < 0.95
+
+
+def test_other_arguments_are_refused(capsys) -> None:
+    for argument in ("token=5000", "tokens=many", "tokens=5", "tokens"):
+        assert rest.main([argument]) == 2
+        assert capsys.readouterr().err.startswith(f"{argument}: valid: tokens=NUMBER")
