@@ -9,12 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from bench import metrics
 from bench.recorded import merge, read_run
 from methods.errors import UserError
 from tests.bench.report.simulate import MACHINE, Plan, Truth, write_run
+
+EMPTY = ["steps", "emitted", "drafted", "prefill_s", "draft_s", "verify_s", "peak_memory_bytes"]
 
 
 def lines(path: Path) -> list[dict]:
@@ -119,6 +122,33 @@ def test_speedup_interval_covers_the_truth_in_95_of_100():
         )
         covered += interval.low <= 1.5 <= interval.high
     assert 930 <= covered <= 970
+
+
+@pytest.mark.slow
+def test_intervals_of_whole_benchmarks_cover_the_truth_in_95_of_100():
+    """1,000 simulated benchmarks through summarise_turns: 40 questions of two turns, three noisy repeats, both sides.
+
+    A repeat's noise is a question's own, the same in both turns, so counting turns or repeats as new questions would
+    show as coverage that is too low.
+    """
+    rng, covered = np.random.default_rng(9), {"speedup": 0, "speedup_paired": 0}
+    questions, repeats, turns = 40, 3, 2
+    place = np.indices((questions, repeats, turns)).reshape(3, -1)
+    for _ in range(1000):
+        baseline = rng.normal(40, 4, questions)
+        log_ratio = np.log(1.5) + rng.normal(0, 0.2, questions)
+        sides = []
+        for rates in (baseline * np.exp(log_ratio), baseline):
+            noisy = rates[:, None] * np.exp(rng.normal(0, 0.05, (questions, repeats)))
+            frame = pd.DataFrame({"question_id": place[0], "repeat": place[1], "turn": place[2], "new_tokens": 100})
+            sides.append(
+                frame.assign(wall_s=100 / noisy[place[0], place[1]], **dict.fromkeys(EMPTY, np.nan), verdict=None)
+            )
+        found = metrics.summarise_turns(*sides)
+        # E[exp(N(m, s))] = exp(m + s^2 / 2): the mean's truth is larger than the geometric mean's
+        for name, truth in (("speedup", 1.5 * np.exp(0.2**2 / 2)), ("speedup_paired", 1.5)):
+            covered[name] += found[f"{name}_low"] <= truth <= found[f"{name}_high"]
+    assert all(930 <= count <= 970 for count in covered.values()), covered
 
 
 def test_vanilla_has_cr_exactly_one(tmp_path):

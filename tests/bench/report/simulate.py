@@ -143,7 +143,9 @@ def _records(plan: Plan) -> tuple[list[dict[str, Any]], list[dict[str, Any]], li
         envelope |= {"model_id": f"{plan.model}-{plan.method}", "tstamp": 0.0}
         if index < plan.failed_questions:
             for turn in range(turns):
-                failures.append(envelope | {"repeat": 0, "turn": turn, "status": "failed", "error": "logits are not finite"})
+                failures.append(
+                    envelope | {"repeat": 0, "turn": turn, "status": "failed", "error": "logits not finite"}
+                )
             continue
         words = np.random.default_rng([question_id, 2])  # the text is the question's, whatever the method
         ids = [words.integers(0, len(WORDS), int(words.integers(plan.tokens // 2, plan.tokens * 3 // 2)))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +15,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from bench.recorded import read_run
+from bench.report import answers
 from bench.report.ablations import kangaroo_settings
 from bench.report.collect import collect, group_runs
 from bench.report.command import main
@@ -216,10 +221,37 @@ def test_an_empty_folder_and_a_broken_line(tmp_path, capsys):
     assert "answers.jsonl line 1: not valid JSON" in error and error.count("\n") == 1
 
 
-def test_help_says_what_it_takes(capsys):
-    assert main(["--help"]) == 0
-    assert "results_dir=" in capsys.readouterr().out
+def test_help_says_what_it_takes():
+    done = subprocess.run([sys.executable, "-m", "bench.report", "--help"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and not done.stderr
+    for word in ("results_dir=", "output=", "import=", "baseline=", "model=", "method=", "--compare A B"):
+        assert word in done.stdout
+
+
+def test_prompts_of_the_built_in_model_and_of_a_downloaded_file(tmp_path, monkeypatch):
+    lines = [json.dumps({"question_id": n, "category": "qa", "turns": [f"prompt {n}"]}) + "\n" for n in (1, 2)]
+    for place in ("built_in.jsonl", "cache/speculative-bench/question.jsonl"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_text("".join(lines))
+    monkeypatch.setattr(answers, "BUILT_IN", tmp_path / "built_in.jsonl")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for seed, built_in in enumerate((True, False)):
+        config = {"model": {"name": "joey", "built_in": built_in}, "data": {"path": None}}
+        run = read_run(write_run(tmp_path, Plan(per_category=1, repeats=1, seed=seed, config=config)))
+        assert answers.prompts(run) == {1: ["prompt 1"], 2: ["prompt 2"]}
 
 
 def test_group_runs_of_nothing_is_nothing():
     assert group_runs([]).groups == ()
+
+
+@pytest.mark.slow
+def test_a_report_of_spec_benchs_size_is_quick_and_small():
+    """480 questions, 3 repeats, 12 methods. Ten seconds are for an idle machine; a busy one may take twice that."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.bench.report.benchmark_report"], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    patterns = (r"\(([\d.]+) s of CPU", r"memory ([\d.]+) GiB", r"page ([\d.]+) MiB")
+    seconds, gibibytes, page = (float(re.search(pattern, done.stdout).group(1)) for pattern in patterns)
+    assert seconds < 20 and gibibytes < 0.93 and page < 4.7
