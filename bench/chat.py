@@ -53,7 +53,9 @@ class Chat:
     def encode(self, text: str) -> list[int]:
         """Token ids of rendered text, with the BOS token exactly once where the model has one."""
         bos = self.tokenizer.bos_token
-        return list(self.tokenizer(text, add_special_tokens=not (bos and text.startswith(bos))).input_ids)
+        return list(
+            self.tokenizer(text, add_special_tokens=not (bos and text.startswith(bos)), verbose=False).input_ids
+        )
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a conversation whose next turn is the assistant's."""
