@@ -1,0 +1,60 @@
+"""The README names what is there: every module of the tree exists, and every module is in the tree."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from bench.config import choices
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def section(title: str) -> str:
+    found = re.search(rf"^## {title}\n(.*?)(?=^## )", README, re.DOTALL | re.MULTILINE)
+    assert found, f"README.md has no section {title}"
+    return found[1]
+
+
+def listed(folder: str, indent: int) -> set[str]:
+    """Names at one depth below a folder of the tree."""
+    lines = section("What is where").splitlines()
+    start = next(number for number, line in enumerate(lines) if line.strip().startswith(f"{folder}/ "))
+    names = set()
+    for line in lines[start + 1 :]:
+        depth = len(line) - len(line.lstrip())
+        if not line.strip() or depth < indent:
+            break
+        if depth == indent:
+            names.add(line.split()[0])
+    return names
+
+
+def there(folder: str) -> set[str]:
+    names = {p.name + ("/" if p.is_dir() else "") for p in (ROOT / folder).iterdir()}
+    return {n for n in names if not n.startswith("_") and n.endswith(("/", ".py"))}
+
+
+def test_the_tree_is_current() -> None:
+    assert listed("methods", 6) == there("methods")
+    assert listed("engine", 8) == there("methods/engine")
+    assert listed("bench", 6) == there("bench")
+    groups = {name for name in section("What is where").split() if (ROOT / "conf" / name).is_dir()}
+    assert {f"{p.name}/" for p in (ROOT / "conf").iterdir() if p.is_dir()} <= groups
+
+
+def test_models_and_commands_that_it_names_exist() -> None:
+    text = section("Measure a model")
+    models = re.search(r"^Models: (.*?)checkpoint", text, re.DOTALL | re.MULTILINE)
+    assert models and set(re.findall(r"`([\w.-]+)`", models[1])) == set(choices("model"))
+    for module in re.findall(r"python -m (bench\.\w+)", README):
+        path = ROOT / module.replace(".", "/")
+        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"make ([a-z]+)\b", README)) - {"the"} <= targets
+
+
+def test_pictures_that_it_shows_are_there() -> None:
+    for picture in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README):
+        assert (ROOT / picture).is_file(), picture
