@@ -28,6 +28,7 @@ from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForC
 
 from bench.train.joey.tokenizer import ASSISTANT, CONTEXT, END, PAD, USER, VOCABULARY, rendered
 from bench.train.joey.world import conversations, questions
+from bench.train.loop import has_fast_bfloat16
 
 Rows = NDArray[np.uint16]
 
@@ -179,11 +180,6 @@ def answer_mask(tokens: Tensor, assistant: int, end: int) -> Tensor:
     ended = torch.where(tokens == end, index, -1).cummax(dim=1).values
     before = torch.cat([torch.full_like(ended[:, :1], -1), ended[:, :-1]], dim=1)
     return (opened > before) & (tokens != assistant)
-
-
-def has_fast_bfloat16() -> bool:
-    info = Path("/proc/cpuinfo")
-    return info.exists() and "avx512_bf16" in info.read_text()
 
 
 def token_losses(model: LlamaForCausalLM, tokens: Tensor, autocast: bool) -> Tensor:

@@ -25,6 +25,7 @@ SMALL = [
     "model.device=cpu",
     "model.exit_layer=1",
     "train.save_dtype=float32",
+    "loop.mixed_precision=no",
     "resume=false",
 ]
 
@@ -83,6 +84,32 @@ def test_bad_input_is_one_line_and_status_2(overrides, tmp_path, capsys, changes
     assert main([*overrides, f"output={tmp_path}", *changes]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "the file is empty; a ShareGPT JSON list or JSONL is wanted"),
+        ("[]", "no conversation to train on: 0 without assistant tokens in their first 64 tokens"),
+        ('{"id": 1}\n[3]\n', "no conversation to train on: 2 malformed (first: line 1: no list under 'conversations')"),
+        ('[{"conversations": [{"from": "human", "value": "w1"}]}]', "no conversation to train on: 1 without assistant"),
+    ],
+)
+def test_text_with_nothing_to_learn_is_one_line(overrides, tmp_path, capsys, content, message):
+    data = tmp_path / "data.json"
+    data.write_text(content)
+    assert main([*overrides, f"data.path={data}", f"output={tmp_path / 'out'}"]) == 2
+    error = capsys.readouterr().err
+    assert f"data.path={data}: {message}" in error and error.count("\n") == 1
+
+
+def test_malformed_conversations_are_counted_and_training_goes_on(overrides, tmp_path, capsys):
+    good = Path(next(text for text in overrides if text.startswith("data.path=")).partition("=")[2])
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps([{"id": "bad"}, *json.loads(good.read_text()), 7]))
+    assert main([*overrides, f"data.path={data}", f"output={tmp_path / 'out'}", "loop.epochs=1"]) == 0
+    assert "2 malformed left out (first: record 0: no list under 'conversations')" in capsys.readouterr().out
+    assert (tmp_path / "out" / "pytorch_model.bin").exists()
 
 
 def test_a_full_disk_keeps_the_last_state(overrides, tmp_path, capsys, monkeypatch):
