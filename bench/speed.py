@@ -65,12 +65,14 @@ def measure(arguments: Sequence[str]) -> None:
     config = plain(compose_config("speed", arguments))
     model = config["model"]
     folder = resolve(locate(model["path"]), model["revision"], weights=model["weights"] != "random")
+    own = [text for text in arguments if text.startswith("model")]
+    runs = {name: plain(compose_config("config", [f"method={name}", *own])) for name in config["methods"]}
     device, default_threads = pick_device(model["device"]), torch.get_num_threads()
     sections = []
     for dtype in config["dtypes"]:
         for threads in config["threads"] if device.type == "cpu" else [None]:
             torch.set_num_threads(threads or default_threads)
-            found = section(config, folder, dtype, [text for text in arguments if text.startswith("model")])
+            found = section(config, runs, folder, dtype)
             found |= {"dtype": dtype, "threads": torch.get_num_threads()}
             sections.append(found)
             print(format_section(found, str(device)), flush=True)
@@ -81,9 +83,8 @@ def measure(arguments: Sequence[str]) -> None:
     print(f"raw values in {file}")
 
 
-def section(config: dict[str, Any], folder: Path, dtype: str, overrides: list[str]) -> dict[str, Any]:
-    """Everything measured for one dtype and the threads that are set now."""
-    from bench.config import compose_config, plain
+def section(config: dict[str, Any], runs: dict[str, dict[str, Any]], folder: Path, dtype: str) -> dict[str, Any]:
+    """Everything measured for one dtype and the threads that are set now; runs: each method's configuration."""
     from bench.session import build, load_target
 
     target = load_target({**config["model"], "dtype": dtype}, folder, seed=0)
@@ -94,8 +95,7 @@ def section(config: dict[str, Any], folder: Path, dtype: str, overrides: list[st
         "pass_ms": pass_costs(target, config["rows"], config["past"], config["passes"]),
         "methods": {},
     }
-    for name in config["methods"]:
-        run = plain(compose_config("config", [f"method={name}", *overrides]))
+    for name, run in runs.items():
         sides = build({**run, "model": {**config["model"], "dtype": dtype}}, folder, target)
         pairs = list(paired(sides, prompts, config["max_new_tokens"], config["repeats"]))
         found["methods"][name] = summarise(pairs)

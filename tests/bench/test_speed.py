@@ -1,0 +1,73 @@
+"""bench.speed on a tiny model: what it records, and its arithmetic on recorded turns."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.measure import Timed
+from bench.speed import Pair, main, pass_costs, shares, summarise
+from methods.decoder import Generation, Step
+from tests.bench.small_run import SmallRun
+from tests.tiny import tiny_llama
+
+
+def timed(wall_s: float, tokens: int, steps: int) -> Timed:
+    each = (tokens - 1) // steps
+    generation = Generation(tuple(range(tokens)), tuple(Step(2, each) for _ in range(steps)), "length")
+    return Timed(generation, wall_s, 0.1 * wall_s, 0.2 * wall_s, 0.6 * wall_s, None)
+
+
+def test_speedups_are_paired_by_question() -> None:
+    pairs = [Pair(question, timed(1.0, 13, 4), timed(2.0 + question, 13, 12)) for question in (0, 2) for _ in range(3)]
+    row = summarise(pairs)
+    assert row["speedup_paired"] == pytest.approx((2 * 4) ** 0.5) and row["ratios"] == [[2.0] * 3, [4.0] * 3]
+    assert row["cr"] == 3.0 and row["equal"] and row["tokens_per_s"] == 13.0
+
+
+def test_what_phases_leave_is_overhead() -> None:
+    found = shares([timed(1.0, 13, 4), timed(3.0, 13, 4)])
+    assert found == pytest.approx({"prefill": 0.1, "draft": 0.2, "verify": 0.6, "overhead": 0.1})
+
+
+def test_every_number_of_rows_is_timed() -> None:
+    costs = pass_costs(tiny_llama(), [1, 4], past=16, passes=3)
+    assert list(costs) == [1, 4] and all(value > 0 for value in costs.values())
+
+
+def test_a_whole_measurement(tmp_path: Path, capsys) -> None:
+    small = SmallRun.make(tmp_path)
+    threads = torch.get_num_threads()
+    overrides = [
+        "model=custom",
+        f"model.path={small.folder / 'model'}",
+        "model.exit_layer=1",
+        f"model.drafts.kangaroo={small.folder / 'adapter'}",
+        f"data.path={small.folder / 'question.jsonl'}",
+        f"results_dir={tmp_path / 'results'}",
+        *("dtypes=[float32]", "threads=[1]", "repeats=1", "max_new_tokens=8", "passes=2", "past=8", "rows=[1,2]"),
+    ]
+    assert main(overrides) == 0
+    torch.set_num_threads(threads)
+    printed = capsys.readouterr().out
+    assert "hf_generate" in printed and "kangaroo" in printed and "differ" not in printed
+    record = json.loads((tmp_path / "results" / "speed" / "custom.json").read_text())
+    (section,) = record["sections"]
+    assert set(section["methods"]) == {"hf_generate", "kangaroo"} and section["threads"] == 1
+    assert all(len(row["ratios"]) == 3 for row in section["methods"].values()), "one question of each subtask"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [("dtypes=[float8]", "model.dtype=float8"), ("metods=[rest]", "metods: unknown"), ("methods=[rset]", "rset")],
+)
+def test_mistakes_are_one_line(tmp_path: Path, capsys, override: str, message: str) -> None:
+    small = SmallRun.make(tmp_path)
+    files = [f"model.path={small.folder / 'model'}", f"data.path={small.folder / 'question.jsonl'}"]
+    capsys.readouterr()
+    assert main(["model=custom", *files, "threads=[1]", override]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
