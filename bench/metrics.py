@@ -311,9 +311,9 @@ def run_warnings(run: Run, found: dict[str, Any]) -> list[dict[str, str]]:
         texts.append("no baseline was run: speedups and step cost are missing")
     for status in ("failed", "skipped"):
         if count := found[f"{status}_questions"]:
-            texts.append(f"{count} {_plural('question', count)} {status} and left out of both sides")
+            texts.append(f"{plural('question', count)} {status} and left out of both sides")
     if count := found["unpaired"]:
-        texts.append(f"{count} {_plural('answer', count)} without a partner in the baseline, left out")
+        texts.append(f"{plural('answer', count)} without a partner in the baseline, left out")
     if len(run.answers) and found["overall"]["repeats"] == 1:
         texts.append("one repeat: the spread over repeats is unknown")
     if (run.info.get("git") or {}).get("dirty"):
@@ -334,7 +334,7 @@ def _row_warnings(row: dict[str, Any], expect_faster: bool) -> list[tuple[str, s
     texts = []
     if row["speedup"] is not None:
         if row["speedup_low"] is None:
-            texts.append(("speedup", f"{row['questions']} {_plural('question', row['questions'])}: no interval"))
+            texts.append(("speedup", f"{plural('question', row['questions'])}: no interval"))
         elif expect_faster and row["speedup_low"] <= 1 <= row["speedup_high"]:
             texts.append(("speedup", "interval includes 1: no speedup is shown"))
         if row["speedup_low"] is not None and row["questions"] < FEW_QUESTIONS:
@@ -344,12 +344,13 @@ def _row_warnings(row: dict[str, Any], expect_faster: bool) -> list[tuple[str, s
     if row["overhead_share"] is not None and row["overhead_share"] > OVERHEAD_LIMIT:
         texts.append(("overhead_share", f"overhead is {row['overhead_share']:.0%} of wall time"))
     if row["mismatch"]:
-        texts.append(("mismatch", f"{row['mismatch']} {_plural('turn', row['mismatch'])} not lossless"))
+        texts.append(("mismatch", f"{plural('turn', row['mismatch'])} not lossless"))
     return texts
 
 
-def _plural(word: str, count: int) -> str:
-    return word if count == 1 else f"{word}s"
+def plural(word: str, count: int) -> str:
+    """1 question, 2 questions."""
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
 def show(value: float | None, digits: int = 2) -> str:

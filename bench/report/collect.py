@@ -247,6 +247,6 @@ def machine_label(found: dict[str, Any]) -> str:
         return "machine not recorded"
     parts = [str(found.get("gpu") or found.get("cpu") or "unknown processor")]
     if not found.get("gpu"):
-        parts += [f"{found['cores']} cores"] if found.get("cores") else []
-        parts += [f"{found['threads']} threads"] if found.get("threads") else []
+        parts += [metrics.plural("core", found["cores"])] if found.get("cores") else []
+        parts += [metrics.plural("thread", found["threads"])] if found.get("threads") else []
     return ", ".join([*parts, *([str(found["dtype"])] if found.get("dtype") else [])])

@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from bench.metrics import OVERHEAD_LIMIT, SPREAD_LIMIT, show, show_interval
+from bench.metrics import OVERHEAD_LIMIT, SPREAD_LIMIT, plural, show, show_interval
 from bench.recorded import flatten
 from bench.report import published
 from bench.report.answers import first_divergences, payloads
@@ -40,7 +40,13 @@ def write_page(collection: Collection, out: Path) -> Path:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.globals |= {"show": show, "show_interval": show_interval, "title": title, "colour": colour}
+    environment.globals |= {
+        "plural": plural,
+        "show": show,
+        "show_interval": show_interval,
+        "title": title,
+        "colour": colour,
+    }
     environment.globals |= {"legend_mark": legend_mark, "lossless": lossless, "warning": Entry.warning}
     text = environment.get_template("page.html.j2").render(
         style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
