@@ -1,0 +1,76 @@
+"""The built-in model: every method is lossless on it, each in its own way."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.questions import BUILT_IN, SUBTASKS, read_questions
+from bench.run import all_methods, main
+from tests.bench.small_run import lines
+
+ASSETS = BUILT_IN.parent
+MiB = 1024 * 1024
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Metrics of every method on the first question of each subtask; the run itself checks each token."""
+    folder = tmp_path_factory.mktemp("joey")
+    small = ["limit=1", "repeats=1", "max_new_tokens=64", "warmup_turns=0", "threads=1", f"results_dir={folder}"]
+    assert main(["method=all", "model=joey", *small]) == 0
+    found = {
+        file.parent.parent.name: json.loads(file.read_text()) for file in folder.glob("runs/joey/*/*/metrics.json")
+    }
+    answers = {file.parent.parent.name: lines(file) for file in folder.glob("runs/joey/*/*/answers.jsonl")}
+    return {name: {"metrics": found[name]["overall"], "answers": answers[name]} for name in found}
+
+
+def test_all_methods_ran(runs) -> None:
+    assert set(runs) == set(all_methods()) == {"kangaroo", "lookahead", "medusa", "rest"}
+
+
+def test_every_token_is_vanillas(runs) -> None:
+    for name, run in runs.items():
+        verdicts = [v["verdict"] for answer in run["answers"] for v in answer["choices"][0]["fidelity"]]
+        assert verdicts == ["equal"] * 7, name  # six questions, one of them with two turns
+
+
+def test_each_method_shows_its_own_character(runs) -> None:
+    curves = {name: tuple(run["metrics"]["ctar"]) for name, run in runs.items()}
+    for name, curve in curves.items():
+        assert runs[name]["metrics"]["cr"] > 1.1 and curve[0] > 0.1, name
+        assert all(before >= after for before, after in pairwise(curve)), name
+        assert curve[0] > curve[3], f"{name}'s curve does not decay"
+    assert len(set(curves.values())) == len(curves)
+
+
+def test_kangaroos_compression_is_in_the_wanted_range(runs) -> None:
+    assert 1.5 < runs["kangaroo"]["metrics"]["cr"] < 4.5  # six short answers: a wider range than all sixty have
+
+
+def test_questions_are_ten_a_subtask_and_mt_bench_has_two_turns() -> None:
+    questions = read_questions(BUILT_IN)
+    for subtask in SUBTASKS:
+        own = [question for question in questions if question.subtask == subtask]
+        assert len(own) == 10
+        assert {len(question.turns) for question in own} == ({2} if subtask == "mt_bench" else {1})
+
+
+def test_everything_together_is_at_most_24_mb() -> None:
+    assert sum(file.stat().st_size for file in ASSETS.rglob("*") if file.is_file()) <= 24 * MiB
+
+
+def test_its_loss_curves_and_recipes_are_kept() -> None:
+    recipe = json.loads((ASSETS / "training" / "recipe.json").read_text())
+    assert {"base", "kangaroo", "medusa"} <= set(recipe)
+    for folder in (ASSETS / "training", ASSETS / "kangaroo", ASSETS / "medusa"):
+        assert list(folder.glob("*.csv")) and list(folder.glob("*.png")), folder
+
+
+def test_no_file_is_left_over_from_training() -> None:
+    assert not list(Path(ASSETS).rglob("training_state*"))
