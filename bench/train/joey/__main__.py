@@ -43,16 +43,23 @@ def _curve(out: Path, work: Path, seed: int) -> None:
 
 
 def _draft(method: str, out: Path, seed: int) -> None:
-    """Train a method's draft with conf/recipe/joey-METHOD.yaml; one that belongs to another base model is replaced."""
+    """Train a method's draft with conf/recipe/joey-METHOD.yaml; one that belongs to another base model is replaced.
+
+    What it took is recorded here, because a draft that is already there takes nothing.
+    """
     from bench.train.__main__ import train
     from bench.train.state import AnotherRun
 
     overrides = [f"method={method}", "model=joey", f"output={out / method}", f"seed={seed}"]
     overrides += [] if out.resolve() == ASSETS else [f"model.path={out}"]
+    summary, began = out / method / "training.json", time.perf_counter()
+    before = summary.stat().st_mtime_ns if summary.exists() else None
     try:
         train(overrides)
     except AnotherRun:
         train([*overrides, "resume=false"])
+    if summary.stat().st_mtime_ns != before:
+        _record(out, method, {"seconds": round(time.perf_counter() - began, 1), "seed": seed})
 
 
 def _kangaroo(out: Path, work: Path, seed: int) -> None:
@@ -108,7 +115,7 @@ def main() -> None:
         STAGES[name](arguments.out, arguments.work, arguments.seed)
         seconds = time.perf_counter() - began
         print(f"{name}: {seconds:.0f} s", flush=True)
-        if name != "base":
+        if name not in ("base", "kangaroo", "medusa"):  # these write more, or nothing
             _record(arguments.out, name, {"seconds": round(seconds, 1), "seed": arguments.seed})
 
 
