@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import nn
 from tqdm import tqdm
 
@@ -104,6 +105,8 @@ def accelerator(mixed_precision: str, device: torch.device) -> Accelerator:
     """accelerate's view of this machine, on the CPU if the target is there."""
     bf16 = torch.cuda.is_bf16_supported() if device.type == "cuda" else has_fast_bfloat16()
     chosen = ("bf16" if bf16 else "no") if mixed_precision == "auto" else mixed_precision
+    # accelerate keeps one precision a process; an experiment trains several things in one, each with its own.
+    AcceleratorState._reset_state()
     return Accelerator(cpu=device.type == "cpu", mixed_precision=chosen)
 
 

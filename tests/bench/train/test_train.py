@@ -204,6 +204,14 @@ def test_settings_that_do_not_fit(world, tmp_path, changes, message):
         kangaroo.train(**{"exit_layer": 1, "variant": "kangaroo", **arguments(world, tmp_path, **changes)})
 
 
+def test_one_process_trains_under_one_precision_after_another(world, tmp_path):
+    for precision in ("bf16", "no"):
+        chosen = settings(mixed_precision=precision)
+        kangaroo.train(variant="kangaroo", exit_layer=1, **arguments(world, tmp_path / precision, loop_settings=chosen))
+    losses = [json.loads((tmp_path / p / "training.json").read_text())["held_out"]["loss"] for p in ("bf16", "no")]
+    assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
 def test_learning_rate():
     chosen = settings(lr=1.0, warmup_steps=4, decay="linear")
     assert [chosen.learning_rate(step, 8) for step in range(8)] == [0.25, 0.5, 0.75, 1.0, 1.0, 0.75, 0.5, 0.25]
