@@ -79,7 +79,8 @@ def figure_threshold(group: Group) -> Figure | None:
                 values = theirs.compression_ratio if name == "cr" else theirs.speedup
                 _dotted(axes, theirs.eta, values, paint, sign, rf"$\gamma={gamma:g}$, {name_beside}")
     panels[1].set_xlabel(r"confidence threshold $\eta$")
-    panels[0].legend(ncols=2 if len(beside) else 1)
+    # Above the panels: six curves leave no corner of them free.
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2 if len(beside) else 3)
     return figure
 
 
