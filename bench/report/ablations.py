@@ -132,8 +132,9 @@ def step_cost(group: Group) -> Figure | None:
     _points(axes, found)
     axes.set(xlim=(0.9, right), ylim=(low, top), xlabel="compression ratio (tokens per step)", ylabel="decode speedup")
     axes.set_title(model_title(group), pad=12)
-    corner = "upper left" if len(found) < 7 else "best"
-    axes.legend(loc=corner, fontsize=6 if len(found) > 6 else 7, frameon=True, framealpha=0.9, edgecolor="none")
+    crowded = len(found) > 6
+    axes.legend(loc="best" if crowded else "upper left", fontsize=6 if crowded else 7,
+                frameon=True, framealpha=0.9, edgecolor="none")  # fmt: skip
     return figure
 
 
