@@ -35,7 +35,8 @@ BUILT_IN_SEED, BUILT_IN_CONVERSATIONS = 20_240_611, 6_000
 CACHE = Path("results") / ".cache"
 BATCH = 256  # conversations tokenised together
 PIECE_CHARS = 1 << 20  # a plain text is tokenised in pieces of about this length, cut at line ends
-LEADS = 256
+LEADS = 256  # first bytes of the code that the suffixes are sorted by
+BLOCK = 1 << 16  # tokens handled at once: what is in between stays in the processor's cache
 
 
 @dataclass
@@ -132,30 +133,35 @@ def suffix_array(tokens: Tokens) -> NDArray[np.int32] | NDArray[np.int64]:
     """
     from pydivsufsort import divsufsort
 
-    inside = tokens != SEPARATOR
-    past = int(tokens.max(where=inside, initial=-1)) + 1  # stands for the separator: after every token, as in the file
-    tokens = np.where(inside, tokens, np.int32(past))
-    counts = np.bincount(tokens, minlength=past + 1)
+    past = int(tokens.max(where=tokens != SEPARATOR, initial=-1)) + 1  # the separator: after all tokens, as in the file
+    blocks = [tokens[at : at + BLOCK] for at in range(0, len(tokens), BLOCK)]
+    counts = np.zeros(past + 1, dtype=np.int64)
+    for block in blocks:
+        counts += np.bincount(np.minimum(block, past), minlength=past + 1)
     present = np.flatnonzero(counts)
-    code, extra = np.zeros((3, past + 1), dtype=np.uint8), np.zeros(past + 1, dtype=np.uint8)
-    code[:, present], extra[present] = byte_code(counts[present])
+    code, extra = np.zeros((past + 1, 3), dtype=np.uint8), np.zeros(past + 1, dtype=np.uint8)
+    code[present], extra[present] = byte_code(counts[present])
+    code = np.ascontiguousarray(code[:, : int(extra.max()) + 1])
+    used = np.arange(code.shape[1]) <= extra[:, None]
 
-    size = len(tokens) + int((counts * extra).sum())
-    more = extra.take(tokens)
-    begin: NDArray[Any] = np.cumsum(more, dtype=np.int32 if size < 2**31 else np.int64)
-    begin += np.arange(len(tokens), dtype=begin.dtype)
-    begin -= more
-    text = np.empty(size, dtype=np.uint8)
-    for place in range(int(extra.max()), -1, -1):  # first bytes last: they overwrite what short codes wrote before
-        text[begin + np.minimum(more, place)] = code[place].take(tokens)
-    number = np.full(size, -1, dtype=np.int32 if len(tokens) < 2**31 else np.int64)
-    number[begin] = np.arange(len(tokens), dtype=number.dtype)
-    order = number.take(divsufsort(text))
-    return order[order >= 0]
+    written, firsts = [], []  # bytes, and whether a token begins with them
+    for block in blocks:
+        symbols = np.minimum(block, past).astype(np.intp)
+        bytes_used = used.take(symbols, axis=0)
+        first = np.zeros_like(bytes_used)
+        first[:, 0] = True
+        written.append(code.take(symbols, axis=0)[bytes_used])
+        firsts.append(first[bytes_used])
+    begins = np.concatenate(firsts)
+    number = np.full(len(begins), -1, dtype=np.int32 if len(tokens) < 2**31 else np.int64)
+    number[begins] = np.arange(len(tokens), dtype=number.dtype)
+    order = divsufsort(np.concatenate(written))
+    found = (number.take(order[at : at + BLOCK]) for at in range(0, len(order), BLOCK))
+    return np.concatenate([places[places >= 0] for places in found])
 
 
 def byte_code(counts: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Prefix-free, order-preserving code for symbols that occur counts [d] times: bytes [3, d] and extra bytes [d].
+    """Prefix-free, order-preserving code for symbols that occur counts [d] times: bytes [d, 3] and extra bytes [d].
 
     A first byte stands either for one frequent symbol, or for up to 256 (65,536 with three bytes) neighbours among
     the others. Of the two widths and all numbers of short codes that fit in 256 first bytes, the one with the fewest
@@ -181,10 +187,10 @@ def byte_code(counts: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.
     gap = np.cumsum(gap)  # a symbol's gap is the number of frequent ones up to it
     first_lead = np.concatenate(([0], np.cumsum(leads + 1)[:-1]))
     within = np.where(is_short, 0, np.arange(len(counts)) - np.concatenate(([0], frequent + 1))[gap])
-    code = np.zeros((3, len(counts)), dtype=np.uint8)
-    code[0] = first_lead[gap] - is_short + within // room
+    code = np.zeros((len(counts), 3), dtype=np.uint8)
+    code[:, 0] = first_lead[gap] - is_short + within // room
     for place in range(1, extra + 1):
-        code[place] = within % room >> 8 * (extra - place) & 255
+        code[:, place] = within % room >> 8 * (extra - place) & 255
     return code, np.where(is_short, 0, extra).astype(np.uint8)
 
 
