@@ -143,8 +143,10 @@ def _hashes(config: Mapping[str, Any], folder: Path) -> dict[str, str]:
 
 
 def load_target(model: Mapping[str, Any], folder: Path, *, seed: int) -> Llama:
-    """The target as conf/model describes it."""
-    return load_model(folder, dtype=model["dtype"], device=model["device"], weights=model["weights"], seed=seed)
+    """The target as conf/model describes it, ready to decode."""
+    target = load_model(folder, dtype=model["dtype"], device=model["device"], weights=model["weights"], seed=seed)
+    target.pack()
+    return target
 
 
 def build(config: Mapping[str, Any], folder: Path, target: Llama | None = None) -> Sides:

@@ -24,10 +24,10 @@ from methods.engine.llama import (
     Rope,
     attention_mask,
     feed_forward,
-    new_matrix,
     rms_norm,
     self_attention,
 )
+from methods.engine.matrix import Matrix, new_matrix
 from methods.errors import UserError, nearest
 
 PUBLISHED = "kangaroo"
@@ -72,19 +72,28 @@ class Adapter(nn.Module):
         def matrix(outputs: int, inputs: int) -> nn.Parameter:
             return nn.Parameter(new_matrix(outputs, inputs, dtype, device))
 
+        self.matrices: list[Matrix] = []
+
+        def linear(weight: nn.Parameter) -> Matrix:
+            self.matrices.append(Matrix(weight))
+            return self.matrices[-1]
+
         self.input_norm, self.norm = norm(), norm()
         if self.parts.attention:
             self.qkv, self.output = matrix(sum(self.qkv_split), hidden), matrix(hidden, attention)
-            self.block = AttentionWeights(input_norm=self.input_norm, qkv=self.qkv, output=self.output)
+            self.block = AttentionWeights(input_norm=self.input_norm, qkv=linear(self.qkv), output=linear(self.output))
         if self.parts.feed_forward:
             self.post_norm = norm()
             self.gate_up = matrix(2 * config.intermediate_size, hidden)
             self.down = matrix(hidden, config.intermediate_size)
-            mlp = {"post_norm": self.post_norm, "gate_up": self.gate_up, "down": self.down}
-            self.layer = LayerWeights(**vars(self.block), **mlp)
+            self.layer = LayerWeights(
+                **vars(self.block), post_norm=self.post_norm, gate_up=linear(self.gate_up), down=linear(self.down)
+            )
         if self.parts.linears:
             self.first, self.second = matrix(hidden, hidden), matrix(hidden, hidden)
+            self.linears = linear(self.first), linear(self.second)
         self.lm_head = matrix(config.vocab_size, hidden) if self.parts.own_head else None
+        self.head = None if self.lm_head is None else linear(self.lm_head)
 
     def published(self) -> dict[str, Tensor]:
         """The parameters under their names in a checkpoint, as views."""
@@ -111,6 +120,11 @@ class Adapter(nn.Module):
         for name, view in self.published().items():
             view.copy_(tensors[name])
 
+    def pack(self) -> None:
+        """Copy the matrices for decoding, as `Llama.pack` does."""
+        for matrix in self.matrices:
+            matrix.pack()
+
     def forward(
         self, states: Tensor, rope: Rope, positions: Tensor, cache: KVCache | None = None, mask: Tensor | None = None
     ) -> Tensor:
@@ -127,7 +141,8 @@ class Adapter(nn.Module):
             states = feed_forward(states, self.layer, config)
         if self.parts.linears:
             normed = rms_norm(states, self.input_norm, config.norm_eps)
-            states = states + F.linear(F.silu(F.linear(normed, self.first)), self.second)
+            first, second = self.linears
+            states = states + second(F.silu(first(normed)))
         return rms_norm(states, self.norm, config.norm_eps)
 
     @classmethod
@@ -146,6 +161,8 @@ class Adapter(nn.Module):
         adapter = cls(config, variant=variant, dtype=target.dtype, device=target.device)
         shapes = {name: tuple(tensor.shape) for name, tensor in adapter.published().items()}
         adapter.load_published(read_tensors(folder, shapes, device=target.device, dtype=target.dtype))
+        if target.packed:
+            adapter.pack()
         return adapter.requires_grad_(False)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from methods.adapters import Adapter
 from methods.decoder import Prefill, Verification
@@ -43,7 +42,7 @@ class Kangaroo:
         self.target, self.gamma, self.eta = target, gamma, eta
         self.tap_layer, self.max_rows = exit_layer, gamma + 1
         self.adapter = Adapter.load(resolve(checkpoint, key="method.checkpoint"), target, variant)
-        self.draft_head = target.weights.lm_head if self.adapter.lm_head is None else self.adapter.lm_head
+        self.draft_head = self.adapter.head or target.weights.lm_head
         self.extra_parameters = sum(p.numel() for p in self.adapter.parameters())
         config = self.adapter.config
         self.rope = Rope(config, config.context, target.dtype, target.device)
@@ -72,7 +71,7 @@ class Kangaroo:
         new_rows = torch.cat((self.unseen, states[0]))
         drafted: list[Tensor] = []
         while len(drafted) < min(self.gamma, room):
-            logits = F.linear(self._adapt(new_rows)[-1:], self.draft_head)
+            logits = self.draft_head(self._adapt(new_rows)[-1:])
             confidence, token = torch.softmax(logits.float(), -1).max(-1)
             drafted.append(token)
             states.append(self._exit_state(token, base + len(drafted)))

@@ -16,7 +16,8 @@ from methods.decoder import Prefill, Verification
 from methods.draft import Draft
 from methods.engine.checkpoint import read_tensors, resolve, tensor_shapes, weight_files
 from methods.engine.config import read_json
-from methods.engine.llama import Llama, new_matrix
+from methods.engine.llama import Llama
+from methods.engine.matrix import new_matrix
 from methods.errors import UserError
 from methods.trees import CALIBRATION, by_depth, read_tree
 

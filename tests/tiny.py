@@ -83,6 +83,13 @@ def write_checkpoint(folder: Path, model: Any, layout: str = "safetensors") -> P
     return folder
 
 
+def packed(model: Llama) -> Llama:
+    """The model as `bench.run` has it on a CPU."""
+    model.pack()
+    assert model.packed
+    return model
+
+
 def tiny_llama(seed: int = 0, *, std: float = 0.2, dtype: torch.dtype = torch.float32, **shape: Any) -> Llama:
     """A random engine model on the CPU, quick to make; `shape` overrides fields of ModelConfig.
 

@@ -35,7 +35,7 @@ class Distillation(nn.Module):
             chosen = row.predicting()
             wanted = target.norm(final[chosen])
         drafted = self.adapter(exits.float(), target.rope, row.positions, None, mask)[chosen]
-        head = target.weights.lm_head
+        head = target.weights.lm_head.weight
         own = self.adapter.lm_head
         return cross_entropy(drafted, head if own is None else own, wanted, head, chunk=self.chunk)
 
@@ -48,7 +48,7 @@ def initialise(adapter: Adapter, target: Llama, seed: int) -> None:
             if name == "norm":
                 parameter.copy_(target.weights.norm)
             elif name == "lm_head":
-                parameter.copy_(target.weights.lm_head)
+                parameter.copy_(target.weights.lm_head.weight)
             elif parameter.dim() == 1:
                 parameter.fill_(1)
             else:

@@ -27,12 +27,12 @@ RANKS = 10  # choices a head's accuracy is measured for
 
 def build_heads(target: Llama, count: int) -> Heads:
     """`count` heads that start as the target's own: residual 0, the LM head's matrix. Float32."""
-    vocab, hidden = target.weights.lm_head.shape
+    vocab, hidden = target.weights.lm_head.weight.shape
     heads = Heads(count, hidden=hidden, vocab=vocab).to_empty(device=target.device)
     with torch.no_grad():
         for name, parameter in heads.named_parameters():
             if name.endswith(".1.weight"):
-                parameter.copy_(target.weights.lm_head)
+                parameter.copy_(target.weights.lm_head.weight)
             else:
                 parameter.zero_()
     return heads
@@ -76,7 +76,7 @@ class HeadTraining(nn.Module):
     def forward(self, row: Row) -> Sums:
         """Loss: sum over heads of 0.8^k times the cross-entropy; agreement and overlap: mean over the heads."""
         final = self.final_states(row)
-        lm_head = self.target.weights.lm_head
+        lm_head = self.target.weights.lm_head.weight
         parts = []
         for place in places(row, len(self.heads)):
             block, linear = cast(nn.Sequential, self.heads[place.head - 1])

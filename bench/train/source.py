@@ -43,7 +43,7 @@ class ModelSource:
         """Hash that tells one set of weights from another without reading all of them."""
         weights = self.target.weights
         total = hashlib.sha256()
-        for part in (weights.norm, weights.lm_head[:64], *(layer.down[:4] for layer in weights.layers)):
+        for part in (weights.norm, weights.lm_head.weight[:64], *(layer.down.weight[:4] for layer in weights.layers)):
             total.update(part.float().cpu().numpy().tobytes())
         return total.hexdigest()[:16]
 

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from methods.engine.config import read_config, read_json
 from methods.engine.hub import resolve
-from methods.engine.llama import LayerWeights, Llama, ModelConfig, Weights, new_matrix
+from methods.engine.llama import LayerWeights, Llama, ModelConfig, Weights
+from methods.engine.matrix import Matrix, new_matrix
 from methods.errors import UserError, nearest
 
 __all__ = [
@@ -147,15 +148,15 @@ def empty_weights(config: ModelConfig, dtype: torch.dtype, device: torch.device)
     def new(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=device)
 
-    def matrix(outputs: int, inputs: int) -> Tensor:
-        return new_matrix(outputs, inputs, dtype, device)
+    def matrix(outputs: int, inputs: int) -> Matrix:
+        return Matrix(new_matrix(outputs, inputs, dtype, device))
 
     hidden, rows = config.hidden_size, (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
-    embedding = matrix(config.vocab_size, hidden) if config.tied else new(config.vocab_size, hidden)
+    head = matrix(config.vocab_size, hidden)
     return Weights(
-        embedding=embedding,
+        embedding=head.weight if config.tied else new(config.vocab_size, hidden),
         norm=new(hidden),
-        lm_head=embedding if config.tied else matrix(config.vocab_size, hidden),
+        lm_head=head,
         layers=[
             LayerWeights(
                 input_norm=new(hidden),
@@ -197,23 +198,23 @@ def _slots(config: ModelConfig, weights: Weights) -> dict[str, Tensor]:
     """Published tensor name -> the place in the engine's weights where it belongs (a view)."""
     slots = {"model.embed_tokens.weight": weights.embedding, "model.norm.weight": weights.norm}
     if not config.tied:
-        slots["lm_head.weight"] = weights.lm_head
+        slots["lm_head.weight"] = weights.lm_head.weight
     heads = [count * config.head_dim for count in (config.num_heads, config.num_kv_heads, config.num_kv_heads)]
     for index, layer in enumerate(weights.layers):
         parts = {
             "input_layernorm.weight": layer.input_norm,
             "post_attention_layernorm.weight": layer.post_norm,
-            "self_attn.o_proj.weight": layer.output,
-            "mlp.down_proj.weight": layer.down,
+            "self_attn.o_proj.weight": layer.output.weight,
+            "mlp.down_proj.weight": layer.down.weight,
             "self_attn.q_norm.weight": layer.q_norm,
             "self_attn.k_norm.weight": layer.k_norm,
         }
-        for name, rows in zip("qkv", layer.qkv.split(heads), strict=True):
+        for name, rows in zip("qkv", layer.qkv.weight.split(heads), strict=True):
             parts[f"self_attn.{name}_proj.weight"] = rows
         if layer.qkv_bias is not None:
             for name, rows in zip("qkv", layer.qkv_bias.split(heads), strict=True):
                 parts[f"self_attn.{name}_proj.bias"] = rows
-        for name, rows in zip(("gate", "up"), layer.gate_up.chunk(2), strict=True):
+        for name, rows in zip(("gate", "up"), layer.gate_up.weight.chunk(2), strict=True):
             parts[f"mlp.{name}_proj.weight"] = rows
         slots |= {f"model.layers.{index}.{name}": part for name, part in parts.items() if part is not None}
     return slots

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from methods.engine.kv_cache import KVCache
+from methods.engine.matrix import PACKED_BYTES, Matrix
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ class AttentionWeights:
     """Weights of one attention block. q, k and v read the same input and are one matrix."""
 
     input_norm: Tensor  # [hidden]
-    qkv: Tensor  # [(heads + 2 * kv_heads) * head_dim, hidden]
-    output: Tensor  # [hidden, heads * head_dim]
+    qkv: Matrix  # [(heads + 2 * kv_heads) * head_dim, hidden]
+    output: Matrix  # [hidden, heads * head_dim]
     qkv_bias: Tensor | None = None  # [(heads + 2 * kv_heads) * head_dim]
     q_norm: Tensor | None = None  # [head_dim]
     k_norm: Tensor | None = None  # [head_dim]
@@ -57,8 +58,8 @@ class LayerWeights(AttentionWeights):
     """Weights of one decoder layer: attention and SwiGLU, whose gate and up are one matrix."""
 
     post_norm: Tensor  # [hidden]
-    gate_up: Tensor  # [2 * intermediate, hidden]
-    down: Tensor  # [hidden, intermediate]
+    gate_up: Matrix  # [2 * intermediate, hidden]
+    down: Matrix  # [hidden, intermediate]
 
 
 @dataclass
@@ -67,25 +68,22 @@ class Weights:
 
     embedding: Tensor  # [vocab, hidden]
     norm: Tensor  # [hidden]
-    lm_head: Tensor  # [vocab, hidden]
+    lm_head: Matrix  # [vocab, hidden]
     layers: list[LayerWeights] = field(default_factory=list)
 
     def tensors(self) -> list[Tensor]:
         """Every distinct tensor once."""
-        own = [self.embedding, self.norm] + ([] if self.lm_head is self.embedding else [self.lm_head])
-        return own + [t for layer in self.layers for t in vars(layer).values() if t is not None]
+        head = self.lm_head.weight
+        parts = [part for layer in self.layers for part in vars(layer).values() if part is not None]
+        own = [self.embedding, self.norm] + ([] if head is self.embedding else [head])
+        return own + [part.weight if isinstance(part, Matrix) else part for part in parts]
 
-
-def new_matrix(outputs: int, inputs: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Uninitialised [outputs, inputs] matrix of a linear, in the memory order that few rows multiply fastest with.
-
-    In float32 on a CPU the longer side is contiguous: for one row of input, a [1280, 256] matrix stored by columns was
-    measured 1.9 times as fast as by rows, a [256, 640] one 1.3 times as fast by rows (MKL, weights not in cache).
-    Everywhere else matrices are stored by rows.
-    """
-    if device.type == "cpu" and dtype == torch.float32 and outputs > inputs:
-        return torch.empty(inputs, outputs, dtype=dtype, device=device).t()
-    return torch.empty(outputs, inputs, dtype=dtype, device=device)
+    def matrices(self) -> list[Matrix]:
+        """Every matrix that states are multiplied with."""
+        return [
+            self.lm_head,
+            *(part for layer in self.layers for part in vars(layer).values() if isinstance(part, Matrix)),
+        ]
 
 
 class Rope:
@@ -184,7 +182,7 @@ def self_attention(
     """Attention block, residual included: [n, hidden] -> [n, hidden]. `layer` is the block's place in the cache."""
     heads, kv_heads, head_dim, eps = config.num_heads, config.num_kv_heads, config.head_dim, config.norm_eps
     normed = rms_norm(hidden, weights.input_norm, eps)
-    qkv = F.linear(normed, weights.qkv, weights.qkv_bias).unflatten(1, (-1, head_dim))
+    qkv = weights.qkv(normed, weights.qkv_bias).unflatten(1, (-1, head_dim))
     query_keys, values = qkv[:, : heads + kv_heads], qkv[:, heads + kv_heads :]
     if weights.q_norm is not None and weights.k_norm is not None:
         query, keys = query_keys.split((heads, kv_heads), 1)
@@ -196,14 +194,14 @@ def self_attention(
         keys, values = keys.transpose(0, 1), values.transpose(0, 1)
     else:
         keys, values = cache.append(layer, keys, values)
-    return torch.addmm(hidden, attend(query, keys, values, mask), weights.output.t())
+    return weights.output.add(hidden, attend(query, keys, values, mask))
 
 
 def feed_forward(hidden: Tensor, weights: LayerWeights, config: ModelConfig) -> Tensor:
     """SwiGLU block, residual included: [n, hidden] -> [n, hidden]."""
     normed = rms_norm(hidden, weights.post_norm, config.norm_eps)
-    gate, up = F.linear(normed, weights.gate_up).chunk(2, -1)
-    return torch.addmm(hidden, F.silu(gate) * up, weights.down.t())
+    gate, up = weights.gate_up(normed).chunk(2, -1)
+    return weights.down.add(hidden, F.silu(gate) * up)
 
 
 class Llama:
@@ -219,12 +217,19 @@ class Llama:
         self.weights = weights
         self.device = weights.embedding.device
         self.dtype = weights.embedding.dtype
+        self.packed = False
         self.rope = Rope(config, config.context, self.dtype, self.device)
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of all weights."""
         return sum(t.numel() * t.element_size() for t in self.weights.tensors())
+
+    def pack(self) -> None:
+        """Copy the matrices for decoding on a CPU; nothing happens on other devices and to models over 1 GiB."""
+        self.packed = self.weight_bytes <= PACKED_BYTES
+        for matrix in self.weights.matrices() if self.packed else ():
+            matrix.pack()
 
     def new_cache(self, capacity: int) -> KVCache:
         """An empty cache with `capacity` slots for every layer."""
@@ -270,7 +275,7 @@ class Llama:
 
     def lm_head(self, normed: Tensor) -> Tensor:
         """Normalised states [n, hidden] -> logits [n, vocab]."""
-        return F.linear(normed, self.weights.lm_head)
+        return self.weights.lm_head(normed)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Final norm and LM head: [n, hidden] -> logits [n, vocab]."""

@@ -84,9 +84,9 @@ def target():
     """A model whose later layers say little, so that a barely trained adapter is often right."""
     model = tiny_llama(seed=3, eos_token_ids=())
     for layer in model.weights.layers[1:]:
-        layer.output.mul_(0.1)
-        layer.down.mul_(0.1)
-    model.weights.lm_head.mul_(1.5)
+        layer.output.weight.mul_(0.1)
+        layer.down.weight.mul_(0.1)
+    model.weights.lm_head.weight.mul_(1.5)
     return model
 
 
@@ -108,7 +108,7 @@ def test_every_variant_drafts_what_its_network_says(target, tmp_path: Path, vari
     assert len(result.tokens) == 60 and result.tokens == plain.generate(prompt, 60).tokens
 
     tokens, head = [*prompt.tolist(), *result.tokens], adapter.lm_head
-    head = target.weights.lm_head if head is None else head
+    head = target.weights.lm_head.weight if head is None else head
     place, checked = len(prompt), set()
     for step in result.steps:
         drafted: list[int] = []

@@ -185,7 +185,7 @@ def test_in_bfloat16_weights_are_shared(pair) -> None:
     method = hf(engine, folder)
     assert next(method.model.parameters()).dtype == torch.bfloat16
     down = method.model.model.layers[0].mlp.down_proj.weight
-    assert down.data_ptr() == engine.weights.layers[0].down.data_ptr(), "no second copy in memory"
+    assert down.data_ptr() == engine.weights.layers[0].down.weight.data_ptr(), "no second copy in memory"
     assert len(method.generate(torch.tensor(PROMPTS[0]), 10).tokens) == 10
 
 

@@ -14,7 +14,7 @@ from methods.engine.checkpoint import load_model
 from methods.errors import UserError
 from methods.kangaroo import Kangaroo
 from methods.vanilla import Vanilla
-from tests.tiny import adapter_checkpoint, reference_model, tiny_llama, write_checkpoint
+from tests.tiny import adapter_checkpoint, packed, reference_model, tiny_llama, write_checkpoint
 
 JOEY = Path(__file__).parents[2] / "bench" / "assets" / "joey"
 SIZES = {"num_hidden_layers": 4, "vocab_size": 48, "eos_token_id": None, "max_position_embeddings": 96}
@@ -89,7 +89,7 @@ def random_pair(tmp_path_factory: pytest.TempPathFactory):
     adapter = adapter_checkpoint(folder / "adapter", std=0.02, heads=2)
     state = torch.load(adapter / "pytorch_model.bin", weights_only=True)
     torch.save({**state, "norm.weight": model.model.norm.weight.clone()}, adapter / "pytorch_model.bin")
-    return model, load_model(write_checkpoint(folder / "model", model)), adapter
+    return model, packed(load_model(write_checkpoint(folder / "model", model))), adapter
 
 
 def compare(decoder: Decoder, reference: Reference, prompt: list[int], new: int) -> None:
@@ -125,7 +125,7 @@ def joey():
     text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     prompt = tokenizer(text, add_special_tokens=False).input_ids
     references: dict[int, Reference] = {}  # what it has computed serves every gamma and eta
-    return model, load_model(JOEY, dtype="float32"), adapter_model(JOEY / "kangaroo"), prompt, references
+    return model, packed(load_model(JOEY, dtype="float32")), adapter_model(JOEY / "kangaroo"), prompt, references
 
 
 @pytest.mark.parametrize("exit_layer", [0, 1, 2])

@@ -15,7 +15,7 @@ from methods.engine.llama import Llama
 from methods.errors import UserError
 from methods.lookahead import Lookahead, Pool, parallel_chains, window_layout
 from methods.vanilla import Vanilla
-from tests.tiny import reference_model, tiny_llama, write_checkpoint
+from tests.tiny import packed, reference_model, tiny_llama, write_checkpoint
 
 SIZES = {"num_hidden_layers": 3, "vocab_size": 48, "eos_token_id": None, "max_position_embeddings": 96}
 SETTINGS: dict[str, Any] = {"window": 7, "level": 5, "guesses": 7, "max_accept": None, "seed": 0}
@@ -80,7 +80,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory):
     model = reference_model("llama_gqa", seed=1, **SIZES)
     for layer in model.model.layers:
         layer.self_attn.o_proj.weight.mul_(0.3)
-    return model, load_model(write_checkpoint(tmp_path_factory.mktemp("lookahead"), model))
+    return model, packed(load_model(write_checkpoint(tmp_path_factory.mktemp("lookahead"), model)))
 
 
 def lookahead(engine: Llama, **changes: Any) -> Lookahead:

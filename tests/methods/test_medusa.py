@@ -21,7 +21,7 @@ from methods.errors import UserError
 from methods.medusa import Heads, Medusa
 from methods.trees import CALIBRATION, MC_SIM_7B_63
 from methods.vanilla import Vanilla
-from tests.tiny import reference_model, tiny_llama, write_checkpoint
+from tests.tiny import packed, reference_model, tiny_llama, write_checkpoint
 
 SIZES = {"num_hidden_layers": 3, "vocab_size": 48, "eos_token_id": None, "max_position_embeddings": 96}
 PROMPTS = ([5, 9, 11, 3], list(range(3, 30)), [i % 48 for i in range(82)])  # the last fills the context
@@ -109,7 +109,7 @@ class Reference:
 def pair(tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("medusa")
     model = reference_model("llama_gqa", seed=1, **SIZES)
-    engine = load_model(write_checkpoint(folder / "model", model))
+    engine = packed(load_model(write_checkpoint(folder / "model", model)))
     tensors = fitted_heads(model, engine, 5)
     heads = write_heads(folder / "heads", tensors, claimed=2)  # as published: config.json says 2, the weights have 5
     accuracies = [[0.5, 0.2, 0.1], [0.4, 0.1, 0.1], [0.2, 0.1, 0.0], [0.1, 0.1, 0.0], [0.1, 0.0, 0.0]]

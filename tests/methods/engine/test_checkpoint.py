@@ -71,9 +71,11 @@ def test_every_layout_gives_the_same_model(reference: Any, layout: str, tmp_path
     state = reference.state_dict()
     layer, prefix = model.weights.layers[2], "model.layers.2."
     qkv = [state[f"{prefix}self_attn.{part}_proj.weight"] for part in "qkv"]
-    assert torch.equal(layer.qkv, torch.cat(qkv))
-    assert torch.equal(layer.gate_up, torch.cat([state[f"{prefix}mlp.{part}_proj.weight"] for part in ("gate", "up")]))
-    assert torch.equal(model.weights.lm_head, state["lm_head.weight"])
+    assert torch.equal(layer.qkv.weight, torch.cat(qkv))
+    assert torch.equal(
+        layer.gate_up.weight, torch.cat([state[f"{prefix}mlp.{part}_proj.weight"] for part in ("gate", "up")])
+    )
+    assert torch.equal(model.weights.lm_head.weight, state["lm_head.weight"])
     assert (first_logits(model) - reference(torch.arange(20)[None]).logits[0]).abs().max() <= 1e-4
 
 
@@ -88,7 +90,7 @@ def test_dtype_is_converted_on_the_way_in(reference: Any, folder: Path, dtype: s
     model = load_model(folder, dtype=dtype, device="cpu")
     assert {tensor.dtype for tensor in model.weights.tensors()} == {getattr(torch, dtype)}
     expected = reference.state_dict()["model.layers.0.mlp.down_proj.weight"].to(getattr(torch, dtype))
-    assert torch.equal(model.weights.layers[0].down, expected)
+    assert torch.equal(model.weights.layers[0].down.weight, expected)
 
 
 def test_auto_dtype_on_the_cpu_is_float32(tmp_path: Path) -> None:
@@ -101,7 +103,7 @@ def test_tied_embeddings_are_one_tensor_and_a_stored_copy_is_ignored(tmp_path: P
     folder = write_checkpoint(tmp_path, reference_model("llama_tied"))
     edit_weights(folder, lambda state: state.update({"lm_head.weight": torch.zeros(128, 64)}))
     model = load_model(folder)
-    assert model.weights.lm_head is model.weights.embedding
+    assert model.weights.lm_head.weight is model.weights.embedding
     assert model.weights.embedding.abs().sum() > 0
 
 
@@ -170,9 +172,9 @@ def test_random_weights_need_a_config_only(folder: Path) -> None:
         file.unlink()
     model = load_model(folder, weights="random", seed=3)
     again, other = (load_model(folder, weights="random", seed=seed) for seed in (3, 4))
-    assert torch.equal(model.weights.layers[1].qkv, again.weights.layers[1].qkv)
-    assert not torch.equal(model.weights.layers[1].qkv, other.weights.layers[1].qkv)
-    assert model.weights.layers[1].gate_up.std().item() == pytest.approx(0.02, rel=0.05)
+    assert torch.equal(model.weights.layers[1].qkv.weight, again.weights.layers[1].qkv.weight)
+    assert not torch.equal(model.weights.layers[1].qkv.weight, other.weights.layers[1].qkv.weight)
+    assert model.weights.layers[1].gate_up.weight.std().item() == pytest.approx(0.02, rel=0.05)
     assert torch.equal(model.weights.layers[1].post_norm, torch.ones(64))
     assert first_logits(model).isfinite().all()
 

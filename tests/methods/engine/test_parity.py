@@ -1,7 +1,11 @@
-"""The engine's logits against transformers' own models: random tiny checkpoints of every family, float32."""
+"""The engine's logits against transformers' own models: random tiny checkpoints of every family, float32.
+
+With the matrices as they were loaded, and packed as `bench.run` has them on a CPU.
+"""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +17,7 @@ from torch import Tensor
 from methods.engine.checkpoint import load_model
 from methods.engine.kv_cache import KVCache
 from methods.engine.llama import Llama
-from tests.tiny import FAMILIES, reference_model, write_checkpoint
+from tests.tiny import FAMILIES, packed, reference_model, write_checkpoint
 
 TOLERANCE = 1e-4
 LENGTH = 96  # beyond original_max_position_embeddings of the llama3 family
@@ -31,12 +35,16 @@ class Pair:
         return self.reference(tokens[None]).logits[0]
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=itertools.product(FAMILIES, ("loaded", "packed")), ids="-".join)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    reference = reference_model(request.param)
+    family, state = request.param
+    reference = reference_model(family)
     folder = write_checkpoint(tmp_path_factory.mktemp("parity"), reference)
     tokens = torch.randint(0, 128, (LENGTH,), generator=torch.Generator().manual_seed(1))
-    yield Pair(reference, load_model(folder, device="cpu"), tokens, reference(tokens[None]).logits[0])
+    engine = load_model(folder, device="cpu")
+    if state == "packed":
+        packed(engine)
+    yield Pair(reference, engine, tokens, reference(tokens[None]).logits[0])
 
 
 def states(model: Llama, tokens: Tensor, cache: KVCache | None, layers: slice = slice(None), start: int = 0) -> Tensor:
