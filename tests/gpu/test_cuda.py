@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -11,7 +9,8 @@ import torch
 
 from bench.measure import timed_generation
 from methods.decoder import Decoder
-from methods.engine.llama import LayerWeights, Llama, Weights
+from methods.engine.checkpoint import empty_weights
+from methods.engine.llama import Llama
 from methods.kangaroo import Kangaroo
 from methods.vanilla import Vanilla
 from tests.tiny import adapter_checkpoint, tiny_llama
@@ -29,14 +28,10 @@ def exact_float32() -> None:
 
 
 def on_cuda(model: Llama) -> Llama:
-    def moved(tensor: torch.Tensor | None) -> torch.Tensor | None:
-        return None if tensor is None else tensor.cuda()
-
-    weights = copy.copy(model.weights)
-    layers = [LayerWeights(**{k: moved(v) for k, v in vars(layer).items()}) for layer in weights.layers]
-    fields = {field.name: getattr(weights, field.name) for field in dataclasses.fields(Weights)}
-    fields |= {name: fields[name].cuda() for name in ("embedding", "norm", "lm_head")}
-    return Llama(model.config, Weights(**{**fields, "layers": layers}))
+    weights = empty_weights(model.config, model.dtype, torch.device("cuda"))
+    for there, here in zip(weights.tensors(), model.weights.tensors(), strict=True):
+        there.copy_(here)
+    return Llama(model.config, weights)
 
 
 def kangaroo(model: Llama, folder: Path) -> Kangaroo:
