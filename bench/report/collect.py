@@ -166,8 +166,9 @@ def _not_drawn(group: Group) -> list[str]:
 
 
 def _order(run: Run) -> tuple[Any, ...]:
-    """Sort key: vanilla first, then by method and its settings (numbers by size), then by start."""
-    found = sorted((key, value) for key, value in _identity(run).items() if key.startswith("method."))
+    """Sort key: vanilla first, then by method and its settings (numbers by size, files last), then by start."""
+    found = [(key, value) for key, value in _identity(run).items() if key.startswith("method.")]
+    found.sort(key=lambda setting: (setting[0] in PATHS, setting[0]))
     settings = [(key, float(v) if isinstance(v, (int, float)) else 0.0, str(v)) for key, v in found]
     return run.method != "vanilla", run.method, settings, str(run.info.get("started"))
 

@@ -121,9 +121,11 @@ def test_runs_of_one_method_are_told_apart_by_their_settings(tmp_path):
     assert len({entry.index for entry in group.entries}) == 2
 
 
-def test_paths_are_no_labels_where_a_setting_tells_runs_apart(tmp_path):
+def test_a_setting_rather_than_a_path_labels_and_orders_runs(tmp_path):
     for layer in (1, 2):
-        write_run(tmp_path, Plan(per_category=1, repeats=1, settings={"exit_layer": layer, "checkpoint": f"a/{layer}"}))
+        write_run(
+            tmp_path, Plan(per_category=1, repeats=1, settings={"exit_layer": layer, "checkpoint": f"a/{9 - layer}"})
+        )
     for folder in ("x/first", "x/second"):
         write_run(tmp_path, Plan(method="rest", per_category=1, repeats=1, settings={"datastore": folder}))
     (group,) = collect(tmp_path).groups
