@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -57,8 +59,9 @@ class Matrix:
 
 
 def packs(weight: Tensor) -> bool:
-    """Whether oneDNN takes this matrix on this machine."""
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    """Whether oneDNN takes this matrix on this machine: an x86 CPU, on which packing was measured."""
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    if weight.device.type != "cpu" or not x86 or not torch.backends.mkldnn.is_available():
         return False
     if weight.dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
