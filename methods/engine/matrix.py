@@ -9,14 +9,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 BLOCK = 16  # outputs side by side: one AVX-512 register of float32
+FEW_ROWS = 2  # up to here blocks are faster than oneDNN's order, from here on slower
 PACKED_BYTES = 1 << 30  # of all weights together; packing holds them up to three times
 
 
 class Matrix:
     """Weight [outputs, inputs]; called with states [n, inputs] it gives [n, outputs].
 
-    `pack` adds copies for decoding, which needs one row when vanilla steps and a few rows when a draft is verified.
-    MKL reads a float32 matrix for one row at half the speed of memory, and five rows cost it three times one row.
+    `pack` adds copies for decoding: one for vanilla's single row, one for the few rows of a draft that is verified.
+    MKL alone reads a float32 matrix for one row at half the speed of memory, and five rows through matrices 4096 wide
+    cost it three times as much as one; bench/benchmarks/packing.py measures what the copies gain.
     """
 
     def __init__(self, weight: Tensor) -> None:
@@ -38,24 +40,28 @@ class Matrix:
         """states @ weight.T + bias, bias [outputs]."""
         if self._packed is None:
             return F.linear(states, self.weight, bias)
-        if self._blocks is not None and len(states) == 1:
-            if bias is not None:
-                return self._one_row(states, bias)
-            return torch.bmm(states.expand(len(self._blocks), 1, -1), self._blocks).view(1, -1)
+        if self._blocks is not None and len(states) <= FEW_ROWS:
+            return _block_product(states, self._blocks, bias)
         return torch.ops.mkldnn._linear_pointwise(states, self._packed, bias, "none", [], "")
 
     def add(self, residual: Tensor, states: Tensor) -> Tensor:
         """residual [n, outputs] + states @ weight.T, in one pass."""
         if self._packed is None:
             return torch.addmm(residual, states, self.weight.t())
-        if self._blocks is not None and len(states) == 1:
-            return self._one_row(states, residual)
+        if self._blocks is not None and len(states) <= FEW_ROWS:
+            return _block_product(states, self._blocks, residual)
         return torch.ops.mkldnn._linear_pointwise.binary(states, residual, self._packed, None, "add")
 
-    def _one_row(self, states: Tensor, addend: Tensor) -> Tensor:
-        assert self._blocks is not None
-        count = len(self._blocks)
-        return torch.baddbmm(addend.view(count, 1, BLOCK), states.expand(count, 1, -1), self._blocks).view(1, -1)
+
+def _block_product(states: Tensor, blocks: Tensor, addend: Tensor | None) -> Tensor:
+    """States [n, inputs] times blocks, plus an addend [outputs] or [n, outputs]: [n, outputs]."""
+    rows, count = len(states), len(blocks)
+    spread = states.expand(count, rows, -1)
+    if addend is None:
+        product = torch.bmm(spread, blocks)
+    else:
+        product = torch.baddbmm(addend.view(-1, count, BLOCK).transpose(0, 1), spread, blocks)
+    return product.transpose(0, 1).reshape(rows, -1)
 
 
 def packs(weight: Tensor) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bench.benchmarks import rest
+from bench.benchmarks import packing, rest
 from bench.config import compose_config
 from methods.rest import SEPARATOR
 
@@ -32,3 +32,11 @@ def test_other_arguments_are_refused(capsys) -> None:
     for argument in ("token=5000", "tokens=many", "tokens=5", "tokens"):
         assert rest.main([argument]) == 2
         assert capsys.readouterr().err.startswith(f"{argument}: valid: tokens=NUMBER")
+
+
+def test_packing_is_compared_for_every_number_of_rows(capsys) -> None:
+    found = packing.compare("float32", rounds=2)
+    assert list(found) == list(packing.ROWS)
+    assert all(len(ratios) == 2 and min(ratios) > 0 for ratios in found.values())
+    assert packing.main(["rows=5"]) == 2
+    assert capsys.readouterr().err.startswith("rows=5: no arguments")
