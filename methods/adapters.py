@@ -135,7 +135,7 @@ class Adapter(nn.Module):
         config = self.config
         if self.parts.attention:
             past = cache.lengths[0] if cache else 0
-            mask = attention_mask(mask, len(states), past, config.num_heads // config.num_kv_heads, states.device)
+            mask = attention_mask(mask, states, past, config.num_heads // config.num_kv_heads)
             states = self_attention(states, self.block, config, rope.at(positions), mask, cache, 0)
         if self.parts.feed_forward:
             states = feed_forward(states, self.layer, config)

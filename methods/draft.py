@@ -11,6 +11,13 @@ import torch
 from torch import Tensor
 
 
+def upload(values: Sequence[int] | np.ndarray, device: torch.device) -> Tensor:
+    """Tensor of integers (int64) or of an array on the device; a GPU copies it while the host goes on."""
+    array = np.ascontiguousarray(values if isinstance(values, np.ndarray) else np.asarray(values, dtype=np.int64))
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 @dataclass(frozen=True)
 class Tree:
     """Shape of a draft. Row 0 is the pending token, row i + 1 is candidate i; n candidates make n + 1 rows.
@@ -50,14 +57,11 @@ class Tree:
         # Reading a row's climb backwards from its depth gives the way down; beyond its own depth it stays on the row.
         paths = np.take_along_axis(climb, np.maximum(depths[:, None] - np.arange(climb.shape[1]), 0), 1)
 
-        def on_device(array: np.ndarray) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(array)).to(device)
-
         return cls(
-            parents=on_device(rows),
-            depths=on_device(depths),
-            mask=on_device(mask),
-            paths=on_device(paths),
+            parents=upload(rows, device),
+            depths=upload(depths, device),
+            mask=upload(mask, device),
+            paths=upload(paths, device),
             is_chain=bool((rows[1:] == order[:-1]).all()),
         )
 

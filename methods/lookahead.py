@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from methods.decoder import Prefill, Verification
-from methods.draft import Draft, Extra, Tree
+from methods.draft import Draft, Extra, Tree, upload
 from methods.engine.llama import Llama
 from methods.errors import UserError
 
@@ -92,9 +92,9 @@ class Lookahead:
         if fits and rows * columns > 1:
             shown = [token for row in self.rows for token in row]
             offsets, mask = window_layout(rows, columns, len(candidates), self.device)
-            extra = Extra(tokens=torch.tensor(shown[1:], device=self.device), offsets=offsets, mask=mask)
+            extra = Extra(tokens=upload(shown[1:], self.device), offsets=offsets, mask=mask)
         return Draft(
-            tokens=torch.tensor(candidates, dtype=torch.int64, device=self.device),
+            tokens=upload(candidates, self.device),
             tree=parallel_chains(len(ngrams), length, self.device),
             extra=extra,
         )

@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from methods.decoder import Prefill, Verification
-from methods.draft import Draft, Tree
+from methods.draft import Draft, Tree, upload
 from methods.engine.checkpoint import resolve
 from methods.engine.llama import Llama
 from methods.engine.vocabulary import Vocabulary
@@ -236,7 +235,7 @@ class Rest:
             return Draft.empty(self.device)
         chain = bool((found.parents == np.arange(-1, len(found.parents) - 1)).all())
         tree = Tree.chain(len(found.parents), self.device) if chain else Tree.build(found.parents, self.device)
-        return Draft(tokens=torch.from_numpy(found.tokens).to(self.device), tree=tree)
+        return Draft(tokens=upload(found.tokens, self.device), tree=tree)
 
     def observe(self, verification: Verification) -> None:
         """Nothing to learn."""

@@ -33,7 +33,7 @@ def greedy(logits: Tensor, predicted: Tensor, draft: Draft) -> Acceptance:
         torch.eq(draft.tokens, predicted[tree.parents[1:]], out=match[1:])
         accepted = (match | ~tree.mask).all(1)
         length, best = (accepted * tree.depths).max(0, keepdim=True)
-        path = tree.paths[best[0]]
+        path = tree.paths.index_select(0, best)[0]  # indexing with a number on the device would wait for it
         emitted = predicted[path]
     finite = logits[path, emitted].isfinite().all()
     host = torch.cat((path, emitted, length, finite[None])).tolist()

@@ -158,16 +158,20 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> 
     return out.view(heads, rows, -1).transpose(0, 1).reshape(rows, -1)
 
 
-def attention_mask(mask: Tensor | None, rows: int, past: int, groups: int, device: torch.device) -> Tensor | None:
-    """What `attend` takes, made once for all layers of a pass: [groups * rows, past + rows] or None.
+def attention_mask(mask: Tensor | None, states: Tensor, past: int, groups: int) -> Tensor | None:
+    """What `attend` adds to the scores of states [n, hidden], made once for all layers: [groups * n, past + n] or None.
 
-    mask [rows, past + rows], True = may attend; None = causal, which needs no mask for one row or an empty past.
+    mask [n, past + n], True = may attend; None = causal, which needs no mask for one row or an empty past.
     """
+    rows, slots = len(states), past + len(states)
     if mask is None:
         if rows == 1 or past == 0:
             return None
-        mask = torch.ones(rows, past + rows, dtype=torch.bool, device=device).tril_(past)
-    return mask.repeat(groups, 1) if groups > 1 else mask
+        mask = torch.ones(rows, slots, dtype=torch.bool, device=states.device).tril_(past)
+    # Added numbers, because attention would turn a bool mask into them in every layer; rows that start at multiples of
+    # 16, because the GPU's kernel copies the mask otherwise.
+    added = states.new_zeros(groups, rows, -(-slots // 16) * 16)[..., :slots]
+    return added.masked_fill_(~mask, -torch.inf).flatten(0, 1)
 
 
 def self_attention(
@@ -262,7 +266,7 @@ class Llama:
         config = self.config
         rotation = self.rope.at(positions)
         past = cache.lengths[indices[0]] if cache else 0
-        mask = attention_mask(mask, len(hidden), past, config.num_heads // config.num_kv_heads, self.device)
+        mask = attention_mask(mask, hidden, past, config.num_heads // config.num_kv_heads)
         for layer in indices:
             weights = self.weights.layers[layer]
             hidden = self_attention(hidden, weights, config, rotation, mask, cache, layer)

@@ -12,10 +12,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from methods.decoder import Decoder
 from methods.engine.kv_cache import KVCache
 from methods.kangaroo import Kangaroo
+from methods.medusa import Medusa
 from methods.vanilla import Vanilla
+from tests.methods.test_medusa import random_heads, write_heads
 from tests.tiny import adapter_checkpoint, tiny_llama
 
 TO_HOST = ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__")
+WAITING = ("item", "is_nonzero", "nonzero", "equal", "masked_select")  # as operations, called from within torch too
 
 
 class Operations(TorchDispatchMode):
@@ -24,6 +27,10 @@ class Operations(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.names: list[str] = []
+
+    def waiting(self) -> int:
+        """How many of them make a GPU wait for the host, `tolist` apart."""
+        return sum(self.names.count(name) for name in WAITING)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.names.append(str(func.overloadpacket).removeprefix("aten."))
@@ -73,9 +80,10 @@ def test_vanilla_waits_once_a_step(transfers: list[str]) -> None:
     model = tiny_llama()
     decoder, prompt = Decoder(model, Vanilla(model)), torch.tensor([5, 6, 7])
     transfers.clear()
-    generation = decoder.generate(prompt, 20)
+    with Operations() as operations:
+        generation = decoder.generate(prompt, 20)
     # The prompt's ids and the first token, then each verify.
-    assert transfers == ["tolist"] * (2 + len(generation.steps))
+    assert transfers == ["tolist"] * (2 + len(generation.steps)) and operations.waiting() == 0
 
 
 def test_kangaroo_waits_once_a_step_and_once_a_drafted_token(tmp_path: Path, transfers: list[str]) -> None:
@@ -84,8 +92,22 @@ def test_kangaroo_waits_once_a_step_and_once_a_drafted_token(tmp_path: Path, tra
     method = Kangaroo(model, exit_layer=1, gamma=4, eta=0.02, checkpoint=str(tmp_path), variant="kangaroo")
     decoder, prompt = Decoder(model, method), torch.tensor([5, 6, 7])
     transfers.clear()
-    generation = decoder.generate(prompt, 20)
+    with Operations() as operations:
+        generation = decoder.generate(prompt, 20)
     drafted = sum(step.drafted for step in generation.steps)
     assert drafted > len(generation.steps), "the drafts must be longer than one token for this to say anything"
     assert transfers.count("item") == drafted and transfers.count("tolist") == 2 + len(generation.steps)
-    assert len(transfers) == drafted + 2 + len(generation.steps)
+    assert len(transfers) == drafted + 2 + len(generation.steps) and operations.waiting() == drafted
+
+
+def test_medusa_waits_once_a_step(tmp_path: Path, transfers: list[str]) -> None:
+    model = tiny_llama()
+    heads = random_heads(2, model.config.hidden_size, model.config.vocab_size)
+    nodes = [[0], [1], [0, 0], [0, 1], [1, 0]]
+    folder = write_heads(tmp_path, heads, claimed=2)
+    method = Medusa(model, checkpoint=str(folder), heads=2, tree=nodes, nodes=5, calibration=None)
+    decoder, prompt = Decoder(model, method), torch.tensor([5, 6, 7])
+    transfers.clear()
+    with Operations() as operations:
+        generation = decoder.generate(prompt, 20)
+    assert transfers == ["tolist"] * (2 + len(generation.steps)) and operations.waiting() == 0
