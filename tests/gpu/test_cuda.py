@@ -12,7 +12,10 @@ from methods.decoder import Decoder
 from methods.engine.checkpoint import empty_weights
 from methods.engine.llama import Llama
 from methods.kangaroo import Kangaroo
+from methods.lookahead import Lookahead
+from methods.medusa import Medusa
 from methods.vanilla import Vanilla
+from tests.methods.test_medusa import random_heads, write_heads
 from tests.tiny import adapter_checkpoint, tiny_llama
 
 pytestmark = [
@@ -43,7 +46,16 @@ def test_tokens_are_the_cpus(tmp_path: Path) -> None:
     cpu, prompt = tiny_llama(), torch.tensor([5, 6, 7])
     gpu = on_cuda(cpu)
     expected = Decoder(cpu, Vanilla(cpu)).generate(prompt, 40).tokens
-    for method in (Vanilla(gpu), kangaroo(gpu, tmp_path)):
+    heads = random_heads(2, gpu.config.hidden_size, gpu.config.vocab_size)
+    folder = write_heads(tmp_path / "heads", heads, claimed=2)
+    tree = [[0], [1], [0, 0], [0, 1], [1, 0]]
+    methods = (
+        Vanilla(gpu),
+        kangaroo(gpu, tmp_path / "adapter"),
+        Medusa(gpu, checkpoint=str(folder), heads=2, tree=tree, nodes=5, calibration=None),
+        Lookahead(gpu, window=3, level=3, guesses=3, max_accept=None, seed=0),
+    )
+    for method in methods:
         assert Decoder(gpu, method).generate(prompt.cuda(), 40).tokens == expected
 
 
