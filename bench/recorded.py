@@ -22,7 +22,7 @@ from methods.errors import UserError
 CTAR_POSITIONS = range(1, 7)
 FAILURE_COLUMNS = ["question_id", "subtask", "repeat", "turn", "status", "error"]
 # Runs that differ in one of these were measured by different rulers.
-HARDWARE_KEYS = ("cpu", "cores", "gpu", "driver", "threads")
+HARDWARE_KEYS = ("cpu", "cores", "gpu", "driver", "cuda", "threads")
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,9 @@ def _add_line(columns: TurnColumns, record: Mapping[str, Any]) -> None:
     for turn in range(turns):
         # several times as fast as np.asarray on lists of pairs
         drafted, emitted = np.fromiter(chain.from_iterable(choice["steps"][turn]), dtype=np.int64).reshape(-1, 2).T
-        new_tokens = choice["new_tokens"][turn]
+        new_tokens, wall_s = choice["new_tokens"][turn], choice["wall_time"][turn]
+        if not wall_s > 0:
+            raise ValueError(f"turn {turn}: wall_time is {wall_s}, not a positive number of seconds")
         if int(emitted.sum()) + 1 != new_tokens:
             raise ValueError(f"turn {turn}: steps emit {int(emitted.sum())} + 1 tokens, new_tokens is {new_tokens}")
         columns.question_id.append(record["question_id"])
@@ -162,7 +164,7 @@ def _add_line(columns: TurnColumns, record: Mapping[str, Any]) -> None:
         columns.repeat.append(int(record.get("repeat", 0)))
         columns.turn.append(turn)
         columns.new_tokens.append(new_tokens)
-        columns.wall_s.append(choice["wall_time"][turn])
+        columns.wall_s.append(wall_s)
         columns.prompt_tokens.append(prompt[turn] if prompt else np.nan)
         columns.peak_memory_bytes.append(_number(peak[turn]) if peak else np.nan)
         for name, values in phases.items():
@@ -208,6 +210,8 @@ def read_run(folder: Path) -> Run:
         info = json.loads(info_file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{info_file}: not valid JSON ({error})") from None
+    if not isinstance(info, dict):
+        raise UserError(f"{info_file}: expected a JSON object, found {type(info).__name__}")
     notes: list[str] = []
     answers = read_turns(answers_file, notes) if answers_file.exists() else TurnColumns().frame()
     baseline = read_turns(baseline_file, notes) if baseline_file.exists() else None
@@ -221,7 +225,10 @@ def environment(info: Mapping[str, Any]) -> dict[str, Any]:
     """What must be equal before two runs' times may meet: hardware, dtype and versions, as flat keys."""
     model = (info.get("config") or {}).get("model") or {}
     found = {key: info.get(key) for key in HARDWARE_KEYS}
+    memory, python = info.get("memory_bytes"), info.get("python")
+    found["memory_gib"] = round(memory / 2**30) if memory else None
     found["dtype"] = info.get("dtype") or (model.get("dtype") if isinstance(model, dict) else None)
+    found["python"] = ".".join(str(python).split(".")[:2]) if python else None
     packages = info.get("packages") or {}
     return found | {f"packages.{name}": version for name, version in sorted(packages.items())}
 

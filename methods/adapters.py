@@ -152,7 +152,10 @@ class Adapter(nn.Module):
         found = str(read_json(folder / "config.json").get("variant", PUBLISHED))
         if found != variant:
             raise UserError(f"method.checkpoint={folder}: an adapter of variant {found}, but method.variant={variant}")
-        config = replace(read_config(folder), context=target.config.context, vocab_size=target.config.vocab_size)
+        own = read_config(folder)
+        if own.num_layers != 1:
+            raise UserError(f"method.checkpoint={folder}: an adapter has one layer, config.json says {own.num_layers}")
+        config = replace(own, context=target.config.context, vocab_size=target.config.vocab_size)
         if config.hidden_size != target.config.hidden_size:
             raise UserError(
                 f"method.checkpoint={folder}: adapter for hidden size {config.hidden_size}, "

@@ -47,18 +47,13 @@ class Kangaroo:
         config = self.adapter.config
         self.rope = Rope(config, config.context, target.dtype, target.device)
         self.positions = torch.arange(config.context, device=target.device)
-        self.adapter_cache = KVCache(
-            layers=int(self.adapter.parts.attention),
-            kv_heads=config.num_kv_heads,
-            capacity=config.context,
-            head_dim=config.head_dim,
-            dtype=target.dtype,
-            device=target.device,
-        )
+        self.adapter_cache = self._new_adapter_cache(0)
 
     def start(self, prompt: Tensor, prefill: Prefill) -> None:
         """Run the adapter over the exit-layer states of the whole prompt."""
         self.cache = prefill.cache
+        if self.adapter_cache.capacity != self.cache.capacity:  # the decoder's context, known with its first prompt
+            self.adapter_cache = self._new_adapter_cache(self.cache.capacity)
         self.adapter_cache.reset()
         self.seen = 0  # states of the sequence that the adapter has been run on
         self._adapt(prefill.tapped)
@@ -88,6 +83,17 @@ class Kangaroo:
         self.unseen = self.states[self.seen - self.base : accepted]
         self.seen = min(self.seen, self.base + accepted)
         self.adapter_cache.truncate(self.seen)
+
+    def _new_adapter_cache(self, capacity: int) -> KVCache:
+        config = self.adapter.config
+        return KVCache(
+            layers=int(self.adapter.parts.attention),
+            kv_heads=config.num_kv_heads,
+            capacity=capacity,
+            head_dim=config.head_dim,
+            dtype=self.target.dtype,
+            device=self.target.device,
+        )
 
     def _exit_state(self, token: Tensor, position: int) -> Tensor:
         """State [1, hidden] of token [1] after the exit layer."""

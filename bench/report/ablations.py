@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -11,25 +12,36 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bench.report import published
-from bench.report.collect import Entry, Group
-from bench.report.style import COLOURS, COLUMN, MARKERS, colour, marker, model_title
+from bench.report.collect import Entry, Group, identity
+from bench.report.style import COLOURS, COLUMN, MARKERS, colour, marker, model_title, plain, shared_legend
 
+FIGURES = ("cr", "speedup", "speedup_low", "speedup_high")
 FIGURE_NAMES = {"cr": "compression ratio", "speedup": "speedup over vanilla"}
 
 
+SWEPT = ("exit_layer", "gamma", "eta")
+
+
 def kangaroo_settings(group: Group) -> pd.DataFrame:
-    """exit_layer, gamma, eta and overall CR and speedup (with interval) of every Kangaroo run; one row a run."""
+    """exit_layer, gamma, eta and overall CR and speedup (with interval) of every Kangaroo run; one row a run.
+
+    draft: hashes of the draft's weights; rest: every other setting, as text.
+    """
     rows = []
     for entry in group.entries:
         method = entry.run.config.get("method")
         if entry.architecture != "kangaroo" or not isinstance(method, dict):
             continue
         overall = entry.metrics["overall"]
-        settings = {key: _number(method.get(key)) for key in ("exit_layer", "gamma", "eta")}
-        figures = {key: overall[key] for key in ("cr", "speedup", "speedup_low", "speedup_high")}
-        rows.append(settings | figures)
-    columns = ["exit_layer", "gamma", "eta", "cr", "speedup", "speedup_low", "speedup_high"]
-    return pd.DataFrame(rows, columns=columns).astype(float)
+        settings = {key: _number(method.get(key)) for key in SWEPT}
+        figures = {key: _number(overall[key]) for key in FIGURES}
+        hashes = entry.run.info.get("checkpoint_sha256") or {}
+        draft = {name: digest for name, digest in hashes.items() if not name.startswith("target/")}
+        varied = {"method.checkpoint", *(f"method.{key}" for key in SWEPT)}
+        rest = {key: value for key, value in identity(entry.run).items() if key not in varied}
+        same = {"draft": json.dumps(draft, sort_keys=True), "rest": json.dumps(rest, sort_keys=True, default=str)}
+        rows.append(settings | figures | same | {"started": str(entry.run.info.get("started"))})
+    return pd.DataFrame(rows, columns=[*SWEPT, *FIGURES, "draft", "rest", "started"])
 
 
 def _number(value: Any) -> float:
@@ -37,15 +49,19 @@ def _number(value: Any) -> float:
 
 
 def _largest_sweep(runs: pd.DataFrame, fixed: list[str], varying: list[str]) -> pd.DataFrame:
-    """The runs that share `fixed` and differ most in `varying`; empty unless at least two settings differ."""
-    sweeps = [sweep for _, sweep in runs.dropna(subset=varying).groupby(fixed, dropna=False)]
-    best = max(sweeps, key=lambda sweep: len(sweep[varying].drop_duplicates()), default=runs.iloc[:0])
-    return best if len(best[varying].drop_duplicates()) > 1 else runs.iloc[:0]
+    """The runs that share `fixed` and differ most in `varying`, of several in one place the latest.
+
+    Empty unless at least two settings differ.
+    """
+    latest = runs.dropna(subset=varying).sort_values("started").drop_duplicates([*fixed, *varying], keep="last")
+    sweeps = [sweep for _, sweep in latest.groupby(fixed, dropna=False)]
+    best = max(sweeps, key=len, default=runs.iloc[:0])
+    return best if len(best) > 1 else runs.iloc[:0]
 
 
 def figure_exit_layer(group: Group) -> Figure | None:
     """CR and speedup against the exit layer, other settings equal; the paper's curve dotted."""
-    sweep = _largest_sweep(kangaroo_settings(group), ["gamma", "eta"], ["exit_layer"]).sort_values("exit_layer")
+    sweep = _largest_sweep(kangaroo_settings(group), ["gamma", "eta", "rest"], ["exit_layer"]).sort_values("exit_layer")
     if not len(sweep):
         return None
     beside, name_beside = _beside(group, published.exit_layers)
@@ -62,7 +78,7 @@ def figure_exit_layer(group: Group) -> Figure | None:
 
 def figure_threshold(group: Group) -> Figure | None:
     """CR and speedup against eta, one curve per gamma, exit layer equal; the paper's curves dotted."""
-    sweep = _largest_sweep(kangaroo_settings(group), ["exit_layer"], ["gamma", "eta"])
+    sweep = _largest_sweep(kangaroo_settings(group), ["exit_layer", "draft", "rest"], ["gamma", "eta"])
     if not len(sweep):
         return None
     beside, name_beside = _beside(group, published.thresholds)
@@ -112,9 +128,7 @@ def _dotted(axes: Axes, x: Iterable[float], y: Iterable[float], paint: str, sign
 
 def step_cost(group: Group) -> Figure | None:
     """Decode speedup against CR; on a dashed line every step costs c target passes beyond its own."""
-    found = [
-        (entry, row) for entry in group.entries if (row := entry.metrics["overall"])["decode_speedup"] and row["cr"]
-    ]
+    found = [(entry, row) for entry in group.drawn if (row := entry.metrics["overall"])["decode_speedup"] and row["cr"]]
     if not any(entry.run.method != "vanilla" for entry, _ in found):
         return None
     figure, axes = plt.subplots(figsize=(COLUMN, 2.6), layout="constrained")
@@ -132,13 +146,11 @@ def step_cost(group: Group) -> Figure | None:
     _points(axes, found)
     axes.set(xlim=(0.9, right), ylim=(low, top), xlabel="compression ratio (tokens per step)", ylabel="decode speedup")
     axes.set_title(model_title(group), pad=12)
-    crowded = len(found) > 6
-    axes.legend(loc="best" if crowded else "upper left", fontsize=6 if crowded else 7,
-                frameon=True, framealpha=0.9, edgecolor="none")  # fmt: skip
+    shared_legend(figure, [axes])
     return figure
 
 
 def _points(axes: Axes, found: list[tuple[Entry, dict[str, Any]]]) -> None:
     for entry, row in found:
         axes.plot(row["cr"], row["decode_speedup"], linestyle="none", marker=marker(entry), color=colour(entry),
-                  markersize=5, label=entry.label)  # fmt: skip
+                  markersize=5, label=plain(entry.label))  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -40,6 +41,11 @@ class Entry:
         return "; ".join(texts)
 
     @property
+    def source(self) -> str:
+        """`measured` by this harness, or `imported` from another's answer files, which do not name their machine."""
+        return "imported" if "imported" in self.run.config else "measured"
+
+    @property
     def architecture(self) -> str:
         """Name in the paper's Table 2: the adapter variant, or the method."""
         method = self.run.config.get("method")
@@ -57,6 +63,7 @@ class Group:
     entries: tuple[Entry, ...]
     warnings: tuple[str, ...] = ()
     slug: str = ""  # ending of this group's figure files; empty for the first
+    machine_label: str = ""  # the machine in a phrase that tells it from the others
 
     @property
     def subtasks(self) -> list[str]:
@@ -118,10 +125,11 @@ def group_runs(runs: Iterable[Run]) -> Collection:
     letters: dict[str, str] = {}
     for (place, _), _ in ordered:
         letters.setdefault(place, _letter(len(letters)))
+    places = machine_labels({place: environment(members[0].info) for (place, _), members in ordered})
     groups: list[Group] = []
     for (place, model), members in ordered:
-        slug = f"_{model}_{letters[place]}" if groups else ""
-        groups.append(_group(letters[place], model, members, slug))
+        slug = "_" + re.sub(r"[^\w.-]+", "-", f"{model}_{letters[place]}") if groups else ""
+        groups.append(replace(_group(letters[place], model, members, slug), machine_label=places[place]))
     return Collection(tuple(groups), tuple(warnings + _scattered_shards(groups)))
 
 
@@ -129,7 +137,8 @@ def _letter(number: int) -> str:
     return chr(ord("A") + number) if number < 26 else f"A{number}"
 
 
-def _identity(run: Run) -> dict[str, Any]:
+def identity(run: Run) -> dict[str, Any]:
+    """What was measured: the flat configuration without what says only where and how."""
     return {key: value for key, value in flatten(run.config).items() if key not in INCIDENTAL}
 
 
@@ -140,7 +149,7 @@ def _shard(run: Run) -> str:
 def _group(machine: str, model: str, runs: list[Run], slug: str) -> Group:
     by_config: dict[str, list[Run]] = {}
     for run in runs:
-        key = json.dumps([run.method, _identity(run)], sort_keys=True, default=str)
+        key = json.dumps([run.method, identity(run)], sort_keys=True, default=str)
         by_config.setdefault(key, []).append(run)
     merged: list[Run] = []
     for members in by_config.values():
@@ -167,7 +176,7 @@ def _not_drawn(group: Group) -> list[str]:
 
 def _order(run: Run) -> tuple[Any, ...]:
     """Sort key: vanilla first, then by method and its settings (numbers by size, files last), then by start."""
-    found = [(key, value) for key, value in _identity(run).items() if key.startswith("method.")]
+    found = [(key, value) for key, value in identity(run).items() if key.startswith("method.")]
     found.sort(key=lambda setting: (setting[0] in PATHS, setting[0]))
     settings = [(key, float(v) if isinstance(v, (int, float)) else 0.0, str(v)) for key, v in found]
     return run.method != "vanilla", run.method, settings, str(run.info.get("started"))
@@ -187,14 +196,14 @@ def _labels(runs: list[Run]) -> list[str]:
     """The method's name, with the settings that tell runs of one method apart; paths only where nothing else does."""
     labels = []
     for run in runs:
-        same = [_identity(other) for other in runs if other.method == run.method]
-        mine = _identity(run)
+        same = [identity(other) for other in runs if other.method == run.method]
+        mine = identity(run)
         varying = sorted({key for other in same for key, _, _ in differences(same[0], other)})
         short = [key for key in varying if key not in PATHS]
         alike = [other for other in same if not any(other.get(key) != mine.get(key) for key in short)]
         keys = short if all(other == mine for other in alike) else varying
         parts = [f"{key.rsplit('.', 1)[-1]}={_brief(mine[key])}" for key in keys if key in mine]
-        twins = [other for other in runs if other.method == run.method and _identity(other) == mine]
+        twins = [other for other in runs if other.method == run.method and identity(other) == mine]
         if len(twins) > 1:
             parts.append(f"run {next(n for n, other in enumerate(twins, 1) if other is run)}")
         labels.append(f"{run.method} ({', '.join(parts)})" if parts else run.method)
@@ -233,7 +242,7 @@ def _scattered_shards(groups: Sequence[Group]) -> list[str]:
                 continue
             for other_group in groups[number + 1 :]:
                 for other in other_group.entries:
-                    if other.run.method == entry.run.method and _identity(other.run) == _identity(entry.run):
+                    if other.run.method == entry.run.method and identity(other.run) == identity(entry.run):
                         key, left, right = differences(group.environment, other_group.environment)[0]
                         texts.append(
                             f"shards of {entry.label} were measured on machines {group.machine} and "
@@ -242,7 +251,22 @@ def _scattered_shards(groups: Sequence[Group]) -> list[str]:
     return texts
 
 
-def machine_label(found: dict[str, Any]) -> str:
+def machine_labels(environments: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """A phrase for each machine; where two would be the same, with the versions and sizes that differ."""
+    labels = {place: _machine_label(found) for place, found in environments.items()}
+    for label, count in Counter(labels.values()).items():
+        if count == 1:
+            continue
+        alike = [place for place in labels if labels[place] == label]
+        first = environments[alike[0]]
+        keys = dict.fromkeys(key for place in alike for key, _, _ in differences(first, environments[place]))
+        for place in alike:
+            parts = [f"{key.removeprefix('packages.')} {environments[place].get(key) or 'unknown'}" for key in keys]
+            labels[place] = ", ".join([label, *parts])
+    return labels
+
+
+def _machine_label(found: dict[str, Any]) -> str:
     """One phrase for a machine: GPU or CPU, cores, threads, dtype."""
     if not any(found.get(key) for key in HARDWARE_KEYS):
         return "machine not recorded"

@@ -48,14 +48,16 @@ def parse(arguments: Sequence[str]) -> Settings:
         if len(settings.compare) != 2:
             raise UserError(f"--compare takes two run directories, not {len(settings.compare)}")
         return settings
+    if "--compare" in arguments:
+        raise UserError("--compare stands first and alone: python -m bench.report --compare RUN_A RUN_B")
     current = ""
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if not equals and current:
             settings.lists[current].append(Path(argument))
             continue
-        valid = {*DEFAULTS, *LISTS, "--compare"}
-        if key not in valid - {"--compare"}:
+        valid = {*DEFAULTS, *LISTS}
+        if key not in valid:
             raise UserError(f"{argument}: unknown argument; {nearest(key, valid)}")
         if not value:
             raise UserError(f"{argument}: expected {key}=VALUE")
@@ -103,12 +105,15 @@ def write_report(settings: Settings) -> list[Path]:
 
 
 def write_collection(collection: Collection, out: Path) -> list[Path]:
-    """Page, tables, figures and records of a collection; returns their paths."""
+    """Page, tables, figures and records of a collection; returns their paths. Raises UserError for a bad `out`."""
     from bench.report.figures import write_figures
     from bench.report.frames import write_records
     from bench.report.page import write_page
     from bench.report.tables import write_tables
 
-    out.mkdir(parents=True, exist_ok=True)
-    tables, figures = write_tables(collection, out), write_figures(collection, out)
-    return [write_page(collection, out), *tables, *figures, write_records(collection, out)]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tables, figures = write_tables(collection, out), write_figures(collection, out)
+        return [write_page(collection, out), *tables, *figures, write_records(collection, out)]
+    except OSError as error:
+        raise UserError(f"output={out}: the report cannot be written there ({error})") from None

@@ -55,8 +55,8 @@ FIGURES: tuple[tuple[str, Callable[[Row], str]], ...] = (
     ("Verify, ms per step", _number("verify_ms", 3)),
     ("Overhead, ms per step", _number("overhead_ms", 3)),
     ("Overhead by wall time", _percent("overhead_share")),
-    ("Peak device memory, MiB", _mebibytes("peak_memory_bytes")),
-    ("Peak device memory of the baseline, MiB", _mebibytes("baseline_peak_memory_bytes")),
+    ("Peak device memory, both sides' weights and caches included, MiB", _mebibytes("peak_memory_bytes")),
+    ("The same while the baseline ran, MiB", _mebibytes("baseline_peak_memory_bytes")),
 )
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
@@ -21,7 +21,7 @@ from bench.recorded import CTAR_POSITIONS
 from bench.report import published
 from bench.report.ablations import figure_exit_layer, figure_threshold, step_cost
 from bench.report.collect import Collection, Group
-from bench.report.style import COLOURS, COLUMN, PAGE, STYLE, colour, marker, model_title
+from bench.report.style import COLOURS, COLUMN, PAGE, STYLE, colour, marker, model_title, plain, shared_legend
 from bench.report.tables import PAPER_ORDER, title
 
 
@@ -56,15 +56,21 @@ def _ctar_axes(axes: Axes, group: Group, subtask: str) -> None:
         if row is None or row["ctar"][0] is None:
             continue
         axes.plot(CTAR_POSITIONS, [100 * v for v in row["ctar"]], color=colour(entry), marker=marker(entry),
-                  label=entry.label)  # fmt: skip
+                  label=plain(entry.label))  # fmt: skip
         beside = published.ctar_math_reasoning(group.model, entry.run.method) if subtask == "math_reasoning" else None
         if beside and entry.run.method not in shown:
             shown.add(entry.run.method)
-            label = f"{entry.run.method}, published"
+            label = plain(f"{entry.run.method}, published")
             axes.plot(CTAR_POSITIONS, [100 * v for v in beside], linestyle=":", color=colour(entry),
                       marker=marker(entry), markerfacecolor="white", label=label)  # fmt: skip
     axes.set_xticks(list(CTAR_POSITIONS))
-    axes.set_ylim(bottom=0)
+
+
+def _from_zero(all_axes: Sequence[Axes]) -> None:
+    """One scale that begins at 0 and holds every curve of all axes."""
+    tops = [float(np.max(np.asarray(line.get_ydata()))) for axes in all_axes for line in axes.get_lines()]
+    for axes in all_axes:
+        axes.set_ylim(0, 1.06 * max([1.0, *tops]))
 
 
 def figure1_ctar(group: Group) -> Figure | None:
@@ -74,9 +80,12 @@ def figure1_ctar(group: Group) -> Figure | None:
     subtask = "math_reasoning" if "math_reasoning" in group.subtasks else group.subtasks[0]
     figure, axes = plt.subplots(figsize=(COLUMN, 2.4), layout="constrained")
     _ctar_axes(axes, group, subtask)
-    axes.set(xlabel="position $w$", ylabel="CTAR($w$), % of steps", title=f"{subtask}, {model_title(group)}")
+    _from_zero([axes])
+    axes.set(
+        xlabel="position $w$", ylabel="CTAR($w$), % of steps", title=f"{plain(title(subtask))}, {model_title(group)}"
+    )
     if len(axes.get_lines()) > 6 or max(map(len, axes.get_legend_handles_labels()[1]), default=0) > 24:
-        _shared_legend(figure, [axes])
+        shared_legend(figure, [axes])
         figure.set_figheight(2.4 + 0.15 * len(axes.get_lines()) / (2 if len(axes.get_lines()) > 8 else 1))
     else:
         axes.legend()
@@ -93,23 +102,14 @@ def figure1_ctar_subtasks(group: Group) -> Figure | None:
                                 layout="constrained", squeeze=False)  # fmt: skip
     for axes, subtask in zip(grid.flat, names, strict=False):
         _ctar_axes(axes, group, subtask)
-        axes.set_title(title(subtask))
+        axes.set_title(plain(title(subtask)))
+    _from_zero(list(grid.flat[: len(names)]))
     for axes in grid.flat[len(names) :]:
         axes.set_visible(False)
-    figure.supxlabel("position $w$", fontsize=8)
     figure.supylabel("CTAR($w$), % of steps", fontsize=8)
-    _shared_legend(figure, grid.flat[0:1])
+    figure.supxlabel(f"position $w$; {model_title(group)}", fontsize=8)
+    shared_legend(figure, grid.flat)
     return figure
-
-
-def _shared_legend(figure: Figure, all_axes: Any) -> None:
-    """A legend above the axes, with as many columns as its longest label allows."""
-    found: dict[str, Any] = {}
-    for axes in all_axes:
-        found |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    characters = 19 * figure.get_figwidth()  # that fit in a line at the legend's size
-    columns = int(characters / (max(map(len, found), default=0) + 7))
-    figure.legend(found.values(), found.keys(), loc="outside upper center", ncols=max(1, min(columns, len(found))))
 
 
 def figure1_speedup(group: Group) -> Figure | None:
@@ -119,31 +119,38 @@ def figure1_speedup(group: Group) -> Figure | None:
         return None
     names = [s for s in PAPER_ORDER if s in group.subtasks] + [s for s in group.subtasks if s not in PAPER_ORDER]
     names.append("overall")
-    wide = len(entries) * len(names) > 16
+    wide = len(entries) * len(names) > 42
     figure, axes = plt.subplots(figsize=(PAGE if wide else COLUMN, 2.4), layout="constrained")
-    width, published_shown = 0.8 / len(entries), False
+    width = 0.8 / len(entries)
     for number, entry in enumerate(entries):
         for place, subtask in enumerate(names):
             row = entry.row(subtask)
             if row is None or row["speedup"] is None:
                 continue
             x = place + (number - (len(entries) - 1) / 2) * width
-            axes.bar(x, row["speedup"], width * 0.92, color=colour(entry), label=entry.label if place == 0 else None,
+            axes.bar(x, row["speedup"], width * 0.92, color=colour(entry), label=plain(entry.label),
                      hatch="//" if entry.index >= len(COLOURS) else None, edgecolor="white", linewidth=0.3)  # fmt: skip
+            top = row["speedup_high"] or row["speedup"]
+            if entry.warning(subtask):
+                axes.annotate("†", (x, top), xytext=(0, 1), textcoords="offset points", fontsize=6, ha="center")
             if row["speedup_low"] is not None:
                 axes.plot([x, x], [row["speedup_low"], row["speedup_high"]], color="#222222", linewidth=0.7)
             beside = published.table1(group.model, entry.run.method).get(subtask)
             if beside and beside[1] is not None:
-                label = None if published_shown else "published"
-                axes.plot(x, beside[1], marker="_", color="black", markersize=6, linestyle="none", label=label)
-                published_shown = True
+                axes.plot(x, beside[1], marker="_", color="black", markersize=6, linestyle="none",
+                          label="published")  # fmt: skip
     axes.axhline(1, color="#222222", linewidth=0.6)
     axes.set_xticks(
-        range(len(names)), [title(s) for s in names], rotation=0 if wide else 30, ha="center" if wide else "right"
+        range(len(names)),
+        [plain(title(s)) for s in names],
+        rotation=0 if wide else 30,
+        ha="center" if wide else "right",
     )
     axes.grid(axis="x", visible=False)
     axes.set(ylabel="speedup over vanilla", title=model_title(group))
-    _shared_legend(figure, [axes])
+    if axes.texts:
+        axes.text(1, 1, "† with a warning", transform=axes.transAxes, fontsize=6, ha="right", va="bottom")
+    shared_legend(figure, [axes])
     return figure
 
 

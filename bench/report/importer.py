@@ -20,7 +20,10 @@ METHODS = {
     "eagle3": "eagle3", "eagle2": "eagle2", "eagle": "eagle", "hydra": "hydra", "sps": "sps", "pld": "pld",
     "samd": "samd_eagle2", "recycling": "recycling", "vanilla": "vanilla", "baseline": "vanilla",
 }  # fmt: skip
-UNKNOWN = "imported: machine, settings, phases, token ids and the margins of differences are not in these files"
+UNKNOWN = (
+    "imported: machine, settings, phases, token ids and the margins of differences are not in these files; whether its "
+    "speed may stand beside another's, they do not tell"
+)
 
 
 def import_runs(files: Sequence[Path], baseline: Sequence[Path], *, model: str = "", method: str = "") -> list[Run]:
@@ -49,6 +52,10 @@ def _records(path: Path) -> list[dict[str, Any]]:
             steps = choice.get("decoding_steps", choice.get("idxs"))
             if len(turns) != 1 or (steps is not None and len(steps) != len(choice["turns"])):
                 raise ValueError("turns, new_tokens, wall_time and decoding_steps have different lengths")
+            if any(
+                not wall > 0 for wall, text in zip(choice["wall_time"], choice["turns"], strict=True) if text != "ERROR"
+            ):
+                raise ValueError("a wall_time is not a positive number of seconds")
             records.append({**record, "steps": steps, "question_id": record["question_id"], "cat": record["category"]})
         except (KeyError, IndexError, TypeError) as error:
             raise UserError(f"{path} line {number}: not a Spec-Bench answer, {error} is missing") from None

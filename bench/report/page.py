@@ -13,7 +13,7 @@ from bench.metrics import OVERHEAD_LIMIT, SPREAD_LIMIT, plural, show, show_inter
 from bench.recorded import flatten
 from bench.report import published
 from bench.report.answers import first_divergences, payloads
-from bench.report.collect import INCIDENTAL, Collection, Entry, Group, machine_label
+from bench.report.collect import INCIDENTAL, Collection, Entry, Group
 from bench.report.details import figure_table
 from bench.report.svg import CHARTS, colour, legend_mark
 from bench.report.tables import (
@@ -78,7 +78,7 @@ def _group_view(number: int, group: Group, payload: dict[str, Any]) -> dict[str,
     return {
         "id": f"g{number}",
         "group": group,
-        "machine": machine_label(group.environment),
+        "machine": group.machine_label,
         "scopes": scopes,
         "board": by_speed(group),
         "ranks": ranks(group),

@@ -8,6 +8,8 @@ import matplotlib
 
 matplotlib.use("Agg")
 
+from matplotlib.figure import Figure
+
 from bench.report.collect import Entry, Group
 
 # Okabe and Ito (2008), without the yellow that fades on white.
@@ -48,4 +50,19 @@ def marker(entry: Entry) -> str:
 
 
 def model_title(group: Group) -> str:
-    return f"{group.model} (demonstration)" if group.demonstration else group.model
+    return plain(f"{group.model} (demonstration)" if group.demonstration else group.model)
+
+
+def plain(text: str) -> str:
+    """A name as matplotlib draws it unchanged: no mathematics, and not hidden from legends."""
+    return (" " if text.startswith("_") else "") + " ".join(text.split()).replace("$", r"\$")
+
+
+def shared_legend(figure: Figure, all_axes: Any) -> None:
+    """A legend above the axes, with as many columns as its longest label allows."""
+    found: dict[str, Any] = {}
+    for axes in all_axes:
+        found |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    characters = 19 * figure.get_figwidth()  # that fit in a line at the legend's size
+    columns = int(characters / (max(map(len, found), default=0) + 7))
+    figure.legend(found.values(), found.keys(), loc="outside upper center", ncols=max(1, min(columns, len(found))))

@@ -11,7 +11,7 @@ from typing import Any
 from bench.metrics import show, show_interval
 from bench.recorded import CTAR_POSITIONS
 from bench.report import published
-from bench.report.collect import Collection, Entry, Group, machine_label
+from bench.report.collect import Collection, Entry, Group
 
 PAPER_ORDER = ("translation", "qa", "summarization", "math_reasoning", "rag", "mt_bench")
 TITLES = {
@@ -23,7 +23,7 @@ TITLES = {
     "mt_bench": "MT-bench",
     "overall": "Overall",
 }
-MEASURED, PUBLISHED = "measured", "published"
+PUBLISHED = "published"
 TABLE1_CAPTION = (
     "Speedup is Spec-Bench's (mean over questions of tokens/s, by the same mean of the baseline); CR is the mean of "
     "tokens per step; Avg. is the mean of the six speedups, as in the paper. "
@@ -44,9 +44,13 @@ def title(subtask: str) -> str:
 
 
 def ranks(group: Group) -> dict[str, int | None]:
-    """Rank by overall speedup: 1 + the methods whose whole interval lies above. None without an interval."""
+    """Rank by overall speedup: 1 + the methods whose whole interval lies above.
+
+    None without an interval, and for imported runs, whose machines may differ.
+    """
     rows = {entry.label: entry.metrics["overall"] for entry in group.entries}
-    known = {label: row for label, row in rows.items() if row["speedup_low"] is not None}
+    unknown = {entry.label for entry in group.entries if entry.source == "imported"}
+    known = {label: row for label, row in rows.items() if row["speedup_low"] is not None and label not in unknown}
     return {
         label: 1 + sum(other["speedup_low"] > row["speedup_high"] for other in known.values())
         if label in known
@@ -61,7 +65,7 @@ def table1_rows(group: Group) -> list[dict[str, Any]]:
     last = {entry.run.method: entry for entry in group.entries}
     for entry in group.entries:
         head = {"machine": group.machine, "model": group.model}
-        measured: dict[str, Any] = head | {"method": entry.label, "source": MEASURED}
+        measured: dict[str, Any] = head | {"method": entry.label, "source": entry.source}
         measured["demonstration"] = entry.metrics["demonstration"]
         beside = published.table1(group.model, entry.run.method) if last[entry.run.method] is entry else {}
         theirs: dict[str, Any] = head | {"method": entry.run.method, "source": PUBLISHED, "demonstration": False}
@@ -96,12 +100,12 @@ def table2_rows(collection: Collection) -> list[dict[str, Any]]:
             overall = entry.metrics["overall"]
             average = overall["speedup_average"]
             rows.append(
-                {"machine": group.machine, "model": group.model, "method": entry.label, "source": MEASURED}
+                {"machine": group.machine, "model": group.model, "method": entry.label, "source": entry.source}
                 | {"demonstration": entry.metrics["demonstration"]}
                 | parts
                 | {"parameters": entry.metrics["extra_parameters"], "average_speedup": average}
             )
-    return rows if any(row["source"] == MEASURED for row in rows) else []
+    return rows if any(row["source"] != PUBLISHED for row in rows) else []
 
 
 def leaderboard_rows(collection: Collection) -> list[dict[str, Any]]:
@@ -134,10 +138,19 @@ def csv_text(rows: Sequence[dict[str, Any]]) -> str:
 
 def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *body]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+    return (
+        "\n".join("| " + " | ".join(markdown(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+        + "\n"
+    )
+
+
+def markdown(text: str) -> str:
+    """One line in which names that came from a file are no markup."""
+    return " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
 
 
 def tex_escape(text: str) -> str:
+    text = " ".join(text.split())
     for plain, escaped in (("\\", r"\textbackslash "), ("_", r"\_"), ("%", r"\%"), ("&", r"\&"), ("#", r"\#"),
                            ("{", r"\{"), ("}", r"\}"), ("$", r"\$"), ("^", r"\^{}"), ("~", r"\~{}")):  # fmt: skip
         text = text.replace(plain, escaped)
@@ -157,7 +170,7 @@ def _table1_markdown(groups: Sequence[Group]) -> str:
             warned = row["warned"].split()
             cells = [with_cr(row[f"{s}_speedup"], row[f"{s}_cr"], s in warned) for s in PAPER_ORDER]
             body.append([row["model"], row["method"], _source(row), *cells, show(row["average_speedup"])])
-        parts += [f"## {group.title}: {machine_label(group.environment)}\n", markdown_table(header, body)]
+        parts += [f"## {markdown(group.title)}: {markdown(group.machine_label)}\n", markdown_table(header, body)]
     return "\n".join(parts)
 
 
@@ -175,7 +188,7 @@ def _table1_tex(groups: Sequence[Group]) -> str:
     lines = [f"% {TABLE1_CAPTION}", rf"% $^\dagger$ {MARKED}", "% needs \\usepackage{booktabs}"]
     for group in groups:
         lines += [
-            f"% {group.title}: {machine_label(group.environment)}",
+            "% " + " ".join(f"{group.title}: {group.machine_label}".split()),
             rf"\begin{{tabular}}{{{columns}}}",
             r"\toprule",
         ]
@@ -240,8 +253,8 @@ def _leaderboard_markdown(collection: Collection) -> str:
         rank, subtasks = ranks(group), group.subtasks
         header = ["Rank", "Method", *map(title, subtasks), "Overall [95 %]", "CR", "Lossless"]
         body = [_leaderboard_cells(entry, subtasks, rank[entry.label]) for entry in by_speed(group)]
-        parts += [f"## {group.title}: {machine_label(group.environment)}\n", markdown_table(header, body)]
-        notes = [f"- {text}" for text in group_notes(group)]
+        parts += [f"## {markdown(group.title)}: {markdown(group.machine_label)}\n", markdown_table(header, body)]
+        notes = [f"- {markdown(text)}" for text in group_notes(group)]
         parts += ["\n".join(notes) + "\n"] if notes else []
     return "\n".join(parts)
 

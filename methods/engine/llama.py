@@ -155,7 +155,8 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> 
     # The query heads that share a key head become rows of one attention, so keys and values are never repeated.
     grouped = query.unflatten(1, (kv_heads, groups)).permute(1, 2, 0, 3).reshape(1, kv_heads, groups * rows, -1)
     out = F.scaled_dot_product_attention(grouped, keys[None], values[None], attn_mask=mask)
-    return out.view(heads, rows, -1).transpose(0, 1).reshape(rows, -1)
+    # Not a view: some of the GPU's kernels give heads and rows in another memory order.
+    return out.reshape(heads, rows, -1).transpose(0, 1).reshape(rows, -1)
 
 
 def attention_mask(mask: Tensor | None, states: Tensor, past: int, groups: int) -> Tensor | None:
@@ -222,6 +223,9 @@ class Llama:
         self.device = weights.embedding.device
         self.dtype = weights.embedding.dtype
         self.packed = False
+        if self.device.type == "cuda":
+            # cuDNN's attention is planned anew for every number of slots, and a cache has one more at every step.
+            torch.backends.cuda.enable_cudnn_sdp(False)
         self.rope = Rope(config, config.context, self.dtype, self.device)
 
     @property

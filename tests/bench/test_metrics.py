@@ -125,14 +125,15 @@ def test_speedup_interval_covers_the_truth_in_95_of_100():
 
 
 @pytest.mark.slow
-def test_intervals_of_whole_benchmarks_cover_the_truth_in_95_of_100():
-    """1,000 simulated benchmarks through summarise_turns: 40 questions of two turns, three noisy repeats, both sides.
+@pytest.mark.parametrize("questions", [10, 40])
+def test_intervals_of_whole_benchmarks_cover_the_truth_in_95_of_100(questions):
+    """1,000 simulated benchmarks through summarise_turns: questions of two turns, three noisy repeats, both sides.
 
     A repeat's noise is a question's own, the same in both turns, so counting turns or repeats as new questions would
     show as coverage that is too low.
     """
     rng, covered = np.random.default_rng(9), {"speedup": 0, "speedup_paired": 0}
-    questions, repeats, turns = 40, 3, 2
+    repeats, turns = 3, 2
     place = np.indices((questions, repeats, turns)).reshape(3, -1)
     for _ in range(1000):
         baseline = rng.normal(40, 4, questions)
@@ -201,7 +202,31 @@ def test_failed_questions_leave_both_sides(tmp_path):
         file.write(json.dumps(failure | {"error": "prompt of 900 tokens"}) + "\n")
     again = metrics.summarise_run(folder)
     assert again["skipped_questions"] == 1
-    assert again["overall"]["tokens"] < found["overall"]["tokens"]
+    assert again["overall"]["questions"] == 57
+
+
+def test_a_repeat_that_was_not_finished_makes_no_spread(tmp_path):
+    plan = Plan(repeats=2, truth=Truth(noise=0.001))
+    folder = write_run(tmp_path, plan)
+    whole = metrics.summarise_run(folder)["overall"]["spread"]
+    for name in ("answers.jsonl", "baseline.jsonl"):
+        by_repeat = {0: [], 1: []}
+        for line in (folder / name).read_text().splitlines(keepends=True):
+            by_repeat[json.loads(line)["repeat"]].append(line)
+        (folder / name).write_text("".join(by_repeat[0] + by_repeat[1][:3]))
+    found = metrics.summarise_run(folder)
+    assert whole < 0.01 and found["overall"]["spread"] < 0.01
+    assert any(w["text"] == "repeat 2 of 2 is incomplete: 3 of 60 questions" for w in found["warnings"])
+
+
+def test_a_paired_interval_around_one_is_warned_of():
+    row = dict.fromkeys([*metrics.SPEED_FIGURES, "overhead_share", "mismatch"]) | {"questions": 60}
+    row |= {"speedup": 1.2, "speedup_low": 1.1, "speedup_high": 1.4}
+    row |= {"speedup_paired": 1.05, "speedup_paired_low": 0.9, "speedup_paired_high": 1.2}
+    found = {"subtasks": {}, "overall": row, "method": "rest"}
+    assert [w["text"] for w in metrics.figure_warnings(found)] == [
+        "the paired speedup's interval includes 1: some questions are faster, others slower"
+    ]
 
 
 def test_answers_without_a_partner_are_left_out(tmp_path):

@@ -1,0 +1,35 @@
+"""Attention with kernels that a CPU does not have: what they return may lie in memory in another order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from methods.decoder import Decoder
+from methods.engine.llama import attention_mask
+from methods.vanilla import Vanilla
+from tests.tiny import tiny_llama
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_rows_before_heads_in_memory(kv_heads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the GPU's memory-efficient kernel lays out its result."""
+    model, prompt = tiny_llama(num_kv_heads=kv_heads), torch.tensor([5, 6, 7])
+    expected = Decoder(model, Vanilla(model)).generate(prompt, 20).tokens
+    kernel = F.scaled_dot_product_attention
+
+    def rows_first(*arguments: Any, **keywords: Any) -> torch.Tensor:
+        return kernel(*arguments, **keywords).transpose(1, 2).contiguous().transpose(1, 2)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", rows_first)
+    assert Decoder(model, Vanilla(model)).generate(prompt, 20).tokens == expected
+
+
+def test_a_mask_adds_nothing_or_minus_infinity_in_aligned_rows() -> None:
+    seen = torch.tensor([[True, False, True], [True, True, True]])
+    added = attention_mask(seen, torch.zeros(2, 8, dtype=torch.bfloat16), 1, groups=2)
+    assert added is not None and added.dtype == torch.bfloat16 and added.stride() == (16, 1)
+    assert torch.equal(added == 0, seen.repeat(2, 1)) and torch.equal(added.isneginf(), ~seen.repeat(2, 1))
