@@ -27,7 +27,7 @@ SPREAD_LIMIT = 0.10
 OVERHEAD_LIMIT = 0.10
 # Below this many questions intervals are visibly too narrow: 85 to 90 % instead of 95 % for five questions.
 FEW_QUESTIONS = 10
-BULKY = ("text", "token_ids", "lengths")
+BULKY = ("text", "prompt_sha256", "token_ids", "lengths")
 
 VERDICTS = ("unchecked", "equal", "near_tie", "mismatch")
 SPEED_FIGURES = (

@@ -81,6 +81,7 @@ class TurnColumns:
     position: list[float] = field(default_factory=list)
     margin: list[float] = field(default_factory=list)
     text: list[str] = field(default_factory=list)
+    prompt_sha256: list[str | None] = field(default_factory=list)
     token_ids: list[Any] = field(default_factory=list)
     lengths: list[Any] = field(default_factory=list)
 
@@ -148,7 +149,7 @@ def _add_line(columns: TurnColumns, record: Mapping[str, Any]) -> None:
     turns = len(choice["wall_time"])
     prompt, peak = choice.get("prompt_tokens"), choice.get("peak_memory_bytes")
     phases = {name: choice.get(name) for name in ("prefill_s", "draft_s", "verify_s")}
-    fidelity, ids = choice.get("fidelity"), choice.get("token_ids")
+    fidelity, ids, hashes = (choice.get(name) for name in ("fidelity", "token_ids", "prompt_sha256"))
     subtask = record.get("subtask") or subtask_of(record["category"])
     for turn in range(turns):
         # several times as fast as np.asarray on lists of pairs
@@ -170,6 +171,7 @@ def _add_line(columns: TurnColumns, record: Mapping[str, Any]) -> None:
         for name, values in phases.items():
             getattr(columns, name).append(_number(values[turn]) if values else np.nan)
         columns.text.append(choice["turns"][turn])
+        columns.prompt_sha256.append(hashes[turn] if hashes else None)
         columns.token_ids.append(np.asarray(ids[turn], dtype=np.int32) if ids else None)
         columns.add_steps(emitted.astype(np.int16), int(drafted.sum()))
         verdict = (fidelity[turn] if fidelity else None) or {}
@@ -236,6 +238,12 @@ def environment(info: Mapping[str, Any]) -> dict[str, Any]:
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """(key, value in a, value in b) of every key on which two flat mappings differ."""
     return [(key, a.get(key), b.get(key)) for key in dict.fromkeys([*a, *b]) if a.get(key) != b.get(key)]
+
+
+def asked_otherwise(runs: Sequence[Run]) -> int:
+    """Questions whose first prompt was not the same in all runs: another question file, or another chat template."""
+    asked = pd.concat([run.answers.loc[run.answers.turn == 0, ["question_id", "prompt_sha256"]] for run in runs])
+    return int((asked.dropna().drop_duplicates().question_id.value_counts() > 1).sum())
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -96,7 +96,10 @@ def figure_threshold(group: Group) -> Figure | None:
                 _dotted(axes, theirs.eta, values, paint, sign, rf"$\gamma={gamma:g}$, {name_beside}")
     panels[1].set_xlabel(r"confidence threshold $\eta$")
     # Above the panels: six curves leave no corner of them free.
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2 if len(beside) else 3)
+    handles, labels = panels[0].get_legend_handles_labels()
+    order = sorted(range(len(labels)), key=lambda n: "published" in labels[n])
+    figure.legend([handles[n] for n in order], [labels[n] for n in order], loc="outside upper center",
+                  ncols=2 if len(beside) else 3)  # fmt: skip
     return figure
 
 
@@ -135,7 +138,7 @@ def step_cost(group: Group) -> Figure | None:
     right = max(2.0, max(row["cr"] for _, row in found) * 1.08)
     top = max(1.5, max(row["decode_speedup"] for _, row in found) * 1.15)
     low = min(0.5, min(row["decode_speedup"] for _, row in found) * 0.9)
-    for c in (0.0, 0.25, 0.5, 1.0, 2.0):
+    for c in (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0):
         axes.plot([0, right], [0, right / (1 + c)], color="#888888", linewidth=0.6, linestyle="--", marker="")
         inside = right / (1 + c) > top
         place = (top * (1 + c), top) if inside else (right, right / (1 + c))

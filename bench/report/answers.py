@@ -38,7 +38,8 @@ class Texts:
             self.places[key] = len(self.items)
             pieces = None if tokenizer is None or ids is None else token_texts(tokenizer, ids)
             if pieces is not None and "".join(pieces).strip() == text.strip():
-                self.items.append(["".join(pieces), _packed(np.fromiter(map(len, pieces), dtype=np.int64))])
+                units = [len(piece.encode("utf-16-le")) // 2 for piece in pieces]  # a browser counts these
+                self.items.append(["".join(pieces), _packed(np.array(units, dtype=np.int64))])
             else:
                 self.items.append([text, ""])
         return self.places[key]
@@ -121,7 +122,11 @@ def group_payload(group: Group, limit: int | None) -> dict[str, Any]:
     texts = Texts()
     questions: list[list[Any]] = []
     places: dict[Any, int] = {}
-    asked = {key: value for entry in group.entries for key, value in prompts(entry.run).items()}
+    asked: dict[Any, list[str]] = {}
+    for entry in group.entries:
+        for question, turns in prompts(entry.run).items():
+            if asked.setdefault(question, turns) != turns:
+                asked[question] = []  # two question files: neither is every method's
     everything = pd.concat([e.run.answers[["question_id", "subtask"]].drop_duplicates() for e in group.entries])
     everything = everything.drop_duplicates("question_id")
     shown: set[Any] = set()
@@ -135,7 +140,7 @@ def group_payload(group: Group, limit: int | None) -> dict[str, Any]:
     return {
         "methods": [entry.label for entry in group.entries],
         "questions": questions,
-        "titles": {subtask: title(subtask) for subtask in group.subtasks},
+        "titles": {subtask: title(subtask) for subtask in everything.subtask.unique()},
         "texts": texts.items,
         "rows": rows,
         "shown": len(shown),

@@ -11,7 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from bench import metrics
-from bench.recorded import HARDWARE_KEYS, Run, differences, environment, flatten, merge, ordered_subtasks, read_run
+from bench.recorded import (
+    HARDWARE_KEYS,
+    Run,
+    asked_otherwise,
+    differences,
+    environment,
+    flatten,
+    merge,
+    ordered_subtasks,
+    read_run,
+)
 from methods.errors import UserError
 
 # Config keys that say where or how a run was done, not what was measured.
@@ -37,8 +47,7 @@ class Entry:
 
     def warning(self, subtask: str) -> str:
         """What belongs beside the figures of a subtask or of "overall", as one text; empty if there is nothing."""
-        texts = [w["text"] for w in self.metrics["warnings"] if w["scope"] == subtask and "fewer than" not in w["text"]]
-        return "; ".join(texts)
+        return "; ".join(w["text"] for w in self.metrics["warnings"] if w["scope"] == subtask)
 
     @property
     def source(self) -> str:
@@ -223,6 +232,11 @@ def _group_warnings(entries: Sequence[Entry]) -> list[str]:
     if len(asked) > 1:
         counts = ", ".join(f"{entry.label} {entry.metrics['overall']['questions']}" for entry in entries)
         texts.append(f"not all methods answered the same questions ({counts}): compare them with care")
+    if other := asked_otherwise([entry.run for entry in entries]):
+        texts.append(
+            f"{metrics.plural('question', other)} asked with another prompt in some runs (another question file or "
+            "chat template): compare them with care"
+        )
     commits = {str((entry.run.info.get("git") or {}).get("commit")) for entry in entries}
     if len(commits) > 1:
         texts.append(f"made with {len(commits)} different commits of this harness")

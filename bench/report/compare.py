@@ -9,12 +9,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bench.metrics import Interval, geometric_mean, question_table, ratio_interval, show
-from bench.recorded import Run, differences, flatten, ordered_subtasks, read_run, require_same_environment
+from bench.metrics import Interval, geometric_mean, plural, question_table, ratio_interval, show, summarise
+from bench.recorded import (
+    Run,
+    asked_otherwise,
+    differences,
+    flatten,
+    ordered_subtasks,
+    read_run,
+    require_same_environment,
+)
 from methods.errors import UserError
 
 # Facts of run.json that may differ between runs of one machine, and that a reader wants to know of.
-FACTS = ("git.commit", "git.dirty", "extra_parameters", "datastore_bytes", "started", "command")
+FACTS = ("git.commit", "git.dirty", "platform", "python", "extra_parameters", "datastore_bytes", "started", "command")
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,8 @@ class Comparison:
     def verdict(self) -> str:
         """What the interval allows to say."""
         low, high = self.interval.low, self.interval.high
+        if self.ratio == 1 and self.questions > 1 and not self.interval.known:
+            return "the same"
         if low is None or high is None:
             return "too few questions to tell"
         if low <= 1 <= high:
@@ -93,15 +103,31 @@ def format_comparison(a: Run, b: Run) -> str:
     widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
     lines += ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
     lines += ["", f"Overall: {_plain(rows[-1])}"]
-    left_out = len({*a.answers.question_id} ^ {*b.answers.question_id})
+    left_out = len({*a.answers.question_id, *b.answers.question_id}) - rows[-1].questions
     if left_out:
-        lines.append(f"{left_out} questions stand in only one of the runs and are left out")
+        lines.append(f"{plural('question', left_out)} not answered by both, left out")
+    if other := asked_otherwise([a, b]):
+        lines.append(f"{plural('question', other)} asked with another prompt: another question file or chat template")
+    for name, run in (("A", a), ("B", b)):
+        lines += ["", *_caveats(name, run)]
     differing = what_differs(a, b)
-    lines += ["", "What differs:" if differing else "Config, commit and checkpoints are the same."]
+    lines += ["", "What differs:" if differing else "Config, commit, environment and checkpoints are the same."]
     return "\n".join(lines + [f"  {key}: {left!r} | {right!r}" for key, left, right in differing])
 
 
+def _caveats(name: str, run: Run) -> list[str]:
+    """Whether a run's answers are its baseline's, and its warnings of the whole and of the overall figures."""
+    found = summarise(run)
+    counts = [
+        f"{found['overall'][key]} {key.replace('_', ' ')}" for key in ("equal", "near_tie", "mismatch", "unchecked")
+    ]
+    warnings = [w["text"] for w in found["warnings"] if w["scope"] in ("run", "overall")]
+    return [f"{name}, turns against its baseline's: {', '.join(counts)}", *(f"  ! {text}" for text in warnings)]
+
+
 def _plain(row: Comparison) -> str:
+    if row.verdict == "the same":
+        return "A and B are equally fast on every question."
     if row.ratio is None or not row.interval.known:
         return "too few questions to tell A and B apart."
     percent = 100 * (row.ratio - 1)

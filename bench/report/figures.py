@@ -86,7 +86,6 @@ def figure1_ctar(group: Group) -> Figure | None:
     )
     if len(axes.get_lines()) > 6 or max(map(len, axes.get_legend_handles_labels()[1]), default=0) > 24:
         shared_legend(figure, [axes])
-        figure.set_figheight(2.4 + 0.15 * len(axes.get_lines()) / (2 if len(axes.get_lines()) > 8 else 1))
     else:
         axes.legend()
     return figure

@@ -127,6 +127,7 @@ def _add(columns: TurnColumns, record: Mapping[str, Any], repeat: int, prefill_c
             getattr(columns, name).append(np.nan)
         columns.verdict.append(None)
         columns.text.append(str(text))
+        columns.prompt_sha256.append(None)
         columns.token_ids.append(None)
         columns.add_steps(parts[turn], np.nan)
 

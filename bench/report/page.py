@@ -86,7 +86,7 @@ def _group_view(number: int, group: Group, payload: dict[str, Any]) -> dict[str,
             {"name": name, "title": heading, "drawings": [(scope, draw(group, scope)) for scope in scopes]}
             for name, heading, draw in CHARTS
         ],
-        "figures": [(scope, figure_table([entry.row(scope) for entry in group.entries])) for scope in scopes],
+        "figures": [(scope, _every_figure(group, scope)) for scope in scopes],
         "notes": group_notes(group),
         "divergences": [(entry, first_divergences(entry.run)) for entry in group.entries],
         "published": _published(group),
@@ -98,6 +98,12 @@ def _group_view(number: int, group: Group, payload: dict[str, Any]) -> dict[str,
         "colourable": any(lengths for _, lengths in payload["texts"]),
         "failures": [(entry, entry.run.failures.to_dict("records")[:20]) for entry in group.entries],
     }
+
+
+def _every_figure(group: Group, scope: str) -> list[tuple[str, list[str]]]:
+    warnings = [entry.warning(scope) for entry in group.entries]
+    table = figure_table([entry.row(scope) for entry in group.entries])
+    return [*table, ("Warnings", [f"⚠ {text}" if text else "" for text in warnings])] if any(warnings) else table
 
 
 def _published(group: Group) -> dict[str, Any]:

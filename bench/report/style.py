@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import matplotlib
@@ -59,10 +60,11 @@ def plain(text: str) -> str:
 
 
 def shared_legend(figure: Figure, all_axes: Any) -> None:
-    """A legend above the axes, with as many columns as its longest label allows."""
+    """A legend above the axes, with as many columns as its longest label allows; the figure grows by its rows."""
     found: dict[str, Any] = {}
     for axes in all_axes:
         found |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     characters = 19 * figure.get_figwidth()  # that fit in a line at the legend's size
-    columns = int(characters / (max(map(len, found), default=0) + 7))
-    figure.legend(found.values(), found.keys(), loc="outside upper center", ncols=max(1, min(columns, len(found))))
+    columns = max(1, min(int(characters / (max(map(len, found), default=0) + 7)), len(found)))
+    figure.set_figheight(figure.get_figheight() + 0.14 * (math.ceil(len(found) / columns) - 1))
+    figure.legend(found.values(), found.keys(), loc="outside upper center", ncols=columns)

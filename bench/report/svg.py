@@ -16,7 +16,7 @@ from bench.report.tables import title
 
 WIDTH = 380  # units; close to a phone's width, so that text keeps its size there
 COLOURS = 12  # classes m0..m11 of page.css
-STEP_COSTS = (0.0, 0.25, 0.5, 1.0, 2.0)
+STEP_COSTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -102,7 +102,7 @@ def colour(entry: Entry) -> str:
 
 def marker(index: int, x: float, y: float, r: float = 4) -> str:
     """Path of the marker that goes with a method's colour: six shapes, so colour is never the only sign."""
-    shape = index % 6
+    shape = (index + index // COLOURS) % 6  # where colours begin again, shapes do not
     if shape == 0:
         return f"M{x - r:.1f} {y:.1f}a{r} {r} 0 1 0 {2 * r} 0a{r} {r} 0 1 0 {-2 * r} 0z"
     corners = {
@@ -123,7 +123,9 @@ def legend_mark(entry: Entry) -> Markup:
 
 
 def shorten(text: str, length: int = 52) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
+    """Without its middle: labels of one method's runs differ at the end."""
+    half = length // 2
+    return text if len(text) <= length else f"{text[: half - 1]}…{text[-half:]}"
 
 
 def ctar_chart(group: Group, subtask: str) -> Markup | None:
@@ -228,7 +230,7 @@ def cost_chart(group: Group, subtask: str) -> Markup | None:
     right = max(2.0, max(row["cr"] for _, row in found) * 1.08)
     high = max(1.5, max(row["decode_speedup"] for _, row in found) * 1.15)
     low = min(0.5, min(row["decode_speedup"] for _, row in found) * 0.9)
-    canvas = Canvas(250, f"Speedup against CR, {title(subtask)}", (0.9, right), (low, high), right=40)
+    canvas = Canvas(250, f"Speedup against CR, {title(subtask)}", (0.9, right), (low, high), left=48, right=40)
     canvas.y_axis(ticks(low, high), "decode speedup")
     canvas.x_axis(ticks(0.9, right), "CR, tokens per step", grid=False)
     for c in STEP_COSTS:

@@ -30,8 +30,8 @@ TABLE1_CAPTION = (
     f"Published rows: {published.PAPER}, Table 1 (V100)."
 )
 MARKED = (
-    "marks a figure with a warning: its interval includes 1, repeats differ by over 10 %, overhead is over 10 %, or "
-    "answers are not lossless; leaderboard.csv has the words."
+    "marks a figure with a warning: its interval or the paired speedup's includes 1, repeats differ by over 10 %, "
+    "overhead is over 10 %, there are few questions, or answers are not lossless; leaderboard.csv has the words."
 )
 LEADERBOARD_CAPTION = (
     "Spec-Bench's speedup, and CR; overall is over all questions, with its 95 % BCa interval. A method is "
@@ -95,6 +95,7 @@ def table2_rows(collection: Collection) -> list[dict[str, Any]]:
             | {"demonstration": False}
             | parts
             | {"parameters": reference["parameters_millions"] * 1_000_000, "average_speedup": reference["speedup"]}
+            | {"warnings": ""}
         )
         for group, entry in measured:
             overall = entry.metrics["overall"]
@@ -104,6 +105,7 @@ def table2_rows(collection: Collection) -> list[dict[str, Any]]:
                 | {"demonstration": entry.metrics["demonstration"]}
                 | parts
                 | {"parameters": entry.metrics["extra_parameters"], "average_speedup": average}
+                | {"warnings": entry.warning("overall")}
             )
     return rows if any(row["source"] != PUBLISHED for row in rows) else []
 
@@ -221,7 +223,12 @@ def _table2_cells(row: dict[str, Any]) -> list[str]:
     parameters = "" if row["parameters"] is None else f"{row['parameters'] / 1e6:.3g} M"
     parts = [str(row[key]) if row[key] else "–" for key in PARTS]
     counted = f"{row['counted_vicuna_7b'] / 1e6:.0f} M / {row['counted_vicuna_13b'] / 1e6:.0f} M"
-    return [row["model"], row["method"], _source(row), *parts, parameters, counted, show(row["average_speedup"])]
+    average = show(row["average_speedup"]) + (" ⚠" if row["warnings"] else "")
+    return [row["model"], row["method"], _source(row), *parts, parameters, counted, average]
+
+
+def _tex_cell(text: str) -> str:
+    return tex_escape(text).replace("–", "--").replace(" ⚠", r"$^\dagger$")
 
 
 def write_tables(collection: Collection, out: Path) -> list[Path]:
@@ -236,12 +243,12 @@ def write_tables(collection: Collection, out: Path) -> list[Path]:
     if rows := table2_rows(collection):
         header = ["Model", "Architecture", "", *PARTS.values(), "Extra parameters", "Counted: 7B / 13B", "Avg. speedup"]
         body = [_table2_cells(row) for row in rows]
-        files["table2.md"] = f"# Table 2\n\n{TABLE2_CAPTION}\n\n{markdown_table(header, body)}"
+        files["table2.md"] = f"# Table 2\n\n{TABLE2_CAPTION} ⚠ {MARKED}\n\n{markdown_table(header, body)}"
         files["table2.csv"] = csv_text(rows)
         lines = [rf"\begin{{tabular}}{{lll{'c' * (len(PARTS) + 3)}}}", r"\toprule", " & ".join(header) + r" \\",
-                 r"\midrule", *(" & ".join(map(tex_escape, cells)).replace("–", "--") + r" \\" for cells in body),
+                 r"\midrule", *(" & ".join(map(_tex_cell, cells)) + r" \\" for cells in body),
                  r"\bottomrule", r"\end{tabular}", ""]  # fmt: skip
-        files["table2.tex"] = "\n".join([f"% {TABLE2_CAPTION}", *lines])
+        files["table2.tex"] = "\n".join([f"% {TABLE2_CAPTION}", rf"% $^\dagger$ {MARKED}", *lines])
     for name, text in files.items():
         (out / name).write_text(text, encoding="utf-8")
     return [out / name for name in files]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -59,7 +60,30 @@ def test_without_a_baseline_tokens_per_second_are_compared_and_said(tmp_path):
 
 def test_only_shared_questions_count_and_the_rest_is_said(tmp_path):
     text = format_comparison(*runs(tmp_path, per_category=10))
-    assert "12 questions stand in only one of the runs and are left out" in text
+    assert "12 questions not answered by both, left out" in text
+
+
+def test_a_failed_question_is_left_out_and_lossless_counts_stand_beside(tmp_path):
+    text = format_comparison(*runs(tmp_path, failed_questions=1, mismatched_turns=3))
+    assert "1 question not answered by both, left out" in text
+    assert re.search(r"B, turns against its baseline's: \d+ equal, 0 near tie, 6 mismatch, 0 unchecked", text)
+    assert "6 turns not lossless" in text
+
+
+def test_other_software_and_other_prompts_are_said(tmp_path):
+    a, b = runs(tmp_path)
+    b.info["platform"] = "another"
+    b.answers.loc[b.answers.question_id == 7, "prompt_sha256"] = "1" * 64
+    text = format_comparison(a, b)
+    assert "platform: None | 'another'" in text
+    assert "1 question asked with another prompt" in text
+
+
+def test_a_run_against_itself_is_the_same(tmp_path):
+    run = read_run(write_run(tmp_path, PLAN))
+    text = format_comparison(run, run)
+    assert "A and B are equally fast on every question." in text
+    assert "Config, commit, environment and checkpoints are the same." in text
 
 
 def test_one_question_is_too_few(tmp_path):

@@ -157,6 +157,19 @@ def test_no_text_is_cut(page, window, width, dark):
         assert found["board"] <= 0  # the leaderboard fits a desktop's width
 
 
+@pytest.mark.parametrize("width", [390, 1440])
+def test_twelve_methods_with_long_names_are_not_cut(tmp_path, window, width):
+    for number in range(12):
+        write_run(tmp_path, Plan(method=f"a_method_with_a_name_that_goes_on_and_on_and_on_and_on_and_on_{number}",
+                                 categories=("qa", "rag"), per_category=2, tokens=20))  # fmt: skip
+    path = write_page(collect(tmp_path), tmp_path)
+    view(window, path, width)
+    found = check(window, "cutText")
+    assert found["cut"] == [] and found["overflow"] <= 0
+    names = {element.text for element in window.find_elements("css selector", "[data-chart=speedup] svg text.name")}
+    assert len(names - {""}) == 12  # shortened, they still differ
+
+
 def test_dark_and_light_are_readable(page, window):
     """Contrast of text on its background: at least 4.5 to 1 (WCAG AA), for every pair of colours in use."""
     backgrounds = set()
@@ -232,11 +245,15 @@ def test_differences_from_the_baseline_are_shown_as_text(page, window):
     assert ours.text != theirs.text
 
 
-def test_it_prints_without_controls(page, window):
-    view(window, page, 1000)
+def test_it_prints_what_was_chosen_and_cuts_no_table_of_differences(page, window):
+    view(window, page, 700)
     window.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": []})
-    controls = "[...document.querySelectorAll('.control, .more')].filter(e => e.offsetHeight)"
-    assert window.execute_script(f"return {controls}.length") == 0
+    bare = "filter(e => e.offsetHeight && getComputedStyle(e).appearance == 'none')"
+    assert window.execute_script(f"return [...document.querySelectorAll('select')].{bare}.length") == len(
+        window.find_elements("css selector", "select")
+    )
+    right = "Math.max(...[...document.querySelectorAll('.differs')].map(e => e.getBoundingClientRect().right))"
+    assert window.execute_script(f"return {right} - innerWidth") <= 0
     printed = window.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})["data"]
     window.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
     assert len(printed) > 20_000

@@ -8,18 +8,23 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
 from bench.recorded import read_run
 from bench.report import answers
-from bench.report.ablations import kangaroo_settings
+from bench.report.ablations import figure_threshold, kangaroo_settings, step_cost
 from bench.report.collect import collect, group_runs
 from bench.report.command import main
+from bench.report.figures import figure1_ctar_subtasks
+from bench.report.style import STYLE
 from bench.report.tables import PAPER_ORDER, group_notes, ranks
 from tests.bench.report.simulate import MACHINE, Plan, Truth, write_run
 
@@ -166,6 +171,92 @@ def test_ablations_and_table2_where_such_runs_exist(tmp_path):
     assert any(row["source"] == "measured" and row["parameters"] == "67000000" for row in table)
     layers = kangaroo_settings(collect(tmp_path).groups[0])
     assert sorted(layers.exit_layer) == [1, 2, 2, 2, 3]  # the other architecture is no point of these curves
+
+
+def test_a_sweep_is_made_of_runs_that_differ_in_nothing_else(tmp_path):
+    plan = replace(VICUNA, repeats=1, per_category=1, categories=("qa",))
+    settings = {"exit_layer": 2, "gamma": 6}
+    for eta in (0.2, 0.4, 0.6):
+        write_run(tmp_path, replace(plan, settings=settings | {"eta": eta}))
+    write_run(tmp_path, replace(plan, settings=settings | {"eta": 0.5}, config={"limit": 3}))
+    other = write_run(tmp_path, replace(plan, settings=settings | {"eta": 0.8}))
+    info = json.loads((other / "run.json").read_text())
+    (other / "run.json").write_text(json.dumps(info | {"checkpoint_sha256": {"draft/pytorch_model.bin": "1" * 64}}))
+    figure = figure_threshold(collect(tmp_path).groups[0])
+    measured = figure.axes[0].get_lines()
+    assert [list(line.get_xdata()) for line in measured if line.get_linestyle() == "-"] == [[0.2, 0.4, 0.6]]
+
+
+def test_small_panels_share_a_scale_that_holds_every_curve(tmp_path):
+    write_run(tmp_path, Plan(categories=("writing",), per_category=2, truth=Truth(0.2)))
+    write_run(tmp_path, Plan(method="rest", categories=("qa",), per_category=2, truth=Truth(0.9), question_ids=(8, 9)))
+    figure = figure1_ctar_subtasks(collect(tmp_path).groups[0])
+    for axes in figure.axes[:2]:
+        (line,) = axes.get_lines()
+        assert min(line.get_ydata()) >= 0 and max(line.get_ydata()) < axes.get_ylim()[1] == figure.axes[0].get_ylim()[1]
+
+
+def test_many_methods_leave_room_for_step_cost(tmp_path):
+    for number in range(14):
+        write_run(tmp_path, Plan(method=f"method_number_{number}", categories=("qa",), per_category=1, tokens=20))
+    with warnings.catch_warnings(), plt.rc_context(STYLE):
+        warnings.simplefilter("error")
+        figure = step_cost(collect(tmp_path).groups[0])
+        figure.draw_without_rendering()
+    assert figure.axes[0].get_position().height > 0.3
+
+
+def test_names_from_files_are_no_markup_and_no_paths(tmp_path):
+    name = "meta/Llama $x_{$ <script>\n| a"
+    write_run(tmp_path, Plan(categories=("qa",), per_category=1))
+    write_run(tmp_path, Plan(method="medusa", categories=("qa",), per_category=1))
+    folder = write_run(tmp_path, Plan(method="rest", categories=("qa",), per_category=1))
+    info = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(info | {"model": name, "method": name}))
+    assert main([f"results_dir={tmp_path}"]) == 0
+    board = (tmp_path / "report" / "leaderboard.md").read_text()
+    assert "<script>" not in board and "&lt;script> \\| a" in board
+    assert all(line.startswith(("%", "\\", "Model", " &", "joey", "meta")) or not line
+               for line in (tmp_path / "report" / "table1.tex").read_text().splitlines())  # fmt: skip
+    assert "figure1_ctar_meta-Llama-x_-script-a_A.png" in {p.name for p in (tmp_path / "report").iterdir()}
+
+
+def test_another_question_file_is_said(tmp_path):
+    write_run(tmp_path, Plan(categories=("qa",), per_category=2))
+    folder = write_run(tmp_path, Plan(method="rest", categories=("qa",), per_category=2))
+    text = (folder / "answers.jsonl").read_text()
+    (folder / "answers.jsonl").write_text(text.replace("0" * 64, "1" * 64))
+    assert "2 questions asked with another prompt in some runs" in str(collect(tmp_path).groups[0].warnings)
+
+
+def test_memory_and_cuda_tell_machines_apart(tmp_path):
+    small, large = (MACHINE | {"gpu": "GPU", "cuda": "12.8", "memory_bytes": size * 2**30} for size in (8, 256))
+    other = large | {"cuda": "12.1"}
+    for machine in (small, large, other):
+        write_run(tmp_path, Plan(categories=("qa",), per_category=1, machine=machine))
+    groups = collect(tmp_path).groups
+    assert sorted(group.machine_label for group in groups) == [
+        "GPU, float32, cuda 12.1, memory_gib 256",
+        "GPU, float32, cuda 12.8, memory_gib 256",
+        "GPU, float32, cuda 12.8, memory_gib 8",
+    ]
+
+
+def test_coloured_steps_count_as_a_browser_does(tmp_path):
+    from tokenizers import Tokenizer, models
+
+    words = {"a": 0, "\U0001f600": 1, "b": 2}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="a"))
+    texts = answers.Texts()
+    texts.place("a \U0001f600 b", np.array([0, 1, 2]), tokenizer)
+    text, lengths = texts.items[0]
+    assert text == "a \U0001f600 b" and lengths == "132"
+
+
+def test_an_output_that_cannot_be_written_is_one_line(results, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main([f"results_dir={results}", f"output={tmp_path / 'file'}"]) == 2
+    assert capsys.readouterr().err.startswith(f"output={tmp_path / 'file'}: the report cannot be written there")
 
 
 def test_records_hold_every_turn(results):
