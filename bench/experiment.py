@@ -150,6 +150,9 @@ def main(arguments: Sequence[str]) -> int:
 def perform(experiment: Experiment, arguments: Arguments) -> int:
     """Train, measure and report what is not yet there."""
     cells = [make_cell(experiment, arguments, overrides) for overrides in experiment.cells()]
+    if not cells:
+        raise UserError(f"name={arguments.name}: no cell of its grid is left by these settings")
+    check_cells(cells)
     trainings = {cell.output: cell for cell in cells if cell.output}
     print(f"{arguments.name}: {experiment.about}: {len(trainings)} drafts to train, {len(cells)} cells to measure")
     for number, cell in enumerate(trainings.values(), 1):
@@ -165,6 +168,14 @@ def perform(experiment: Experiment, arguments: Arguments) -> int:
         worst = max(worst, status)
     report(experiment, arguments, cells)
     return worst
+
+
+def check_cells(cells: Sequence[Cell]) -> None:
+    """Compose every cell, so that a mistake in the last one shows before the first training."""
+    from bench.config import compose_config, plain
+
+    for cell in cells:
+        plain(compose_config("config", cell.run))
 
 
 def make_cell(experiment: Experiment, arguments: Arguments, cell: Mapping[str, Any]) -> Cell:
@@ -218,8 +229,18 @@ def training_hash(overrides: tuple[str, ...]) -> str:
             f"training.data.path is missing: model={node['model']['name']} has no draft for this method; give a "
             "ShareGPT JSON or JSONL file to train it on"
         )
-    facts = [node, _weights(node["model"]["path"], node["model"]["revision"])]
+    facts = [node, _weights(node["model"]["path"], node["model"]["revision"]), *_content(Path(node["data"]["path"]))]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def _content(text: Path) -> list[str]:
+    """Hash of a training text that is a file; the built-in one follows from its settings."""
+    import hashlib
+
+    if not text.is_file():
+        return []
+    with text.open("rb") as file:
+        return [hashlib.file_digest(file, "sha256").hexdigest()]
 
 
 @cache

@@ -13,6 +13,7 @@ from methods.adapters import Adapter
 from methods.decoder import Prefill, Verification
 from methods.draft import Draft, Tree
 from methods.engine.checkpoint import resolve
+from methods.engine.config import read_json
 from methods.engine.kv_cache import KVCache
 from methods.engine.llama import Llama, Rope
 from methods.errors import UserError
@@ -41,7 +42,11 @@ class Kangaroo:
             raise UserError("method.checkpoint: this model has no adapter configured, give a folder or a hub id")
         self.target, self.gamma, self.eta = target, gamma, eta
         self.tap_layer, self.max_rows = exit_layer, gamma + 1
-        self.adapter = Adapter.load(resolve(checkpoint, key="method.checkpoint"), target, variant)
+        folder = resolve(checkpoint, key="method.checkpoint")
+        self.adapter = Adapter.load(folder, target, variant)
+        trained = read_json(folder / "config.json").get("exit_layer", exit_layer)
+        if trained != exit_layer:
+            raise UserError(f"method.exit_layer={exit_layer}: the adapter in {folder} was trained for {trained}")
         self.draft_head = self.adapter.head or target.weights.lm_head
         self.extra_parameters = sum(p.numel() for p in self.adapter.parameters())
         config = self.adapter.config

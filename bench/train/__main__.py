@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from bench.config import choices, compose_config, plain
@@ -25,10 +26,13 @@ def main(overrides: list[str]) -> int:
         start_missing_processes(overrides)
         train(overrides)
     except UserError as error:
-        print(error, file=sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # of several processes one says it
+            print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command continues from the last checkpoint", file=sys.stderr)
+        over = next((text for text in reversed(overrides) if text.startswith("resume=")), "") == "resume=false"
+        again = "the same command without resume=false" if over else "the same command"
+        print(f"interrupted; {again} continues from the last checkpoint", file=sys.stderr)
         return 130
     return 0
 

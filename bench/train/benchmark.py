@@ -127,7 +127,7 @@ def our_run(target: Llama, data: loop.Data, settings: loop.Settings, exit_layer:
     initialise(adapter, target, seed=0)
     module = Distillation(target, adapter, exit_layer=exit_layer, chunk=settings.chunk)
     job = loop.Job("benchmark", module, lambda folder: None, {}, Path("unused"))
-    return loop.Run(job, data, settings, loop.accelerator("no", target.device), seed=0), adapter
+    return loop.Run(job, data, settings, loop.accelerator("no", "cpu"), seed=0), adapter
 
 
 def throughput(model: str, steps: int) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def throughput(model: str, steps: int) -> dict[str, Any]:
     config = plain(compose_config("train", ["method=kangaroo", f"model={model}", "data.path=joey", "output=unused"]))
     settings = loop.Settings(**{key: value for key, value in config["loop"].items() if key != "_target_"})
     exit_layer = config["method"]["exit_layer"]
-    source = ModelSource.load({**config["model"], "dtype": "float32", "device": "cpu"})
+    source = ModelSource.load({**config["model"], "dtype": "float32"}, torch.device("cpu"))
     data = DataSource(path="joey", limit=100 * (steps + 2), held_out=0).load(source, settings.length, 0, print)
     run, adapter = our_run(source.target, data, settings, exit_layer)
     theirs = PlainTraining(AutoModelForCausalLM.from_pretrained(source.folder), adapter, exit_layer, settings)

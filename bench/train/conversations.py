@@ -54,7 +54,7 @@ def read(path: Path) -> Iterator[tuple[str, Any]]:
     missing, empty, or a JSON list that does not parse.
     """
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             first = next((line for line in file if line.strip()), "")
             file.seek(0)
             if not first:
@@ -73,7 +73,7 @@ def read(path: Path) -> Iterator[tuple[str, Any]]:
 def _read_list(path: Path, text: str) -> Iterator[tuple[str, Any]]:
     try:
         records = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"data.path={path}: not valid JSON ({error})") from error
     for number, record in enumerate(records):
         yield f"record {number}", record
@@ -84,6 +84,8 @@ def _parsed(line: str) -> Any:
         return json.loads(line)
     except ValueError as error:
         return error
+    except RecursionError:
+        return ValueError("nested too deep")
 
 
 def messages(record: Any) -> Messages:
@@ -101,8 +103,10 @@ def messages(record: Any) -> Messages:
     for number, turn in enumerate(turns):
         speaker = turn.get("from", turn.get("role")) if isinstance(turn, dict) else None
         text = turn.get("value", turn.get("content")) if isinstance(turn, dict) else None
-        if speaker not in ROLES or not isinstance(text, str):
+        if not isinstance(speaker, str) or speaker not in ROLES or not isinstance(text, str):
             raise ValueError(f"turn {number} has no known 'from' ({', '.join(ROLES)}) or no text under 'value'")
+        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+            raise ValueError(f"turn {number} has half of a character")
         found.append({"role": ROLES[speaker], "content": text})
     system = found[:1] if found and found[0]["role"] == "system" else []
     rest = found[len(system) :]
@@ -135,8 +139,8 @@ def assistant_spans(chat: Messages, text: str, render: Render) -> list[tuple[int
 def encode(chat: Messages, render: Render, tokenizer: Any, *, eos_token_ids: Iterable[int], length: int) -> Encoded:
     """Tokens of a chat, cut at `length`, with the assistant's marked.
 
-    `tokenizer` is a fast transformers tokenizer. The end-of-sequence token right behind an answer counts as the
-    assistant's. Raises ValueError as `assistant_spans` does.
+    `tokenizer` is a fast transformers tokenizer. The end-of-sequence token behind an answer counts as the assistant's,
+    and so does white space between the two. Raises ValueError as `assistant_spans` does.
     """
     text = render(chat, False)
     spans = assistant_spans(chat, text, render)
@@ -150,9 +154,13 @@ def encode(chat: Messages, render: Render, tokenizer: Any, *, eos_token_ids: Ite
     for start, end in spans:
         inside = (offsets[:, 1] > start) & (offsets[:, 0] < end)
         marked |= inside
-        last = int(inside.nonzero()[0][-1]) if inside.any() else -1
-        if 0 <= last < len(tokens) - 1 and ends[last + 1]:
-            marked[last + 1] = True
+        if not inside.any():
+            continue
+        first = after = int(inside.nonzero()[0][-1]) + 1
+        while after < len(tokens) and not ends[after] and not text[slice(*offsets[after])].strip():
+            after += 1
+        if after < len(tokens) and ends[after]:
+            marked[first : after + 1] = True
     return Encoded(tokens[:length], marked[:length])
 
 

@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from methods.errors import UserError
 
 
@@ -16,14 +18,15 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
 
     Raises UserError when the disk does not take it; whatever stood at `path` is then untouched.
     """
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh = path.with_name(f".{path.name}.partial")  # one name, so that a killed write leaves no more than one file
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(fresh)
         with fresh.open("rb") as file:
             os.fsync(file.fileno())
+        fresh.chmod(_usual_mode())  # safetensors makes files that only their owner can read
         os.replace(fresh, path)
-    except (OSError, RuntimeError) as error:  # torch's zip writer reports a full disk as a RuntimeError
+    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is a RuntimeError to torch's zip writer
         _remove(fresh)
         kept = "; the file that was there is untouched" if path.is_file() else ""
         raise UserError(f"output={path.parent}: {path.name} cannot be written ({_reason(error)}){kept}") from error
@@ -43,6 +46,12 @@ def replace_tensors(path: Path, content: Any) -> None:
             torch.save(content, opened)
 
     replace_file(path, write)
+
+
+def _usual_mode() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
 
 
 def _remove(fresh: Path) -> None:

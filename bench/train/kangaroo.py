@@ -11,7 +11,7 @@ from torch import nn
 
 from bench.train import loop
 from bench.train.files import replace_tensors, replace_text
-from bench.train.loss import Sums, cross_entropy
+from bench.train.loss import Sums, as_is, cross_entropy
 from bench.train.packing import Row
 from bench.train.source import DataSource, ModelSource
 from methods.adapters import PUBLISHED, Adapter, check_variant
@@ -29,7 +29,7 @@ class Distillation(nn.Module):
     def forward(self, row: Row) -> Sums:
         """Sums over the positions that predict the assistant's tokens."""
         target, mask = self.target, row.attention_mask()
-        with torch.no_grad():
+        with torch.no_grad(), as_is(target.dtype, target.device):
             exits = target.run(target.embed(row.tokens), row.positions, None, slice(0, self.exit_layer), mask)
             final = target.run(exits, row.positions, None, slice(self.exit_layer, None), mask)
             chosen = row.predicting()
@@ -101,15 +101,15 @@ def train(
 ) -> list[loop.Point]:
     """Train an adapter for a model and write it to `output`. Raises UserError for settings or data that do not fit."""
     check_variant(variant)
-    source = ModelSource.load(model)
+    accelerate = loop.accelerator(loop_settings.mixed_precision, model.get("device", "auto"))
+    source = ModelSource.load(model, accelerate.device)
     layers = source.target.config.num_layers
     if not 0 <= exit_layer <= layers:
         raise UserError(f"method.exit_layer={exit_layer}: must be between 0 and the model's {layers} layers")
-    accelerate = loop.accelerator(loop_settings.mixed_precision, source.target.device)
     examples = DataSource(**data).load(source, loop_settings.length, seed, accelerate.print)
     adapter = Adapter(source.target.config, variant=variant, dtype=torch.float32, device=source.target.device)
     initialise(adapter, source.target, seed)
-    dtype = getattr(torch, source.target.config.dtype if save_dtype == "auto" else save_dtype)
+    dtype = loop.saved_dtype(save_dtype, source.target.config.dtype)
     job = loop.Job(
         title=f"Adapter {variant} for {source.name}, exit layer {exit_layer}",
         module=Distillation(source.target, adapter, exit_layer=exit_layer, chunk=loop_settings.chunk),

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -26,7 +28,8 @@ from bench.train.conversations import Encoded
 from bench.train.files import replace_text
 from bench.train.log import Point
 from bench.train.packing import Row
-from methods.errors import UserError
+from methods.engine.checkpoint import DTYPES, pick_device
+from methods.errors import UserError, nearest
 
 SUMMARY = "training.json"
 
@@ -58,6 +61,13 @@ class Settings:
         for name in ("epochs", "lr", "clip_value"):
             if not getattr(self, name) > 0:
                 raise UserError(f"loop.{name}={getattr(self, name)}: must be above 0")
+        for name in ("warmup_steps", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise UserError(f"loop.{name}={getattr(self, name)}: must be 0 or above")
+        if not self.epochs < math.inf:
+            raise UserError(f"loop.epochs={self.epochs}: must be a finite number")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"loop.betas={self.betas}: two numbers from 0 to below 1 are wanted")
         for name, valid in (("decay", ("none", "linear")), ("mixed_precision", ("auto", "bf16", "no"))):
             if getattr(self, name) not in valid:
                 raise UserError(f"loop.{name}={getattr(self, name)} is unknown; valid: {', '.join(valid)}")
@@ -101,13 +111,26 @@ class Job:
     output: Path
 
 
-def accelerator(mixed_precision: str, device: torch.device) -> Accelerator:
-    """accelerate's view of this machine, on the CPU if the target is there."""
-    bf16 = torch.cuda.is_bf16_supported() if device.type == "cuda" else has_fast_bfloat16()
+def accelerator(mixed_precision: str, device: str) -> Accelerator:
+    """accelerate's view of this machine; `device` is auto, cpu or cuda.
+
+    Made before anything is loaded: it alone knows which of several GPUs is this process's own. Raises UserError as
+    `pick_device` does.
+    """
+    on_cpu = pick_device(device).type == "cpu" or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
+    # Without emulation: a card that has no bfloat16 computes it, slowly.
+    bf16 = has_fast_bfloat16() if on_cpu else torch.cuda.is_bf16_supported(including_emulation=False)
     chosen = ("bf16" if bf16 else "no") if mixed_precision == "auto" else mixed_precision
     # accelerate keeps one precision a process; an experiment trains several things in one, each with its own.
     AcceleratorState._reset_state()
-    return Accelerator(cpu=device.type == "cpu", mixed_precision=chosen)
+    return Accelerator(cpu=on_cpu, mixed_precision=chosen)
+
+
+def saved_dtype(name: str, own: str) -> torch.dtype:
+    """What weights are written in: auto (the target checkpoint's own), float32, float16 or bfloat16."""
+    if name not in ("auto", *DTYPES):
+        raise UserError(f"train.save_dtype={name} is unknown; {nearest(name, ('auto', *DTYPES))}")
+    return DTYPES.get(own if name == "auto" else name, torch.float32)
 
 
 def has_fast_bfloat16() -> bool:
@@ -163,6 +186,15 @@ class Run:
         self.step = self.tokens = 0
         self.window = torch.zeros(4, dtype=torch.float64, device=accelerate.device)
         self.points: list[Point] = []
+
+    def begin(self) -> None:
+        """Remove what could be taken for this run's, and find out now if nothing can be written."""
+        if self.accelerate.is_main_process:
+            self.job.output.joinpath(SUMMARY).unlink(missing_ok=True)
+            if self.step == 0:
+                self.job.output.joinpath(state.FILE).unlink(missing_ok=True)
+            log.write_csv(self.job.output / "log.csv", self.points)
+        self.accelerate.wait_for_everyone()
 
     def restore(self) -> None:
         """Continue from the output folder's state, if it has one."""
@@ -255,6 +287,7 @@ def fit(job: Job, data: Data, settings: Settings, accelerate: Accelerator, *, se
             accelerate.print(f"{job.output} already holds this run's result; resume=false trains it again")
             return done
         run.restore()
+    run.begin()
     steps = len(run.plan)
     parameters = sum(p.numel() for p in job.module.parameters() if p.requires_grad)
     accelerate.print(

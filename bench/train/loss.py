@@ -7,12 +7,18 @@ a cross-entropy is its own softmax minus the target's, so it is taken on the spo
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+
+def as_is(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[Any]:
+    """Without autocast for weights that are in half precision already: it would copy all of them at every pass."""
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, enabled=False)
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,8 @@ def cross_entropy(
     labels [n] int64 or None: the loss is -sum p log q with p = softmax(target_states @ target_head.T). Gradients flow
     to states and head where they require them, never to the target. At most `chunk` rows of logits exist at a time.
     """
+    if not torch.is_grad_enabled():
+        states, head = states.detach(), head.detach()  # else the function below would compute gradients for nobody
     loss, counts = _ChunkedCrossEntropy.apply(states, head, target_states, target_head, labels, chunk)
     return Sums(loss, counts[0], counts[1], torch.tensor(float(len(states)), device=states.device))
 
@@ -65,8 +73,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         counts = torch.zeros(2, device=states.device)
         for start in range(0, len(states), chunk):
             rows = slice(start, start + chunk)
-            wanted = F.linear(target_states[rows], target_head).float().softmax(-1)
-            logits = F.linear(states[rows].to(head.dtype), head).float()
+            with as_is(target_head.dtype, states.device):
+                wanted = F.linear(target_states[rows], target_head).float().softmax(-1)
+            with as_is(head.dtype, states.device):
+                logits = F.linear(states[rows].to(head.dtype), head).float()
             log_total = logits.logsumexp(-1)
             counts[0] += (logits.argmax(-1) == wanted.argmax(-1)).sum()
             if labels is None:
@@ -79,10 +89,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 continue
             slope = drafted.sub_(wanted) if labels is None else _minus_one_hot(drafted, labels[rows])
             slope = slope.to(head.dtype)
-            if states_grad is not None:
-                states_grad[rows] = slope @ head
-            if head_grad is not None:
-                head_grad += slope.t() @ states[rows].to(head.dtype)
+            with as_is(head.dtype, states.device):
+                if states_grad is not None:
+                    states_grad[rows] = slope @ head
+                if head_grad is not None:
+                    head_grad += slope.t() @ states[rows].to(head.dtype)
         ctx.save_for_backward(states_grad, head_grad)
         ctx.mark_non_differentiable(counts)
         return loss, counts

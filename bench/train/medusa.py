@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bench.train import loop
 from bench.train.files import replace_tensors, replace_text
-from bench.train.loss import Sums, cross_entropy
+from bench.train.loss import Sums, as_is, cross_entropy
 from bench.train.packing import Row
 from bench.train.source import DataSource, ModelSource
 from methods.engine.llama import Llama
@@ -69,7 +69,7 @@ class HeadTraining(nn.Module):
     def final_states(self, row: Row) -> Tensor:
         """States [n, hidden] after the target's final norm."""
         target = self.target
-        with torch.no_grad():
+        with torch.no_grad(), as_is(target.dtype, target.device):
             hidden = target.embed(row.tokens)
             return target.norm(target.run(hidden, row.positions, None, slice(None), row.attention_mask()))
 
@@ -147,11 +147,11 @@ def train(
     """Train Medusa heads for a model and write them to `output`. Raises UserError for settings that do not fit."""
     if heads < 1:
         raise UserError(f"train.heads={heads}: must be at least 1")
-    source = ModelSource.load(model)
-    accelerate = loop.accelerator(loop_settings.mixed_precision, source.target.device)
+    accelerate = loop.accelerator(loop_settings.mixed_precision, model.get("device", "auto"))
+    source = ModelSource.load(model, accelerate.device)
     examples = DataSource(**data).load(source, loop_settings.length, seed, accelerate.print)
     modules = build_heads(source.target, heads)
-    dtype = getattr(torch, source.target.config.dtype if save_dtype == "auto" else save_dtype)
+    dtype = loop.saved_dtype(save_dtype, source.target.config.dtype)
     training = HeadTraining(source.target, modules, chunk=loop_settings.chunk)
 
     def save(folder: Path) -> None:

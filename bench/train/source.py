@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from bench.chat import Chat, Message
 from bench.config import locate
@@ -31,11 +32,11 @@ class ModelSource:
     render: Render
 
     @classmethod
-    def load(cls, model: dict[str, Any]) -> ModelSource:
-        """From a model configuration (conf/model). Raises UserError as loading does."""
+    def load(cls, model: dict[str, Any], device: torch.device) -> ModelSource:
+        """From a model configuration (conf/model), onto a device. Raises UserError as loading does."""
         folder = resolve(locate(model["path"]), model.get("revision"))
-        settings = {key: model[key] for key in ("dtype", "device", "weights") if model.get(key)}
-        target = load_model(folder, **settings)
+        settings = {key: model[key] for key in ("dtype", "weights") if model.get(key)}
+        target = load_model(folder, device=device, **settings)
         tokenizer, render = chat_format(folder, model.get("chat_template"))
         return cls(model["name"], folder, target, tokenizer, render)
 
@@ -65,6 +66,12 @@ class DataSource:
     path: str
     limit: int | None  # conversations read; None: all of a file
     held_out: int  # conversations kept for evaluation, at most a tenth of all
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"data.limit={self.limit}: must be at least 1")
+        if self.held_out < 0:
+            raise UserError(f"data.held_out={self.held_out}: must be 0 or above")
 
     def load(self, source: ModelSource, length: int, seed: int, say: Callable[[str], object]) -> Data:
         """Read, encode and split. Raises UserError when nothing is left or the length exceeds the model's context."""

@@ -50,18 +50,24 @@ HARMLESS = ("rotary_emb.inv_freq",)  # buffers that old versions of transformers
 
 
 def load_model(
-    folder: Path, *, dtype: str = "auto", device: str = "auto", weights: str = "checkpoint", seed: int = 0
+    folder: Path,
+    *,
+    dtype: str = "auto",
+    device: str | torch.device = "auto",
+    weights: str = "checkpoint",
+    seed: int = 0,
 ) -> Llama:
     """The model in `folder`.
 
     dtype: auto (float32 on the CPU, the checkpoint's own on CUDA), float32, float16, bfloat16; device: auto (CUDA if
-    present), cpu, cuda; weights: checkpoint, or random (needs config.json only; normal, std 0.02, from `seed`).
+    present), cpu, cuda, or a torch.device; weights: checkpoint, or random (needs config.json only; normal, std 0.02,
+    from `seed`).
     Raises UserError for anything the folder or this machine lacks, and for missing, extra or mis-shaped tensors.
     """
     if weights not in ("checkpoint", "random"):
         raise UserError(f"model.weights={weights} is unknown; {nearest(weights, ('checkpoint', 'random'))}")
     config = read_config(folder)
-    place = pick_device(device)
+    place = device if isinstance(device, torch.device) else pick_device(device)
     built = empty_weights(config, pick_dtype(dtype, place, config), place)
     if weights == "random":
         randomise(built, seed)

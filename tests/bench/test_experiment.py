@@ -119,6 +119,7 @@ def test_the_threshold_grid_is_the_papers() -> None:
         ([], "name is missing; valid: adapter, exit_layer, figure1, table1, threshold"),
         (["name=treshold"], "name=treshold: unknown; did you mean threshold?"),
         (["name=threshold", "again"], "again: expected key=value"),
+        (["name=exit_layer", "method=medusa"], "name=exit_layer: no cell of its grid is left by these settings"),
         (["name=threshold", "model=vicuna-7"], "model=vicuna-7: unknown; did you mean vicuna-7b?"),
         (["name=threshold", "limits=3"], "limits: unknown override; did you mean limit?"),
         (["name=threshold", "model=vicuna-7b"], "training.data.path is missing: model=vicuna-7b has no draft"),
@@ -129,6 +130,16 @@ def test_bad_input_is_one_line(arguments: list[str], message: str, capsys: pytes
     assert experiment.main(arguments) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_a_training_text_that_changes_begins_a_new_draft(tmp_path: Path) -> None:
+    text = tmp_path / "data.json"
+    names = set()
+    for content in ("[1]", "[1, 2]", "[1]"):
+        text.write_text(content)
+        experiment.training_hash.cache_clear()
+        names.add(experiment.training_hash(("method=kangaroo", "model=joey", f"data.path={text}")))
+    assert len(names) == 2
 
 
 def test_help_names_the_experiments(capsys: pytest.CaptureFixture[str]) -> None:

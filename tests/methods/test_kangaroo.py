@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -114,7 +115,7 @@ def test_steps_equal_the_reference_on_random_weights(random_pair, eta: float, ga
 
 
 @pytest.fixture(scope="module")
-def joey():
+def joey(tmp_path_factory):
     """joey for transformers and for the engine, its adapter for both, and a short prompt of its own."""
     import transformers
 
@@ -125,15 +126,18 @@ def joey():
     text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     prompt = tokenizer(text, add_special_tokens=False).input_ids
     references: dict[int, Reference] = {}  # what it has computed serves every gamma and eta
-    return model, packed(load_model(JOEY, dtype="float32")), adapter_model(JOEY / "kangaroo"), prompt, references
+    folder = shutil.copytree(JOEY / "kangaroo", tmp_path_factory.mktemp("joey") / "kangaroo")
+    config = json.loads((folder / "config.json").read_text())
+    assert config.pop("exit_layer") == 2  # without it, the adapter may stand behind any layer
+    (folder / "config.json").write_text(json.dumps(config))
+    return model, packed(load_model(JOEY, dtype="float32")), adapter_model(folder), prompt, references, str(folder)
 
 
 @pytest.mark.parametrize("exit_layer", [0, 1, 2])
 @pytest.mark.parametrize("gamma", [1, 6])
 @pytest.mark.parametrize("eta", [0, 0.3, 0.6, 1])
 def test_steps_equal_the_reference_on_joey(joey, eta: float, gamma: int, exit_layer: int) -> None:
-    model, engine, adapter, prompt, references = joey
-    folder = str(JOEY / "kangaroo")
+    model, engine, adapter, prompt, references, folder = joey
     method = Kangaroo(engine, exit_layer=exit_layer, gamma=gamma, eta=eta, variant="kangaroo", checkpoint=folder)
     reference = references.setdefault(exit_layer, Reference(model, adapter, exit_layer, gamma, eta))
     reference.gamma, reference.eta = gamma, eta
@@ -205,6 +209,20 @@ def test_values_out_of_range_are_refused(random_pair, changes: dict, message: st
 def test_adapter_of_another_hidden_size_is_refused(tmp_path: Path) -> None:
     folder = adapter_checkpoint(tmp_path, hidden=32)
     with pytest.raises(UserError, match="adapter for hidden size 32, the target has 64"):
+        Kangaroo(tiny_llama(), exit_layer=1, gamma=6, eta=0.6, variant="kangaroo", checkpoint=str(folder))
+
+
+def test_an_adapter_of_another_exit_layer_is_refused() -> None:
+    engine, folder = load_model(JOEY, dtype="float32"), str(JOEY / "kangaroo")
+    with pytest.raises(UserError, match=r"^method\.exit_layer=3: the adapter in .* was trained for 2$"):
+        Kangaroo(engine, exit_layer=3, gamma=6, eta=0.6, variant="kangaroo", checkpoint=folder)
+
+
+def test_an_adapter_of_two_layers_is_refused(tmp_path: Path) -> None:
+    folder = adapter_checkpoint(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 2}))
+    with pytest.raises(UserError, match=r"an adapter has one layer, config\.json says 2$"):
         Kangaroo(tiny_llama(), exit_layer=1, gamma=6, eta=0.6, variant="kangaroo", checkpoint=str(folder))
 
 

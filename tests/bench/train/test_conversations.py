@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bench.train import conversations as c
+from bench.train.source import chat_format
 from methods.errors import UserError
 from tests.bench.train.chat_model import SPECIAL, WORDS, tokenizer
 
@@ -77,6 +79,35 @@ def test_malformed_records_are_counted_and_the_first_named():
     assert (len(corpus.conversations), corpus.malformed, corpus.silent) == (1, 4, 1)
     assert corpus.first_malformed == "record 1: no list under 'conversations'"
     assert "4 malformed left out (first: record 1" in corpus.summary()
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({"conversations": [{"from": ["human"], "value": "w0"}]}, "turn 0 has no known 'from'"),
+        ({"conversations": [{"from": "human", "value": "w0 \ud83d"}]}, "turn 0 has half of a character"),
+    ],
+)
+def test_odd_records_are_malformed(record, reason):
+    corpus = encode_all([record, turns("w0", "w1")])
+    assert corpus.malformed == 1 and reason in corpus.first_malformed
+
+
+def test_a_line_nested_too_deep_is_malformed(tmp_path):
+    (tmp_path / "data.jsonl").write_text(json.dumps(turns("w0", "w1")) + "\n" + "[" * 200_000 + "\n")
+    corpus = c.encode_all(c.read(tmp_path / "data.jsonl"), render, TOKENIZER, eos_token_ids=[2], length=9, source="x")
+    assert len(corpus.conversations) == 1 and corpus.first_malformed.startswith("line 2: not valid JSON")
+
+
+@pytest.mark.parametrize("answer", ["Hello there.", "Hello there.\n", "Hello there. "])
+def test_the_end_of_a_turn_is_marked_behind_white_space_too(answer):
+    folder = Path(c.__file__).parents[1] / "assets" / "joey"
+    tokenizer, joeys = chat_format(folder, None)
+    end = tokenizer.convert_tokens_to_ids("<|end|>")
+    encoded = c.encode(c.messages(turns("Hi", answer)), joeys, tokenizer, eos_token_ids=[end], length=99)
+    marked = encoded.tokens[encoded.assistant]
+    assert marked[-1] == end and tokenizer.decode(marked[:-1]).strip() == "Hello there."
+    assert not encoded.assistant[encoded.tokens == end][:-1].any()
 
 
 def test_nothing_left_is_one_line():

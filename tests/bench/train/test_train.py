@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.train import kangaroo, loop, medusa, packing
+from bench.train import kangaroo, loop, medusa, packing, source
 from bench.train.conversations import Encoded
 from methods.adapters import Adapter
 from methods.engine.checkpoint import load_model, read_tensors
@@ -195,6 +195,12 @@ def test_a_finished_run_is_not_run_again_and_another_is_refused(world, tmp_path,
         ({"loop_settings": {"decay": "sudden"}}, "loop.decay=sudden is unknown; valid: none, linear"),
         ({"loop_settings": {"batch": 0}}, "loop.batch=0: must be at least 1"),
         ({"loop_settings": {"lr": 0}}, "loop.lr=0: must be above 0"),
+        ({"loop_settings": {"warmup_steps": -3}}, "loop.warmup_steps=-3: must be 0 or above"),
+        ({"loop_settings": {"epochs": float("inf")}}, "loop.epochs=inf: must be a finite number"),
+        ({"loop_settings": {"betas": (0.9, 2)}}, r"loop.betas=\(0.9, 2\): two numbers from 0 to below 1"),
+        ({"data": {"path": "x", "limit": None, "held_out": -5}}, "data.held_out=-5: must be 0 or above"),
+        ({"data": {"path": "x", "limit": 0, "held_out": 5}}, "data.limit=0: must be at least 1"),
+        ({"save_dtype": "int64"}, "train.save_dtype=int64 is unknown; valid: auto, bfloat16, float16, float32"),
     ],
 )
 def test_settings_that_do_not_fit(world, tmp_path, changes, message):
@@ -202,6 +208,56 @@ def test_settings_that_do_not_fit(world, tmp_path, changes, message):
         if "loop_settings" in changes:
             changes = {**changes, "loop_settings": settings(**changes["loop_settings"])}
         kangaroo.train(**{"exit_layer": 1, "variant": "kangaroo", **arguments(world, tmp_path, **changes)})
+
+
+def test_a_run_that_starts_over_leaves_nothing_of_the_one_before(world, tmp_path, monkeypatch):
+    chosen = settings(checkpoint_every=2, epochs=3)
+    run = {"variant": "kangaroo", **arguments(world, tmp_path, loop_settings=chosen)}
+    kangaroo.train(exit_layer=1, **run)
+    step = loop.Run.train_step
+
+    def interrupted(run: loop.Run) -> None:
+        if run.step == 3:
+            raise KeyboardInterrupt
+        step(run)
+
+    monkeypatch.setattr(loop.Run, "train_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        kangaroo.train(exit_layer=2, **{**run, "resume": False})
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="holds a run with exit_layer=2, this one has exit_layer=1"):
+        kangaroo.train(exit_layer=1, **run)
+    kangaroo.train(exit_layer=2, **run)
+    assert json.loads((tmp_path / "training.json").read_text())["identity"]["exit_layer"] == 2
+
+
+@pytest.mark.parametrize("module", [kangaroo, medusa])
+def test_the_target_is_loaded_where_accelerate_says(world, tmp_path, monkeypatch, module):
+    """With several GPUs only accelerate knows which is this process's own."""
+    events, make, load = [], loop.accelerator, source.load_model
+
+    def made(*given):
+        events.append("accelerator")
+        return make(*given)
+
+    def loaded(folder, **given):
+        events.append(given["device"])
+        return load(folder, **given)
+
+    monkeypatch.setattr(loop, "accelerator", made)
+    monkeypatch.setattr(source, "load_model", loaded)
+    what = {"variant": "kangaroo", "exit_layer": 1} if module is kangaroo else {"heads": 1}
+    module.train(**what, **arguments(world, tmp_path))
+    assert events == ["accelerator", torch.device("cpu")]
+
+
+def test_a_target_in_half_precision_stays_in_it_under_autocast(world, tmp_path):
+    model = {"name": "tiny", "path": str(world / "model"), "dtype": "float16", "device": "cpu"}
+    losses = []
+    for number, changes in enumerate(({}, {"model": model, "loop_settings": settings(mixed_precision="bf16")})):
+        points = kangaroo.train(variant="kangaroo", exit_layer=1, **arguments(world, tmp_path / str(number), **changes))
+        losses.append(points[-1].loss)
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
 
 
 def test_one_process_trains_under_one_precision_after_another(world, tmp_path):

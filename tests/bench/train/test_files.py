@@ -1,0 +1,50 @@
+"""Files that take the place of others only when they are whole."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from bench.train.files import replace_file
+from methods.errors import UserError
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left on device")])
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path, error: Exception) -> None:
+    file = tmp_path / "rest.safetensors"
+    file.write_text("whole")
+
+    def write(path: Path) -> None:
+        path.write_text("ha")
+        raise error
+
+    with pytest.raises(
+        UserError, match=r"cannot be written \(No space left on device\); the file that was there is unt"
+    ):
+        replace_file(file, write)
+    assert [path.name for path in tmp_path.iterdir()] == ["rest.safetensors"] and file.read_text() == "whole"
+
+
+def test_a_killed_write_leaves_one_file_at_most(tmp_path: Path) -> None:
+    def killed(path: Path) -> None:
+        path.write_text("ha")
+        raise SystemExit
+
+    for _ in range(3):
+        with pytest.raises(SystemExit):
+            replace_file(tmp_path / "state.pt", killed)
+    assert len(list(tmp_path.iterdir())) == 1
+    replace_file(tmp_path / "state.pt", lambda path: path.write_text("whole"))
+    assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]
+
+
+def test_others_may_read_it_as_any_new_file(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    replace_file(tmp_path / "tensors", lambda path: save_file({"a": torch.zeros(2)}, path))
+    modes = {os.stat(tmp_path / name).st_mode & 0o777 for name in ("plain", "tensors")}
+    assert len(modes) == 1
