@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import time
 import uuid
@@ -13,12 +14,12 @@ from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from tqdm import tqdm
 
 from bench import environment
 from bench.chat import Chat, Message
-from bench.config import ROOT, locate
+from bench.config import ROOT, check_type, locate, make_folder
 from bench.fidelity import NEAR_TIE, Fidelity, compare
 from bench.measure import Generator, Timed, timed_generation
 from bench.metrics import format_table, summarise_run
@@ -27,7 +28,7 @@ from bench.records import Place, RunDirectory, Turn
 from methods.decoder import Decoder
 from methods.engine.checkpoint import file_hashes, load_model, pick_device, pick_dtype, read_config, resolve
 from methods.engine.llama import Llama
-from methods.errors import NonFiniteLogits, UserError
+from methods.errors import NonFiniteLogits, UserError, nearest
 from methods.vanilla import Vanilla
 
 
@@ -75,7 +76,7 @@ def run(config: dict[str, Any], command: str) -> int:
 
     Raises UserError for a mistake in configuration or input.
     """
-    _check(config)
+    config = _checked(config)
     questions = select(
         read_questions(find_questions(config["data"]["path"], built_in=config["model"]["built_in"])),
         subtasks=config["task"]["subtasks"],
@@ -102,14 +103,33 @@ def run(config: dict[str, Any], command: str) -> int:
         directory.close()
 
 
-def _check(config: Mapping[str, Any]) -> None:
+def _checked(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with a single question id as a list. Raises UserError for values out of range."""
     for key, least in {"repeats": 1, "max_new_tokens": 1, "warmup_turns": 0}.items():
-        if not isinstance(config[key], int) or config[key] < least:
+        if config[key] < least:
             raise UserError(f"{key}={config[key]}: must be an integer of at least {least}")
+    check_type("threads", config["threads"], int | None)
     if config["threads"] is not None and config["threads"] < 1:
         raise UserError(f"threads={config['threads']}: must be at least 1, or null for all")
     if config["baseline"] not in ("paired", "none"):
-        raise UserError(f"baseline={config['baseline']}: unknown; valid: none, paired")
+        raise UserError(f"baseline={config['baseline']}: unknown; {nearest(config['baseline'], ('paired', 'none'))}")
+    _check_settings(config["method"])
+    make_folder(config["results_dir"])
+    ids = config["question_ids"]
+    return {**config, "question_ids": [ids] if isinstance(ids, int) else ids}
+
+
+def _check_settings(method: Mapping[str, Any]) -> None:
+    """Raises UserError for a setting of another type than the method's signature says."""
+    target = get_object(method["_target_"])
+    try:
+        parameters = inspect.signature(target, eval_str=True).parameters
+    except NameError:  # an annotation that is imported for type checkers only
+        return
+    rest = next((p.annotation for p in parameters.values() if p.kind is p.VAR_KEYWORD), Any)
+    for key, value in method.items():
+        if key != "_target_":
+            check_type(f"method.{key}", value, parameters[key].annotation if key in parameters else rest)
 
 
 def _information(config: Mapping[str, Any], folder: Path, command: str) -> dict[str, Any]:
@@ -167,9 +187,11 @@ def _method(settings: Mapping[str, Any], target: Llama) -> Any:
     try:
         return instantiate({key: locate(value) for key, value in settings.items()}, target=target)
     except InstantiationException as error:
-        if isinstance(error.__cause__, UserError):  # Hydra wraps whatever a constructor raises
-            raise error.__cause__ from None
-        raise
+        cause = error.__cause__ or error  # Hydra wraps whatever a constructor raises
+        if isinstance(cause, UserError):
+            raise cause from None
+        reason = (str(cause).strip() or "no message").splitlines()[0]
+        raise UserError(f"method: {settings['_target_']} cannot be made ({type(cause).__name__}: {reason})") from error
 
 
 def _ask(

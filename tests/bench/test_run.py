@@ -225,6 +225,22 @@ def test_random_weights_need_no_weight_files(small: SmallRun, tmp_path: Path) ->
     assert main(overrides) == 0
 
 
+def test_one_question_id_needs_no_brackets(small: SmallRun, tmp_path: Path) -> None:
+    for written in ("161", "[161]"):
+        assert main(small.overrides(results_dir=tmp_path, repeats=1, question_ids=written)) == 0
+    (file,) = tmp_path.glob("runs/*/*/*/answers.jsonl")
+    assert [record["question_id"] for record in lines(file)] == [161]
+
+
+def test_what_a_method_cannot_be_made_of_is_one_line(small: SmallRun, tmp_path: Path, capsys, monkeypatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise KeyError("a part")
+
+    monkeypatch.setattr("methods.kangaroo.Adapter.load", broken)
+    line = refused(capsys, small.overrides(results_dir=tmp_path))
+    assert line.startswith("method: methods.kangaroo.Kangaroo cannot be made (KeyError: 'a part')")
+
+
 def test_shards_split_the_questions(small: SmallRun, tmp_path: Path) -> None:
     for part in ("0/2", "1/2"):
         assert main(small.overrides(results_dir=tmp_path, shard=part, repeats=1)) == 0
@@ -262,6 +278,18 @@ def test_shards_split_the_questions(small: SmallRun, tmp_path: Path) -> None:
         ({"baseline": "both"}, "baseline=both: unknown"),
         ({"temperature": -1}, "temperature=-1: must be 0"),
         ({"model__context": 1}, "context=1: must be between 2 and the model's 256"),
+        ({"method__gamma": 2.5}, "method.gamma=2.5: must be an integer"),
+        ({"method__eta": "null"}, "method.eta=null: must be a number"),
+        ({"method": "medusa", "method__checkpoint": 5}, "method.checkpoint=5: must be text or null"),
+        ({"method": "lookahead", "method__checkpoint": None, "method__window": "a"}, "method.window=a: must be an int"),
+        (
+            {"method": "rest", "method__checkpoint": None, "method__nodes": True},
+            "method.nodes=true: must be an integer",
+        ),
+        ({"threads": "[1]"}, "threads=[1]: must be an integer or null"),
+        ({"results_dir": __file__}, f"results_dir={__file__}: File exists; valid: a folder"),
+        ({"results_dir": f"{__file__}/below"}, "below: Not a directory; valid: a folder"),
+        ({"results_dir": "/proc/nothing"}, "results_dir=/proc/nothing: No such file or directory; valid: a folder"),
     ],
 )
 def test_mistakes_are_one_clear_line(small: SmallRun, tmp_path: Path, capsys, changes: dict, message: str) -> None:
