@@ -12,7 +12,7 @@ from typing import Any, Union, get_args, get_origin
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -81,7 +81,8 @@ def compose_config(name: str, overrides: Sequence[str]) -> DictConfig:
             raise UserError(
                 f"{override.input_line}: several values at once are a sweep: bench.run -m {key}=value,value"
             )
-        _check_choice(override)
+        if _is_group(override):
+            _check_choice(key, str(override.value()))
     groups = [text for text, override in zip(overrides, parsed, strict=True) if _is_group(override)]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         base = OmegaConf.to_container(_composed(name, groups), resolve=False)
@@ -92,6 +93,18 @@ def compose_config(name: str, overrides: Sequence[str]) -> DictConfig:
             if not (_is_group(override) or key.startswith("hydra") or key in known):
                 raise UserError(f"{key}: unknown override; {nearest(key, known)}")
         return _composed(name, list(overrides))
+
+
+def check_sweep(name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """The first point of a sweep. Raises UserError as `compose_config` does, for any value of a configuration group."""
+    first = list(overrides)
+    for at, override in enumerate(_parse(overrides)):
+        if override.is_sweep_override():
+            points = _points(override)
+            for point in points if _is_group(override) else ():
+                _check_choice(override.key_or_group, point)
+            first[at] = f"{override.get_key_element()}={points[0]}"
+    return plain(compose_config(name, first))
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -148,11 +161,25 @@ def _is_group(override: Override) -> bool:
     return (CONF / override.key_or_group).is_dir()
 
 
-def _check_choice(override: Override) -> None:
-    if _is_group(override):
-        value, valid = str(override.value()), choices(override.key_or_group)
-        if value not in valid:
-            raise UserError(f"{override.key_or_group}={value}: unknown; {nearest(value, valid)}")
+def _check_choice(group: str, value: str) -> None:
+    valid = choices(group)
+    if value not in valid:
+        raise UserError(f"{group}={value}: unknown; {nearest(value, valid)}")
+
+
+def _points(override: Override) -> list[str]:
+    """The values of a sweep, as written. Raises UserError when they cannot be listed, or there is none."""
+    value = override.value()
+    points = []
+    if isinstance(value, Glob):
+        points = value.filter(choices(override.key_or_group))
+    elif override.is_discrete_sweep():
+        points = list(override.sweep_string_iterator())
+    if not points:
+        raise UserError(
+            f"{override.input_line}: no values to sweep over; {override.key_or_group}=value,value lists them"
+        )
+    return points
 
 
 def _composed(name: str, overrides: list[str]) -> DictConfig:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.run import default_method, expand_methods, main
+from bench.run import all_methods, default_method, expand_methods, main
 from tests.bench.small_run import QUESTIONS, SmallRun, lines, write_questions
 
 ROOT = Path(__file__).parents[2]
@@ -345,3 +345,29 @@ def test_a_sweep_runs_every_point_and_reports_the_worst(small: SmallRun, tmp_pat
     assert sorted(etas) == [0.1, 0.9]
     assert main(["-m", *overrides, "method.eta=0.1,7"]) == 2
     assert "method.eta=7" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-m", "mehtod=a,b"], "mehtod: unknown override; did you mean"),
+        (["-m", "method=kangaro,vanilla"], "method=kangaro: unknown; did you mean kangaroo?"),
+        (["-m", "method=vanilla,kangaro"], "method=kangaro: unknown; did you mean kangaroo?"),
+        (["-m", "limt=1,2"], "limt: unknown override; did you mean limit?"),
+        (["-m", "limit=abc,2"], "limit=abc: must be an integer or null"),
+        (["-m", "method=glob(x*)"], "method=glob(x*): no values to sweep over"),
+        (["-m", "method.eta=interval(0,1)"], "method.eta=interval(0,1): no values to sweep over"),
+        (["-m", f"results_dir={__file__}"], f"results_dir={__file__}: File exists"),
+        (["--multirn"], "--multirn: unknown option; did you mean --multirun?"),
+    ],
+)
+def test_mistakes_in_a_sweep_are_one_line(capsys, arguments: list[str], message: str) -> None:
+    assert refused(capsys, arguments).startswith(message)
+
+
+def test_a_sweep_over_all_methods_may_follow_other_overrides(monkeypatch, tmp_path: Path) -> None:
+    asked = []
+    monkeypatch.setattr(sys, "argv", ["bench.run"])
+    monkeypatch.setattr("bench.session.run", lambda config, command: asked.append(config["method_name"]) or 0)
+    assert main(["limit=1", "-m", "method=all,vanilla", f"results_dir={tmp_path}"]) == 0
+    assert asked == [*all_methods(), "vanilla"]
