@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.config import make_folder
 from bench.fidelity import Fidelity
 from bench.measure import Timed
 from bench.questions import Question
@@ -59,7 +60,7 @@ class RunDirectory:
 
     def __init__(self, folder: Path, notice: str | None) -> None:
         self.folder, self.notice = folder, notice
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(str(folder))
         self._lock = (folder / ".lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -78,21 +79,22 @@ class RunDirectory:
 
     @classmethod
     def open(cls, root: Path, config: Mapping[str, Any], identity: Mapping[str, Any], *, resume: bool) -> RunDirectory:
-        """The folder that continues this configuration on this machine, else a new one beside it.
+        """The newest folder that continues this configuration on this machine, else a new one beside it.
 
         identity holds the keys of IDENTITY. Raises UserError when another process has the folder.
         """
         name = config_hash(config)
         parent = root / "runs" / config["model"]["name"] / method_name(config)
-        number, notice = 1, None
-        while (folder := parent / (name if number == 1 else f"{name}-{number}")).exists():
-            info = read_info(folder)
-            difference = _difference(info, identity) if info else None
+        notice = None
+        existing = _existing(parent, name)
+        for folder in existing:
+            difference = _difference(folder, identity)
             if resume and difference is None:
                 return cls(folder, None)
-            notice = f"not continuing {folder}: {difference}" if resume else f"resume=false: {folder} is left as it is"
-            number += 1
-        return cls(folder, notice)
+            left = f"not continuing {folder}: {difference}" if resume else f"resume=false: {folder} is left as it is"
+            notice = notice or left
+        number = 1 + max((_number(folder) for folder in existing), default=0)
+        return cls(parent / (name if number == 1 else f"{name}-{number}"), notice)
 
     def write_info(self, info: Mapping[str, Any]) -> None:
         """Write run.json, once, before the first question."""
@@ -117,7 +119,10 @@ class RunDirectory:
         self.done.add(place.key)
 
     def close(self) -> None:
-        """Let other processes have the folder."""
+        """Let other processes have the folder; one in which nothing was recorded goes."""
+        if [file.name for file in self.folder.iterdir()] == [".lock"]:
+            (self.folder / ".lock").unlink()
+            self.folder.rmdir()
         self._lock.close()
 
 
@@ -133,11 +138,28 @@ def read_info(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         return dict(json.loads(file.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise UserError(f"{file}: not valid JSON ({error})") from error
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{file}: not a JSON object ({error})") from error
 
 
-def _difference(info: Mapping[str, Any], identity: Mapping[str, Any]) -> str | None:
+def _existing(parent: Path, name: str) -> list[Path]:
+    """Folders of one configuration, the newest first: the last number is, unless run.json knows of a later start."""
+    found = [folder for folder in parent.glob(f"{name}*") if folder.is_dir() and _number(folder)]
+    return sorted(found, key=lambda folder: (str((read_info(folder) or {}).get("started", "~")), _number(folder)))[::-1]
+
+
+def _number(folder: Path) -> int:
+    """1 for <hash>, n for <hash>-n, 0 for anything else."""
+    _, dash, number = folder.name.partition("-")
+    return 1 if not dash else int(number) if number.isdigit() else 0
+
+
+def _difference(folder: Path, identity: Mapping[str, Any]) -> str | None:
+    """Why a folder cannot be continued; None when it can, as one in which nothing was recorded."""
+    info = read_info(folder)
+    if info is None:
+        recorded = [file.name for file in sorted(folder.glob("*.jsonl"))]
+        return f"it has {recorded[0]} but no run.json" if recorded else None
     for key in IDENTITY:
         before, now = info.get(key), identity.get(key)
         if before != now:

@@ -38,7 +38,9 @@ def main(arguments: Sequence[str]) -> int:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command continues where it stopped", file=sys.stderr)
+        anew = any(o.partition("=")[::2] == ("resume", "false") for o in map(str.lower, overrides))
+        same = "the same command without resume=false" if anew else "the same command"
+        print(f"interrupted; {same} continues where it stopped", file=sys.stderr)
         return 130
 
 

@@ -116,8 +116,11 @@ def lines_that_are_whole(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
-def test_interrupting_says_how_to_go_on(small: SmallRun, tmp_path: Path) -> None:
-    overrides = small.overrides(results_dir=tmp_path, max_new_tokens=60, repeats=12)
+@pytest.mark.parametrize(
+    ("resume", "advice"), [("true", "the same command continues"), ("False", "the same command without resume=false")]
+)
+def test_interrupting_says_how_to_go_on(small: SmallRun, tmp_path: Path, resume: str, advice: str) -> None:
+    overrides = small.overrides(results_dir=tmp_path, max_new_tokens=60, repeats=12, resume=resume)
     process = subprocess.Popen(
         [sys.executable, "-m", "bench.run", *overrides], cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
@@ -127,7 +130,7 @@ def test_interrupting_says_how_to_go_on(small: SmallRun, tmp_path: Path) -> None
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
-    assert process.returncode == 130 and "the same command continues" in error and "Traceback" not in error
+    assert process.returncode == 130 and advice in error and "Traceback" not in error
 
 
 def test_resume_false_and_another_machine_start_beside(small: SmallRun, tmp_path: Path, capsys) -> None:
