@@ -77,14 +77,18 @@ class RunDirectory:
         _cut_orphan(self.baseline, answered)
         self.done = answered | _keys(self.failures)
 
+    @staticmethod
+    def known(root: Path, config: Mapping[str, Any]) -> bool:
+        """Whether this configuration has run before, on whatever machine."""
+        return any(read_info(folder) for folder in _existing(*_place(root, config)))
+
     @classmethod
     def open(cls, root: Path, config: Mapping[str, Any], identity: Mapping[str, Any], *, resume: bool) -> RunDirectory:
         """The newest folder that continues this configuration on this machine, else a new one beside it.
 
         identity holds the keys of IDENTITY. Raises UserError when another process has the folder.
         """
-        name = config_hash(config)
-        parent = root / "runs" / config["model"]["name"] / method_name(config)
+        parent, name = _place(root, config)
         notice = None
         existing = _existing(parent, name)
         for folder in existing:
@@ -140,6 +144,11 @@ def read_info(folder: Path) -> dict[str, Any] | None:
         return dict(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{file}: not a JSON object ({error})") from error
+
+
+def _place(root: Path, config: Mapping[str, Any]) -> tuple[Path, str]:
+    """Where a configuration's folders lie, and how their names begin."""
+    return root / "runs" / config["model"]["name"] / method_name(config), config_hash(config)
 
 
 def _existing(parent: Path, name: str) -> list[Path]:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import torch
 from bench.run import all_methods, default_method, expand_methods, main
 from tests.bench.small_run import QUESTIONS, SmallRun, lines, write_questions
 
+SIDES = ("method", "baseline")
 ROOT = Path(__file__).parents[2]
 
 
@@ -186,6 +188,92 @@ def test_nan_logits_fail_the_turn_and_the_run_goes_on(small: SmallRun, tmp_path:
     (folder,) = (found.parent for found in tmp_path.glob("runs/*/*/*/run.json"))
     failures = lines(folder / "failures.jsonl")
     assert failures[0]["question_id"] == 300 and failures[0]["status"] == "failed" and "NaN" in failures[0]["error"]
+
+
+def out_of_memory(*_: object, **__: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 13 GiB.\nand more")
+
+
+@pytest.mark.parametrize(
+    "place", ["bench.session.load_model", "methods.kangaroo.Adapter.load", "methods.kangaroo.KVCache"]
+)
+def test_a_model_that_does_not_fit_into_memory_is_one_line(
+    small: SmallRun, tmp_path: Path, capsys, monkeypatch, place: str
+) -> None:
+    monkeypatch.setattr("bench.session.rehearse", lambda config: None)
+    monkeypatch.setattr(place, out_of_memory)
+    line = refused(capsys, small.overrides(results_dir=tmp_path))
+    assert line.startswith(
+        f"model.path={small.folder / 'model'}, model.dtype=auto: out of memory, the weights alone take"
+    )
+    assert not list(tmp_path.glob("runs/*/*/*")), "a folder without records is left"
+
+
+def test_running_out_of_memory_in_a_turn_fails_the_turn(small: SmallRun, tmp_path: Path, monkeypatch) -> None:
+    """In warm-up it is left to the recorded turns; in the check of fidelity it fails the turn that is checked."""
+    from methods.decoder import Decoder
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Decoder, "generate", out_of_memory)
+        assert main(small.overrides(results_dir=tmp_path, repeats=1, question_ids=241)) == 1
+    monkeypatch.setattr("bench.session.compare", out_of_memory)
+    assert main(small.overrides(results_dir=tmp_path, repeats=1, question_ids=242)) == 1
+    failures = [record for file in tmp_path.glob("runs/*/*/*/failures.jsonl") for record in lines(file)]
+    said = {record["question_id"]: record["error"] for record in failures}
+    assert said[241] in [f"{side}: out of memory (CUDA out of memory. Tried to allocate 13 GiB.)" for side in SIDES]
+    assert said[242].startswith("fidelity: out of memory")
+
+
+def test_a_tokenizer_of_another_model_fails_the_turn(small: SmallRun, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("bench.chat.Chat.prompt_ids", lambda chat, messages: [1, 67] if len(messages) == 1 else [])
+    assert main(small.overrides(results_dir=tmp_path, repeats=1, question_ids=241)) == 1
+    (file,) = tmp_path.glob("runs/*/*/*/failures.jsonl")
+    assert "token 67 of the prompt is beyond the model's vocabulary of 67" in lines(file)[0]["error"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method__gamma": 0},
+        {"method__checkpoint": "null"},
+        {"method__variant": "mpl_only"},
+        {"model__exit_layer": 4},
+        {"model__context": 300},
+        {"model__chat_template": "vicunia"},
+        {"model__weights": "rndom"},
+        {"method": "medusa", "method__checkpoint": None},
+        {"method": "lookahead", "method__checkpoint": None, "method__window": 0},
+        {"method": "rest", "method__checkpoint": None},
+        {"method": "hf_generate", "method__checkpoint": None, "temperature": 1},
+    ],
+)
+def test_what_shows_without_weights_is_said_before_they_are_read(
+    small: SmallRun, tmp_path: Path, capsys, monkeypatch, changes: dict
+) -> None:
+    monkeypatch.setattr("bench.session.file_hashes", None)
+    monkeypatch.setattr("bench.session.load_model", None)
+    refused(capsys, small.overrides(**{"results_dir": tmp_path, **changes}))
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("method", ["vanilla", *all_methods(), "hf_generate"])
+def test_every_method_can_be_rehearsed(tmp_path: Path, monkeypatch, method: str) -> None:
+    from bench import session
+    from bench.config import compose_config, plain
+
+    monkeypatch.setattr(session, "suppress", lambda *_: nullcontext())
+    session.rehearse(plain(compose_config("config", [f"method={method}"])))
+
+
+def test_threads_null_is_all_of_them_again(small: SmallRun, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("bench.session.DEFAULT_THREADS", 2)
+    used = torch.get_num_threads()
+    try:
+        for threads, now in ((1, 1), ("null", 2)):
+            assert main(small.overrides(results_dir=tmp_path, repeats=1, limit=1, threads=threads)) == 0
+            assert torch.get_num_threads() == now
+    finally:
+        torch.set_num_threads(used)
 
 
 def test_a_mismatch_fails_the_run(small: SmallRun, tmp_path: Path, monkeypatch) -> None:
