@@ -10,6 +10,19 @@ from typing import Any
 from methods.errors import UserError, nearest
 
 TEMPLATES = Path(__file__).parent / "assets" / "templates"
+CHAT_FILES = (  # of a model's folder: all that decides what a prompt is and which tokens end an answer
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
 
 
 @dataclass(frozen=True)
@@ -66,11 +79,22 @@ class Chat:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
 
 
+def chat_files(folder: Path, template: str | None = None) -> list[Path]:
+    """The files that a Chat of this folder and template is made of. Raises UserError when there is no such template."""
+    files = [folder / name for name in CHAT_FILES if (folder / name).is_file()]
+    return files if template is None else [*files, template_file(template)]
+
+
 def read_template(template: str) -> str:
     """A Jinja template by name or path. Raises UserError when there is none."""
+    return template_file(template).read_text(encoding="utf-8")
+
+
+def template_file(template: str) -> Path:
+    """Where a template lies that is given by name or path. Raises UserError when there is none."""
     named = TEMPLATES / f"{template}.jinja"
     file = named if named.is_file() else Path(template)
     if not file.is_file():
         names = [known.stem for known in TEMPLATES.glob("*.jinja")]
         raise UserError(f"model.chat_template={template}: no such file or template; {nearest(template, names)}")
-    return file.read_text(encoding="utf-8")
+    return file

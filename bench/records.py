@@ -21,7 +21,8 @@ SCHEMA_VERSION = 1
 # Change where results go or how a run is started, not what is measured.
 NOT_MEASURED = ("results_dir", "resume", "launcher")
 # Runs that differ in one of these were made by other rulers and never share a folder.
-IDENTITY = ("cpu", "cores", "gpu", "driver", "threads", "dtype", "packages", "checkpoint_sha256", "commit")
+HASHES = ("checkpoint_sha256", "questions_sha256", "chat_sha256")
+IDENTITY = ("cpu", "cores", "gpu", "driver", "threads", "dtype", "packages", *HASHES, "commit")
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ from hydra.utils import get_object, instantiate
 from tqdm import tqdm
 
 from bench import environment
-from bench.chat import Chat, Message
+from bench.chat import Chat, Message, chat_files
 from bench.config import ROOT, check_type, locate, make_folder
+from bench.digests import sha256
 from bench.fidelity import NEAR_TIE, Fidelity, compare
 from bench.measure import Generator, Timed, timed_generation
 from bench.metrics import format_table, summarise_run
@@ -38,6 +39,7 @@ from methods.engine.checkpoint import (
 )
 from methods.engine.llama import Llama
 from methods.errors import NonFiniteLogits, UserError, nearest
+from methods.rest import FILE_NAME as DATASTORE
 from methods.vanilla import Vanilla
 
 DEFAULT_THREADS = torch.get_num_threads()  # before a run has set another number
@@ -88,8 +90,9 @@ def run(config: dict[str, Any], command: str) -> int:
     Raises UserError for a mistake in configuration or input.
     """
     config = _checked(config)
+    asked = find_questions(config["data"]["path"], built_in=config["model"]["built_in"])
     questions = select(
-        read_questions(find_questions(config["data"]["path"], built_in=config["model"]["built_in"])),
+        read_questions(asked),
         subtasks=config["task"]["subtasks"],
         limit=config["limit"],
         question_ids=config["question_ids"],
@@ -100,7 +103,7 @@ def run(config: dict[str, Any], command: str) -> int:
     if not RunDirectory.known(root, config):
         rehearse(config)
     folder = resolve(locate(model["path"]), model["revision"], weights=model["weights"] != "random")
-    info = _information(config, folder, command)
+    info = {**_information(config, folder, command), "questions_sha256": sha256(asked)}
     directory = RunDirectory.open(root, config, info, resume=config["resume"])
     try:
         if directory.notice:
@@ -163,19 +166,22 @@ def _information(config: Mapping[str, Any], folder: Path, command: str) -> dict[
         "git": git,
         "commit": git["commit"],
         "checkpoint_sha256": _hashes(config, folder),
+        "chat_sha256": {file.name: sha256(file) for file in chat_files(folder, model["chat_template"])},
         **environment.describe(device.type, torch.get_num_threads()),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
 def _hashes(config: Mapping[str, Any], folder: Path) -> dict[str, str]:
-    """Hashes of the target's files and of the draft's, where the method has a checkpoint of its own."""
-    hashes = {f"target/{name}": digest for name, digest in file_hashes(folder).items()}
-    checkpoint = config["method"].get("checkpoint")
+    """Hashes of the target's files and of the draft's, where the method has a checkpoint or a datastore of its own."""
+    hashes = {f"target/{name}": digest for name, digest in file_hashes(folder, sha256).items()}
+    checkpoint, datastore = (config["method"].get(key) for key in ("checkpoint", "datastore"))
     if checkpoint:
         draft = resolve(locate(checkpoint), key="method.checkpoint")
-        hashes |= {f"draft/{name}": digest for name, digest in file_hashes(draft).items()}
-    return hashes
+        hashes |= {f"draft/{name}": digest for name, digest in file_hashes(draft, sha256).items()}
+    file = Path(locate(datastore)) if datastore else folder
+    file = file / DATASTORE if file.is_dir() else file
+    return hashes | ({f"draft/{file.name}": sha256(file)} if datastore and file.is_file() else {})
 
 
 def rehearse(config: Mapping[str, Any], *, tokenizer: bool = True) -> None:

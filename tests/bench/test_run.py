@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.records import HASHES
 from bench.run import all_methods, default_method, expand_methods, main
 from tests.bench.small_run import QUESTIONS, SmallRun, lines, write_questions
 
@@ -148,6 +150,41 @@ def test_resume_false_and_another_machine_start_beside(small: SmallRun, tmp_path
     assert main(overrides) == 0
     assert 'cpu was "another"' in capsys.readouterr().err
     assert folder.with_name(folder.name + "-3").is_dir()
+
+
+@pytest.mark.parametrize(
+    "changed", ["question.jsonl", "template.jinja", "model/tokenizer_config.json", "model/tokenizer.json"]
+)
+def test_a_file_with_another_content_starts_a_new_folder(tmp_path: Path, capsys, changed: str) -> None:
+    small = SmallRun.make(tmp_path)
+    template = tmp_path / "template.jinja"
+    template.write_text("{% for m in messages %}{{ m.content }} {% endfor %}<bot>")
+    overrides = small.overrides(repeats=1, limit=1, model__chat_template=template)
+    assert main(overrides) == 0 and main(overrides) == 0 and len(small.folders()) == 1
+    with (tmp_path / changed).open("a") as file:
+        file.write("\n")
+    capsys.readouterr()
+    assert main(overrides) == 0 and len(small.folders()) == 2
+    assert "questions_sha256 was" in (error := capsys.readouterr().err) or f'"{Path(changed).name}": ' in error
+
+
+def test_shards_of_one_question_file_merge(small: SmallRun, tmp_path: Path) -> None:
+    from bench.recorded import merge, read_run
+
+    for part in ("0/2", "1/2"):
+        assert main(small.overrides(results_dir=tmp_path, shard=part, repeats=1)) == 0
+    merged = merge([read_run(file.parent) for file in tmp_path.glob("runs/*/*/*/run.json")])
+    assert set(merged.answers.question_id) == {question["question_id"] for question in QUESTIONS}
+
+
+def test_a_run_from_before_a_hash_was_recorded_is_left_as_it_is(small: SmallRun, tmp_path: Path, capsys) -> None:
+    overrides = small.overrides(results_dir=tmp_path, repeats=1, limit=1)
+    assert main(overrides) == 0
+    (file,) = tmp_path.glob("runs/*/*/*/run.json")
+    info = json.loads(file.read_text())
+    file.write_text(json.dumps({key: value for key, value in info.items() if key not in HASHES}))
+    assert main(overrides) == 0 and "_sha256 was null" in capsys.readouterr().err
+    assert len(list(tmp_path.glob("runs/*/*/*/run.json"))) == 2
 
 
 def test_a_second_process_on_one_folder_is_refused(small: SmallRun, tmp_path: Path, capsys) -> None:
@@ -462,3 +499,12 @@ def test_a_sweep_over_all_methods_may_follow_other_overrides(monkeypatch, tmp_pa
     monkeypatch.setattr("bench.session.run", lambda config, command: asked.append(config["method_name"]) or 0)
     assert main(["limit=1", "-m", "method=all,vanilla", f"results_dir={tmp_path}"]) == 0
     assert asked == [*all_methods(), "vanilla"]
+
+
+@pytest.mark.parametrize("given", ["", "rest.safetensors"])
+def test_a_datastore_is_part_of_what_was_measured(small: SmallRun, tmp_path: Path, given: str) -> None:
+    from bench.session import _hashes
+
+    (tmp_path / "rest.safetensors").write_bytes(b"store")
+    hashes = _hashes({"method": {"datastore": str(tmp_path / given)}}, small.folder / "model")
+    assert hashes["draft/rest.safetensors"] == hashlib.sha256(b"store").hexdigest()
