@@ -144,7 +144,7 @@ def read_info(folder: Path) -> dict[str, Any] | None:
     try:
         return dict(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{file}: not a JSON object ({error})") from error
+        raise UserError(f"{file}: not a JSON object ({error}); without its folder the run starts anew") from error
 
 
 def _place(root: Path, config: Mapping[str, Any]) -> tuple[Path, str]:
