@@ -10,6 +10,19 @@ from typing import Any
 from methods.errors import UserError, nearest
 
 TEMPLATES = Path(__file__).parent / "assets" / "templates"
+CHAT_FILES = (  # of a model's folder: all that decides what a prompt is and which tokens end an answer
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
 
 
 @dataclass(frozen=True)
@@ -24,7 +37,7 @@ class Chat:
     """How a model reads and writes conversations.
 
     template: None for the tokenizer's own, the name of a template that ships with the project, or a Jinja file.
-    Raises UserError when there is no such template, or no tokenizer in the folder.
+    Raises UserError when there is no such template or it cannot be rendered, or no tokenizer in the folder.
     """
 
     def __init__(self, folder: Path, template: str | None = None) -> None:
@@ -32,23 +45,31 @@ class Chat:
 
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        except (OSError, ValueError) as error:
-            raise UserError(f"model.path={folder}: no usable tokenizer ({str(error).splitlines()[0]})") from error
+        except Exception as error:  # whatever a file of another shape makes the libraries raise: all end the same way
+            raise UserError(f"model.path={folder}: no usable tokenizer ({_reason(error)})") from error
+        self.given = "the tokenizer's own" if template is None else template
         self.template = self.tokenizer.chat_template if template is None else read_template(template)
         if not self.template:
             names = ", ".join(sorted(file.stem for file in TEMPLATES.glob("*.jinja")))
             raise UserError(
                 f"model.chat_template: the tokenizer in {folder} has none; give one of {names}, or a Jinja file"
             )
+        self.render([Message("user", "?")])
 
     def render(self, messages: Sequence[Message], *, open_turn: bool = True) -> str:
-        """The conversation as text; open_turn: up to where the assistant's next answer begins."""
+        """The conversation as text; open_turn: up to where the assistant's next answer begins.
+
+        Raises UserError when the template is broken, or does not take this conversation.
+        """
         chat = [{"role": message.role, "content": message.content} for message in messages]
-        return str(
-            self.tokenizer.apply_chat_template(
-                chat, chat_template=self.template, tokenize=False, add_generation_prompt=open_turn
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    chat, chat_template=self.template, tokenize=False, add_generation_prompt=open_turn
+                )
             )
-        )
+        except Exception as error:  # a template is a program, and may raise anything
+            raise UserError(f"model.chat_template={self.given}: cannot be rendered ({_reason(error)})") from error
 
     def encode(self, text: str) -> list[int]:
         """Token ids of rendered text, with the BOS token exactly once where the model has one."""
@@ -66,11 +87,31 @@ class Chat:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
 
 
+def chat_files(folder: Path, template: str | None = None) -> list[Path]:
+    """The files that a Chat of this folder and template is made of. Raises UserError when there is no such template."""
+    files = [folder / name for name in CHAT_FILES if (folder / name).is_file()]
+    return files if template is None else [*files, template_file(template)]
+
+
 def read_template(template: str) -> str:
     """A Jinja template by name or path. Raises UserError when there is none."""
+    try:
+        return template_file(template).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"model.chat_template={template}: not readable ({_reason(error)})") from error
+
+
+def template_file(template: str) -> Path:
+    """Where a template lies that is given by name or path. Raises UserError when there is none."""
     named = TEMPLATES / f"{template}.jinja"
     file = named if named.is_file() else Path(template)
     if not file.is_file():
         names = [known.stem for known in TEMPLATES.glob("*.jinja")]
         raise UserError(f"model.chat_template={template}: no such file or template; {nearest(template, names)}")
-    return file.read_text(encoding="utf-8")
+    return file
+
+
+def _reason(error: Exception) -> str:
+    """One line; the name of a KeyError or TypeError says more than its text."""
+    line = (str(error).strip() or "no message").splitlines()[0]
+    return line if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {line}"

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -17,6 +21,45 @@ from methods.errors import UserError, nearest
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
+# What a value may be in any of the entry points' files; a method's settings are held against its own signature.
+TYPES: dict[str, Any] = {
+    "data.path": str | None,
+    "data.limit": int | None,
+    "limit": int | None,
+    "question_ids": int | list[int] | None,
+    "max_new_tokens": int,
+    "temperature": float,
+    "repeats": int,
+    "baseline": str,
+    "seed": int,
+    "threads": int | None | list[int | None],  # a list: bench.speed
+    "warmup_turns": int,
+    "results_dir": str,
+    "resume": bool,
+    "task.subtasks": list[str],
+    "model.name": str,
+    "model.path": str,
+    "model.revision": str | None,
+    "model.weights": str,
+    "model.dtype": str,
+    "model.device": str,
+    "model.context": int | None,
+    "model.chat_template": str | None,
+    "model.exit_layer": int,
+    "model.built_in": bool,
+    "model.threads": int | None,
+    "model.drafts.kangaroo": str | None,
+    "model.drafts.medusa": str | None,
+    "model.drafts.rest": str | None,
+    # bench.speed
+    "methods": str | list[str],
+    "dtypes": str | list[str],
+    "rows": int | list[int],
+    "prompt_tokens": int,
+    "past": int,
+    "passes": int,
+}
+WORDS = {int: "an integer", float: "a number", str: "text", bool: "true or false", NoneType: "null"}
 
 
 def choices(group: str) -> list[str]:
@@ -27,31 +70,77 @@ def choices(group: str) -> list[str]:
 def compose_config(name: str, overrides: Sequence[str]) -> DictConfig:
     """conf/<name>.yaml with overrides applied and every reference resolved.
 
-    Raises UserError for an unknown group member or key, with the nearest valid name, and for a value that does not fit.
+    Raises UserError for an unknown group member or key, with the nearest valid name, and for a key taken away.
     """
     parsed = _parse(overrides)
     for override in parsed:
-        _check_choice(override)
+        key = override.key_or_group
+        if override.is_delete():
+            raise UserError(f"{override.input_line}: a key cannot be taken away; {key}=VALUE sets it")
+        if override.is_sweep_override():
+            raise UserError(
+                f"{override.input_line}: several values at once are a sweep: bench.run -m {key}=value,value"
+            )
+        if _is_group(override):
+            _check_choice(key, str(override.value()))
     groups = [text for text, override in zip(overrides, parsed, strict=True) if _is_group(override)]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         base = OmegaConf.to_container(_composed(name, groups), resolve=False)
         assert isinstance(base, dict)
-        known = set(_keys(base))
+        known = set(_leaves(base))
         for override in parsed:
             key = override.key_or_group
-            if not (_is_group(override) or override.is_add() or key.startswith("hydra") or key in known):
+            if not (_is_group(override) or key.startswith("hydra") or key in known):
                 raise UserError(f"{key}: unknown override; {nearest(key, known)}")
         return _composed(name, list(overrides))
 
 
+def check_sweep(name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """The first point of a sweep. Raises UserError as `compose_config` does, for any value of a configuration group."""
+    first = list(overrides)
+    for at, override in enumerate(_parse(overrides)):
+        if override.is_sweep_override():
+            points = _points(override)
+            for point in points if _is_group(override) else ():
+                _check_choice(override.key_or_group, point)
+            first[at] = f"{override.get_key_element()}={points[0]}"
+    return plain(compose_config(name, first))
+
+
 def plain(config: DictConfig) -> dict[str, Any]:
-    """The configuration as plain dictionaries. Raises UserError for a value that is still missing."""
+    """The configuration as plain dictionaries. Raises UserError for a value that is missing or of the wrong type."""
     try:
         container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise UserError(_first_line(error)) from error
     assert isinstance(container, dict)
+    values = _leaves(container)
+    for key, kind in TYPES.items():
+        if key in values:
+            check_type(key, values[key], kind)
+    name = values.get("model.name", "-")
+    if name in ("", ".", "..") or "/" in name:
+        raise UserError(f"model.name={name}: names a folder of the results; valid: a name without /")
     return {str(key): value for key, value in container.items()}
+
+
+def check_type(key: str, value: Any, kind: Any) -> None:
+    """Raises UserError unless the value fits an annotation; of those that WORDS does not know, any value does."""
+    if not _fits(value, kind):
+        shown = value if isinstance(value, str) else json.dumps(value)
+        raise UserError(f"{key}={shown}: must be {_in_words(kind)}")
+
+
+def make_folder(path: str, key: str = "results_dir") -> Path:
+    """A folder to write into. Raises UserError where there can be none."""
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{key}={path}: {error.strerror}; valid: a folder that can be written to") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{key}={path}: may not be written to; valid: a folder that can be written to")
+    return folder
 
 
 def locate(value: Any) -> Any:
@@ -72,11 +161,25 @@ def _is_group(override: Override) -> bool:
     return (CONF / override.key_or_group).is_dir()
 
 
-def _check_choice(override: Override) -> None:
-    if _is_group(override) and not override.is_sweep_override():
-        value, valid = str(override.value()), choices(override.key_or_group)
-        if value not in valid:
-            raise UserError(f"{override.key_or_group}={value}: unknown; {nearest(value, valid)}")
+def _check_choice(group: str, value: str) -> None:
+    valid = choices(group)
+    if value not in valid:
+        raise UserError(f"{group}={value}: unknown; {nearest(value, valid)}")
+
+
+def _points(override: Override) -> list[str]:
+    """The values of a sweep, as written. Raises UserError when they cannot be listed, or there is none."""
+    value = override.value()
+    points = []
+    if isinstance(value, Glob):
+        points = value.filter(choices(override.key_or_group))
+    elif override.is_discrete_sweep():
+        points = list(override.sweep_string_iterator())
+    if not points:
+        raise UserError(
+            f"{override.input_line}: no values to sweep over; {override.key_or_group}=value,value lists them"
+        )
+    return points
 
 
 def _composed(name: str, overrides: list[str]) -> DictConfig:
@@ -86,13 +189,37 @@ def _composed(name: str, overrides: list[str]) -> DictConfig:
         raise UserError(_first_line(error.__cause__ or error)) from error
 
 
-def _keys(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
-    """Dotted names of everything that can be overridden."""
+def _leaves(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Everything that can be overridden, by dotted name."""
+    found: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _keys(value, f"{prefix}{key}.")
+            found |= _leaves(value, f"{prefix}{key}.")
         elif key != "_target_":
-            yield f"{prefix}{key}"
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if get_origin(kind) in (Union, UnionType):
+        return any(_fits(value, part) for part in get_args(kind))
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_fits(item, *get_args(kind)) for item in value)
+    if kind is None or kind not in WORDS:
+        return kind is not None or value is None
+    if isinstance(value, bool):  # which Python takes for an integer
+        return kind is bool
+    if kind is float:
+        return isinstance(value, (int, float)) and math.isfinite(value)
+    return isinstance(value, kind)
+
+
+def _in_words(kind: Any) -> str:
+    if get_origin(kind) in (Union, UnionType):
+        return " or ".join(map(_in_words, get_args(kind)))
+    if get_origin(kind) is list:
+        return f"[{_in_words(*get_args(kind))}, ...]"
+    return WORDS.get(kind, str(kind))
 
 
 def _first_line(error: BaseException) -> str:

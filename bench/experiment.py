@@ -246,9 +246,10 @@ def _content(text: Path) -> list[str]:
 @cache
 def _weights(path: str, revision: str | None) -> dict[str, str]:
     from bench.config import locate
+    from bench.digests import sha256
     from methods.engine.checkpoint import file_hashes, resolve
 
-    return file_hashes(resolve(locate(path), revision))
+    return file_hashes(resolve(locate(path), revision), sha256)
 
 
 def _written(settings: Mapping[str, Any]) -> list[str]:

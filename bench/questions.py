@@ -44,7 +44,7 @@ def subtask_of(category: str) -> str:
 def read_questions(path: Path) -> list[Question]:
     """All questions of a file. Raises UserError naming the file and the line of the first fault."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines would also cut at U+2028 inside a string
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"data.path={path}: not readable ({error.__class__.__name__}); wanted: question.jsonl"

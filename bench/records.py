@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.config import make_folder
 from bench.fidelity import Fidelity
 from bench.measure import Timed
 from bench.questions import Question
@@ -20,7 +21,8 @@ SCHEMA_VERSION = 1
 # Change where results go or how a run is started, not what is measured.
 NOT_MEASURED = ("results_dir", "resume", "launcher")
 # Runs that differ in one of these were made by other rulers and never share a folder.
-IDENTITY = ("cpu", "cores", "gpu", "driver", "threads", "dtype", "packages", "checkpoint_sha256", "commit")
+HASHES = ("checkpoint_sha256", "questions_sha256", "chat_sha256")
+IDENTITY = ("cpu", "cores", "gpu", "driver", "threads", "dtype", "packages", *HASHES, "commit")
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class RunDirectory:
 
     def __init__(self, folder: Path, notice: str | None) -> None:
         self.folder, self.notice = folder, notice
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(str(folder))
         self._lock = (folder / ".lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -76,23 +78,28 @@ class RunDirectory:
         _cut_orphan(self.baseline, answered)
         self.done = answered | _keys(self.failures)
 
+    @staticmethod
+    def known(root: Path, config: Mapping[str, Any]) -> bool:
+        """Whether this configuration has run before, on whatever machine."""
+        return any(read_info(folder) for folder in _existing(*_place(root, config)))
+
     @classmethod
     def open(cls, root: Path, config: Mapping[str, Any], identity: Mapping[str, Any], *, resume: bool) -> RunDirectory:
-        """The folder that continues this configuration on this machine, else a new one beside it.
+        """The newest folder that continues this configuration on this machine, else a new one beside it.
 
         identity holds the keys of IDENTITY. Raises UserError when another process has the folder.
         """
-        name = config_hash(config)
-        parent = root / "runs" / config["model"]["name"] / method_name(config)
-        number, notice = 1, None
-        while (folder := parent / (name if number == 1 else f"{name}-{number}")).exists():
-            info = read_info(folder)
-            difference = _difference(info, identity) if info else None
+        parent, name = _place(root, config)
+        notice = None
+        existing = _existing(parent, name)
+        for folder in existing:
+            difference = _difference(folder, identity)
             if resume and difference is None:
                 return cls(folder, None)
-            notice = f"not continuing {folder}: {difference}" if resume else f"resume=false: {folder} is left as it is"
-            number += 1
-        return cls(folder, notice)
+            left = f"not continuing {folder}: {difference}" if resume else f"resume=false: {folder} is left as it is"
+            notice = notice or left
+        number = 1 + max((_number(folder) for folder in existing), default=0)
+        return cls(parent / (name if number == 1 else f"{name}-{number}"), notice)
 
     def write_info(self, info: Mapping[str, Any]) -> None:
         """Write run.json, once, before the first question."""
@@ -117,7 +124,10 @@ class RunDirectory:
         self.done.add(place.key)
 
     def close(self) -> None:
-        """Let other processes have the folder."""
+        """Let other processes have the folder; one in which nothing was recorded goes."""
+        if [file.name for file in self.folder.iterdir()] == [".lock"]:
+            (self.folder / ".lock").unlink()
+            self.folder.rmdir()
         self._lock.close()
 
 
@@ -133,11 +143,33 @@ def read_info(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         return dict(json.loads(file.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise UserError(f"{file}: not valid JSON ({error})") from error
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{file}: not a JSON object ({error}); without its folder the run starts anew") from error
 
 
-def _difference(info: Mapping[str, Any], identity: Mapping[str, Any]) -> str | None:
+def _place(root: Path, config: Mapping[str, Any]) -> tuple[Path, str]:
+    """Where a configuration's folders lie, and how their names begin."""
+    return root / "runs" / config["model"]["name"] / method_name(config), config_hash(config)
+
+
+def _existing(parent: Path, name: str) -> list[Path]:
+    """Folders of one configuration, the newest first: the last number is, unless run.json knows of a later start."""
+    found = [folder for folder in parent.glob(f"{name}*") if folder.is_dir() and _number(folder)]
+    return sorted(found, key=lambda folder: (str((read_info(folder) or {}).get("started", "~")), _number(folder)))[::-1]
+
+
+def _number(folder: Path) -> int:
+    """1 for <hash>, n for <hash>-n, 0 for anything else."""
+    _, dash, number = folder.name.partition("-")
+    return 1 if not dash else int(number) if number.isdigit() else 0
+
+
+def _difference(folder: Path, identity: Mapping[str, Any]) -> str | None:
+    """Why a folder cannot be continued; None when it can, as one in which nothing was recorded."""
+    info = read_info(folder)
+    if info is None:
+        recorded = [file.name for file in sorted(folder.glob("*.jsonl"))]
+        return f"it has {recorded[0]} but no run.json" if recorded else None
     for key in IDENTITY:
         before, now = info.get(key), identity.get(key)
         if before != now:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+SWEEP = ("-m", "--multirun")
 USAGE = """usage: python -m bench.run [method=NAME[,NAME...]|all] [model=NAME] [task=NAME] [key=value ...]
        python -m bench.run -m key=value,value ...       a Hydra sweep
 method=all: {all}; transformers' own generate (hf_...) only when named
@@ -22,21 +23,24 @@ keys and their defaults: conf/config.yaml, conf/method/NAME.yaml, conf/model/NAM
 def main(arguments: Sequence[str]) -> int:
     """Run what the command line asks for. Returns the worst exit status: 0 done, 1 not all turns lossless, 2 input."""
     from bench.config import choices
-    from methods.errors import UserError
+    from methods.errors import UserError, nearest
 
     if {"-h", "--help"} & set(arguments):
         lists = {f"{g}s": ", ".join(choices(g)) for g in ("method", "model", "task")}
         print(USAGE.format(all=", ".join(all_methods()), **lists))
         return 0
+    overrides = [argument for argument in arguments if argument not in SWEEP]
     try:
-        if {"-m", "--multirun"} & set(arguments):
-            return _sweep(arguments)
-        return _jobs(expand_methods(arguments))
+        for option in (override for override in overrides if override.startswith("-")):
+            raise UserError(f"{option}: unknown option; {nearest(option, ('-h', '--help', *SWEEP))}")
+        return _sweep(overrides) if len(overrides) < len(arguments) else _jobs(expand_methods(overrides))
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command continues where it stopped", file=sys.stderr)
+        anew = any(o.partition("=")[::2] == ("resume", "false") for o in map(str.lower, overrides))
+        same = "the same command without resume=false" if anew else "the same command"
+        print(f"interrupted; {same} continues where it stopped", file=sys.stderr)
         return 130
 
 
@@ -63,9 +67,14 @@ def expand_methods(overrides: Sequence[str]) -> list[list[str]]:
         key, _, value = override.partition("=")
         names = [override]
         if key == "method":
-            names = [f"method={name}" for name in (all_methods() if value == "all" else value.split(","))]
+            names = [f"method={name}" for name in _named(value)]
         jobs = [[*job, name] for job in jobs for name in names]
     return jobs
+
+
+def _named(methods: str) -> list[str]:
+    """The methods of a list a,b in which all may stand."""
+    return [name for part in methods.split(",") for name in (all_methods() if part == "all" else [part])]
 
 
 def all_methods() -> list[str]:
@@ -100,14 +109,16 @@ def _run(config: Any, method: str, overrides: Sequence[str]) -> int:
     return run({**plain(config), "method_name": method}, " ".join(["python -m bench.run", *overrides]))
 
 
-def _sweep(arguments: Sequence[str]) -> int:
+def _sweep(overrides: Sequence[str]) -> int:
     """A Hydra sweep. Local jobs report their status here; a launcher's own log has those of remote ones."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
 
-    from bench.config import CONF
+    from bench.config import CONF, check_sweep, make_folder
     from methods.errors import UserError
 
+    lists = [o if not o.startswith("method=") else "method=" + ",".join(_named(o.partition("=")[2])) for o in overrides]
+    make_folder(check_sweep("config", lists)["results_dir"])  # where Hydra itself writes
     statuses = []
 
     def job(config: Any) -> None:
@@ -118,7 +129,7 @@ def _sweep(arguments: Sequence[str]) -> int:
             print(error, file=sys.stderr)
             statuses.append(2)
 
-    sys.argv = ["bench.run", *arguments]
+    sys.argv = ["bench.run", "-m", *lists]  # Hydra takes no option after an override
     hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(job)()
     return max(statuses, default=0)
 

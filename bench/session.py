@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,22 +15,34 @@ from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from tqdm import tqdm
 
 from bench import environment
-from bench.chat import Chat, Message
-from bench.config import ROOT, locate
+from bench.chat import Chat, Message, chat_files
+from bench.config import ROOT, check_type, locate, make_folder
+from bench.digests import sha256
 from bench.fidelity import NEAR_TIE, Fidelity, compare
 from bench.measure import Generator, Timed, timed_generation
 from bench.metrics import format_table, summarise_run
 from bench.questions import Question, find_questions, read_questions, select
 from bench.records import Place, RunDirectory, Turn
 from methods.decoder import Decoder
-from methods.engine.checkpoint import file_hashes, load_model, pick_device, pick_dtype, read_config, resolve
+from methods.engine.checkpoint import (
+    empty_weights,
+    file_hashes,
+    load_model,
+    pick_device,
+    pick_dtype,
+    read_config,
+    resolve,
+)
 from methods.engine.llama import Llama
-from methods.errors import NonFiniteLogits, UserError
+from methods.errors import NonFiniteLogits, UserError, nearest
+from methods.rest import FILE_NAME as DATASTORE
 from methods.vanilla import Vanilla
+
+DEFAULT_THREADS = torch.get_num_threads()  # before a run has set another number
 
 
 @dataclass(frozen=True)
@@ -75,21 +89,22 @@ def run(config: dict[str, Any], command: str) -> int:
 
     Raises UserError for a mistake in configuration or input.
     """
-    _check(config)
+    config = _checked(config)
+    asked = find_questions(config["data"]["path"], built_in=config["model"]["built_in"])
     questions = select(
-        read_questions(find_questions(config["data"]["path"], built_in=config["model"]["built_in"])),
+        read_questions(asked),
         subtasks=config["task"]["subtasks"],
         limit=config["limit"],
         question_ids=config["question_ids"],
         shard=config["shard"],
     )
-    if config["threads"]:
-        torch.set_num_threads(config["threads"])
-    model = config["model"]
-    random = model["weights"] == "random"
-    folder = resolve(locate(model["path"]), model["revision"], weights=not random)
-    info = _information(config, folder, command)
-    directory = RunDirectory.open(Path(config["results_dir"]), config, info, resume=config["resume"])
+    torch.set_num_threads(config["threads"] or DEFAULT_THREADS)
+    model, root = config["model"], Path(config["results_dir"])
+    if not RunDirectory.known(root, config):
+        rehearse(config)
+    folder = resolve(locate(model["path"]), model["revision"], weights=model["weights"] != "random")
+    info = {**_information(config, folder, command), "questions_sha256": sha256(asked)}
+    directory = RunDirectory.open(root, config, info, resume=config["resume"])
     try:
         if directory.notice:
             print(directory.notice, file=sys.stderr)
@@ -102,14 +117,38 @@ def run(config: dict[str, Any], command: str) -> int:
         directory.close()
 
 
-def _check(config: Mapping[str, Any]) -> None:
+def _checked(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with a single question id as a list. Raises UserError for values out of range."""
     for key, least in {"repeats": 1, "max_new_tokens": 1, "warmup_turns": 0}.items():
-        if not isinstance(config[key], int) or config[key] < least:
+        if config[key] < least:
             raise UserError(f"{key}={config[key]}: must be an integer of at least {least}")
+    check_type("threads", config["threads"], int | None)
     if config["threads"] is not None and config["threads"] < 1:
         raise UserError(f"threads={config['threads']}: must be at least 1, or null for all")
+    weights = config["model"]["weights"]
+    if weights not in ("checkpoint", "random"):
+        raise UserError(f"model.weights={weights} is unknown; {nearest(weights, ('checkpoint', 'random'))}")
     if config["baseline"] not in ("paired", "none"):
-        raise UserError(f"baseline={config['baseline']}: unknown; valid: none, paired")
+        raise UserError(f"baseline={config['baseline']}: unknown; {nearest(config['baseline'], ('paired', 'none'))}")
+    make_folder(config["results_dir"])
+    ids = config["question_ids"]
+    return {**config, "question_ids": [ids] if isinstance(ids, int) else ids}
+
+
+def _check_settings(method: Mapping[str, Any]) -> None:
+    """Raises UserError for a setting of another type than the method's signature says."""
+    try:
+        target = get_object(method["_target_"])
+    except ImportError as error:
+        raise UserError(f"method._target_={method['_target_']}: {_first_line(error)}") from error
+    try:
+        parameters = inspect.signature(target, eval_str=True).parameters
+    except NameError:  # an annotation that is imported for type checkers only
+        return
+    rest = next((p.annotation for p in parameters.values() if p.kind is p.VAR_KEYWORD), Any)
+    for key, value in method.items():
+        if key != "_target_":
+            check_type(f"method.{key}", value, parameters[key].annotation if key in parameters else rest)
 
 
 def _information(config: Mapping[str, Any], folder: Path, command: str) -> dict[str, Any]:
@@ -127,19 +166,45 @@ def _information(config: Mapping[str, Any], folder: Path, command: str) -> dict[
         "git": git,
         "commit": git["commit"],
         "checkpoint_sha256": _hashes(config, folder),
+        "chat_sha256": {file.name: sha256(file) for file in chat_files(folder, model["chat_template"])},
         **environment.describe(device.type, torch.get_num_threads()),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
 def _hashes(config: Mapping[str, Any], folder: Path) -> dict[str, str]:
-    """Hashes of the target's files and of the draft's, where the method has a checkpoint of its own."""
-    hashes = {f"target/{name}": digest for name, digest in file_hashes(folder).items()}
-    checkpoint = config["method"].get("checkpoint")
+    """Hashes of the target's files and of the draft's, where the method has a checkpoint or a datastore of its own."""
+    hashes = {f"target/{name}": digest for name, digest in file_hashes(folder, sha256).items()}
+    checkpoint, datastore = (config["method"].get(key) for key in ("checkpoint", "datastore"))
     if checkpoint:
         draft = resolve(locate(checkpoint), key="method.checkpoint")
-        hashes |= {f"draft/{name}": digest for name, digest in file_hashes(draft).items()}
-    return hashes
+        hashes |= {f"draft/{name}": digest for name, digest in file_hashes(draft, sha256).items()}
+    file = Path(locate(datastore)) if datastore else folder
+    file = file / DATASTORE if file.is_dir() else file
+    return hashes | ({f"draft/{file.name}": sha256(file)} if datastore and file.is_file() else {})
+
+
+def rehearse(config: Mapping[str, Any], *, tokenizer: bool = True) -> None:
+    """Raises UserError for what is wrong with model, tokenizer or method, as far as it shows without the weights.
+
+    They may be a long download away. The sides are put on a target that has the right shapes and no storage; a method
+    that asks for values of its weights cannot be made here, and is left to `build`.
+    """
+    model = config["model"]
+    _check_settings(config["method"])
+    folder = resolve(locate(model["path"]), model["revision"], weights=False)
+    target = _hollow(model, folder)
+    if tokenizer:
+        Chat(folder, model["chat_template"])
+    with suppress(InstantiationException):
+        _sides(config, target)
+
+
+def _hollow(model: Mapping[str, Any], folder: Path) -> Llama:
+    """The target without storage."""
+    shape = read_config(folder)
+    dtype = pick_dtype(model["dtype"], pick_device(model["device"]), shape)
+    return Llama(shape, empty_weights(shape, dtype, torch.device("meta")))
 
 
 def load_target(model: Mapping[str, Any], folder: Path, *, seed: int) -> Llama:
@@ -150,10 +215,46 @@ def load_target(model: Mapping[str, Any], folder: Path, *, seed: int) -> Llama:
 
 
 def build(config: Mapping[str, Any], folder: Path, target: Llama | None = None) -> Sides:
-    """Put the method and the baseline on the target, which is loaded unless it is given."""
+    """Put the method and the baseline on the target, which is loaded unless it is given.
+
+    Raises UserError when they cannot be made, or do not fit into memory.
+    """
     model = config["model"]
-    target = target or load_target(model, folder, seed=config["seed"])
-    settings = {"context": model["context"], "temperature": config["temperature"], "seed": config["seed"]}
+    with fitting(model, folder):
+        try:
+            return _sides(config, target or load_target(model, folder, seed=config["seed"]))
+        except InstantiationException as error:
+            cause = error.__cause__ or error
+            name = config["method"]["_target_"]
+            raise UserError(f"method: {name} cannot be made ({type(cause).__name__}: {_first_line(cause)})") from error
+
+
+@contextmanager
+def fitting(model: Mapping[str, Any], folder: Path) -> Iterator[None]:
+    """Raises UserError for what does not fit into memory, naming the keys that decide how much is needed."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not _out_of_memory(error):
+            raise
+        size = _hollow(model, folder).weight_bytes / 1e9
+        raise UserError(
+            f"model.path={model['path']}, model.dtype={model['dtype']}: out of memory, the weights alone take "
+            f"{size:.2g} GB ({_first_line(error)}); a smaller model, dtype or model.context needs less"
+        ) from error
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """On a CPU torch raises a plain RuntimeError."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _sides(config: Mapping[str, Any], target: Llama) -> Sides:
+    settings = {"context": config["model"]["context"], "temperature": config["temperature"], "seed": config["seed"]}
     drafter = _method(config["method"], target)
     # Another library's generate is measured as it is; a method of ours is put into the loop.
     method = drafter if hasattr(drafter, "generate") else Decoder(target, drafter, **settings)
@@ -167,8 +268,9 @@ def _method(settings: Mapping[str, Any], target: Llama) -> Any:
     try:
         return instantiate({key: locate(value) for key, value in settings.items()}, target=target)
     except InstantiationException as error:
-        if isinstance(error.__cause__, UserError):  # Hydra wraps whatever a constructor raises
-            raise error.__cause__ from None
+        cause = error.__cause__  # Hydra wraps whatever a constructor raises
+        if cause is not None and (isinstance(cause, UserError) or _out_of_memory(cause)):
+            raise cause from None
         raise
 
 
@@ -210,12 +312,36 @@ def _warm_up(config: Mapping[str, Any], sides: Sides, chat: Chat, questions: lis
     """Unrecorded turns for both sides, so that no recorded one pays for the first use of anything."""
     for turn in range(config["warmup_turns"]):
         ids = chat.prompt_ids([Message("user", questions[turn % len(questions)].turns[0])])
-        for side in (sides.method, sides.baseline):
-            if side is not None and len(ids) < side.context:
-                try:
-                    timed_generation(side, ids, config["max_new_tokens"], sides.target.device)
-                except NonFiniteLogits:
-                    return  # the recorded turns will say so, one by one
+        for name, side in (("method", sides.method), ("baseline", sides.baseline)):
+            with suppress(TurnFailed):  # the recorded turns will say so, one by one
+                if side is not None:
+                    _generated(name, side, ids, config["max_new_tokens"], sides.target)
+
+
+def _generated(name: str, side: Generator, ids: list[int], max_new_tokens: int, target: Llama) -> Timed:
+    """One generation of one side. Raises TurnFailed when the prompt does not fit the model, or something goes wrong."""
+    if not ids:
+        raise TurnFailed("failed", "the prompt has no tokens")
+    if max(ids) >= target.config.vocab_size:
+        known = f"the model's vocabulary of {target.config.vocab_size}"
+        raise TurnFailed("failed", f"token {max(ids)} of the prompt is beyond {known}: is this its tokenizer?")
+    if len(ids) >= side.context:
+        raise TurnFailed("skipped", f"prompt of {len(ids)} tokens leaves no room in a context of {side.context}")
+    try:
+        with _turn_fits_memory(name):
+            return timed_generation(side, ids, max_new_tokens, target.device)
+    except NonFiniteLogits as error:
+        raise TurnFailed("failed", f"{name}: {error}") from error
+
+
+@contextmanager
+def _turn_fits_memory(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not _out_of_memory(error):
+            raise
+        raise TurnFailed("failed", f"{name}: out of memory ({_first_line(error)})") from error
 
 
 class Conversation:
@@ -230,7 +356,10 @@ class Conversation:
     def take(self, text: str) -> None:
         """Ask the next turn; its prompt holds what the method answered before. Raises TurnFailed."""
         self.messages.append(Message("user", text))
-        ids = self.chat.prompt_ids(self.messages)
+        try:
+            ids = self.chat.prompt_ids(self.messages)
+        except UserError as error:  # a template may dislike one conversation only
+            raise TurnFailed("failed", str(error)) from error
         timed = dict(self._timed(ids))
         answer, baseline = timed["method"], timed.get("baseline")
         self.messages.append(Message("assistant", self._text(answer)))
@@ -242,18 +371,8 @@ class Conversation:
     def _timed(self, ids: list[int]) -> Iterator[tuple[str, Timed]]:
         order = [("method", self.sides.method), ("baseline", self.sides.baseline)]
         for name, side in order if self.method_first else reversed(order):
-            if side is None:
-                continue
-            if len(ids) >= side.context:
-                raise TurnFailed(
-                    "skipped", f"prompt of {len(ids)} tokens leaves no room in a context of {side.context}"
-                )
-            try:
-                yield name, timed_generation(side, ids, self.config["max_new_tokens"], self.sides.target.device)
-            except NonFiniteLogits as error:
-                raise TurnFailed("failed", f"{name}: {error}") from error
-            except torch.OutOfMemoryError as error:
-                raise TurnFailed("failed", f"{name}: out of memory ({str(error).splitlines()[0]})") from error
+            if side is not None:
+                yield name, _generated(name, side, ids, self.config["max_new_tokens"], self.sides.target)
 
     def _text(self, timed: Timed) -> str:
         return self.chat.decode(timed.generation.tokens)
@@ -263,12 +382,13 @@ class Conversation:
             return None
         target, tokens = self.sides.target, baseline.generation.tokens
         dtype = str(target.dtype).removeprefix("torch.")
-        return compare(
-            answer.generation.tokens,
-            tokens,
-            margin=lambda position: top_two_margin(target, [*ids, *tokens[:position]]),
-            tolerance=NEAR_TIE[dtype],
-        )
+        with _turn_fits_memory("fidelity"):
+            return compare(
+                answer.generation.tokens,
+                tokens,
+                margin=lambda position: top_two_margin(target, [*ids, *tokens[:position]]),
+                tolerance=NEAR_TIE[dtype],
+            )
 
 
 @torch.inference_mode()

@@ -59,28 +59,48 @@ def measure(arguments: Sequence[str]) -> None:
     import torch
 
     from bench import environment
-    from bench.config import compose_config, locate, plain
+    from bench.config import compose_config, locate, make_folder, plain
+    from bench.session import DEFAULT_THREADS, fitting, rehearse
     from methods.engine.checkpoint import pick_device, resolve
 
-    config = plain(compose_config("speed", arguments))
+    config = checked(plain(compose_config("speed", arguments)))
     model = config["model"]
-    folder = resolve(locate(model["path"]), model["revision"], weights=model["weights"] != "random")
     own = [text for text in arguments if text.startswith("model")]
     runs = {name: plain(compose_config("config", [f"method={name}", *own])) for name in config["methods"]}
-    device, default_threads = pick_device(model["device"]), torch.get_num_threads()
+    for run in runs.values():
+        for dtype in config["dtypes"]:
+            rehearse({**run, "model": {**model, "dtype": dtype}}, tokenizer=model["weights"] != "random")
+    results = make_folder(config["results_dir"])
+    folder = resolve(locate(model["path"]), model["revision"], weights=model["weights"] != "random")
+    device = pick_device(model["device"])
     sections = []
     for dtype in config["dtypes"]:
         for threads in config["threads"] if device.type == "cpu" else [None]:
-            torch.set_num_threads(threads or default_threads)
-            found = section(config, runs, folder, dtype)
+            torch.set_num_threads(threads or DEFAULT_THREADS)
+            with fitting({**model, "dtype": dtype}, folder):
+                found = section(config, runs, folder, dtype)
             found |= {"dtype": dtype, "threads": torch.get_num_threads()}
             sections.append(found)
             print(format_section(found, str(device)), flush=True)
-    file = Path(config["results_dir"]) / "speed" / f"{model['name']}.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    record = {"config": config, **environment.describe(device.type, default_threads), "sections": sections}
+    file = make_folder(str(results / "speed")) / f"{model['name']}.json"
+    record = {"config": config, **environment.describe(device.type, DEFAULT_THREADS), "sections": sections}
     file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(f"raw values in {file}")
+
+
+def checked(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with single values as lists. Raises UserError for values out of range."""
+    from methods.errors import UserError
+
+    lists = {key: config[key] for key in ("methods", "dtypes", "threads", "rows")}
+    lists = {key: value if isinstance(value, list) else [value] for key, value in lists.items()}
+    for key, values in lists.items():
+        if not values or any(isinstance(value, int) and value < 1 for value in values):
+            raise UserError(f"{key}={json.dumps(values)}: must be a list, not empty, of names or numbers from 1")
+    for key in ("prompt_tokens", "max_new_tokens", "repeats", "past", "passes"):
+        if config[key] < 1:
+            raise UserError(f"{key}={config[key]}: must be at least 1")
+    return {**config, **lists}
 
 
 def section(config: dict[str, Any], runs: dict[str, dict[str, Any]], folder: Path, dtype: str) -> dict[str, Any]:

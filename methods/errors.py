@@ -14,9 +14,9 @@ class NonFiniteLogits(ArithmeticError):
     """The target produced NaN or infinite logits, so no token can be chosen from them."""
 
 
-def nearest(name: str, valid: Iterable[str]) -> str:
+def nearest(name: object, valid: Iterable[str]) -> str:
     """Ending of an error line: the closest valid name, if one is close, and all valid names."""
     names = sorted(valid)
-    close = difflib.get_close_matches(name, names, n=1)
+    close = difflib.get_close_matches(str(name), names, n=1)
     guess = f"did you mean {close[0]}? " if close else ""
     return f"{guess}valid: {', '.join(names)}"

@@ -7,6 +7,7 @@ rope_scaling, torch_dtype; rope_parameters, dtype) are few enough to read here.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def _architecture(file: Path, raw: dict[str, Any]) -> str:
     named = raw.get("architectures") or []
-    name = str(named[0]) if isinstance(named, list) and named else ARCHITECTURES.get(raw.get("model_type", ""))
+    name = str(named[0]) if isinstance(named, list) and named else ARCHITECTURES.get(str(raw.get("model_type")))
     if name is None:
         name = str(raw.get("model_type"))
     if name not in ARCHITECTURES.values():
@@ -105,7 +106,12 @@ def _refuse_unsupported(file: Path, raw: dict[str, Any]) -> None:
 
 def _rope(file: Path, raw: dict[str, Any]) -> dict[str, Any]:
     """Rotary settings in one form: rope_theta, rope_type and the numbers that type needs."""
-    given = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
+    given: dict[str, Any] = {}
+    for key in ("rope_scaling", "rope_parameters"):
+        value = raw.get(key) or {}
+        if not isinstance(value, dict):
+            raise UserError(f"{file}: {key}={json.dumps(value)} must be a JSON object with rope_type, or null")
+        given |= value
     kind = str(given.get("rope_type", given.get("type", "default")))
     if kind not in ROPE_KEYS:
         raise UserError(f"{file}: rope_type={kind} is not supported; {nearest(kind, ROPE_KEYS)}")
@@ -120,7 +126,8 @@ def _rope(file: Path, raw: dict[str, Any]) -> dict[str, Any]:
 
 def _context(file: Path, raw: dict[str, Any], architecture: str) -> int:
     # Long-context Vicunas leave max_position_embeddings at the value before linear scaling and say the rest here.
-    context = max(_positive(file, raw, "max_position_embeddings"), int(raw.get("max_sequence_length") or 0))
+    context = _positive(file, raw, "max_position_embeddings")
+    context = max(context, _positive(file, raw, "max_sequence_length", default=context))
     slides = architecture == "MistralForCausalLM" or raw.get("use_sliding_window")
     window = raw.get("sliding_window") if slides else None
     return min(context, _positive(file, raw, "sliding_window")) if window is not None else context
@@ -133,7 +140,7 @@ def _eos_token_ids(folder: Path, raw: dict[str, Any]) -> tuple[int, ...]:
     found: list[int] = []
     for value in (generation.get("eos_token_id"), raw.get("eos_token_id")):
         found += value if isinstance(value, list) else [] if value is None else [value]
-    if not all(isinstance(token, int) for token in found):
+    if not all(isinstance(token, int) and not isinstance(token, bool) for token in found):
         raise UserError(f"{folder}: eos_token_id={found} must be an integer or a list of integers")
     return tuple(dict.fromkeys(found))
 
@@ -151,6 +158,6 @@ def _number(file: Path, raw: dict[str, Any], key: str) -> float:
     value = raw.get(key)
     if value is None:
         raise UserError(f"{file}: {key} is missing")
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
         raise UserError(f"{file}: {key}={value!r} must be a positive number")
     return float(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,48 @@ def test_unknown_templates_and_missing_tokenizers_are_refused(tmp_path: Path) ->
     config.write_text(config.read_text().replace('"chat_template"', '"unused"'))
     with pytest.raises(UserError, match=r"model.chat_template: the tokenizer in .* has none; give one of vicuna"):
         Chat(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("tokenizer.json", "{}", "no usable tokenizer (KeyError: 'added_tokens')"),
+        ("tokenizer.json", "[]", "no usable tokenizer (TypeError"),
+        ("tokenizer.json", "{", "no usable tokenizer (Expecting property name"),
+        ("tokenizer_config.json", "5", "no usable tokenizer (AttributeError"),
+        ("tokenizer_config.json", '{"tokenizer_class": 5}', "no usable tokenizer (AttributeError"),
+        (
+            "tokenizer_config.json",
+            '{"chat_template": 5}',
+            "model.chat_template=the tokenizer's own: cannot be rendered",
+        ),
+    ],
+)
+def test_files_of_another_shape_are_no_tokenizer(tmp_path: Path, name: str, content: str, message: str) -> None:
+    write_chat_model(tmp_path)
+    (tmp_path / "chat_template.jinja").unlink(missing_ok=True)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        Chat(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"{% for", "TemplateSyntaxError: unexpected"),
+        (b"{{ raise_exception('no user') }}", "TemplateError: no user"),
+        (b"{{ nothing.at.all }}", "UndefinedError: 'nothing' is undefined"),
+        (b"{{ 1 / 0 }}", "ZeroDivisionError"),
+        (b"\xff", "not readable ('utf-8' codec"),
+    ],
+)
+def test_a_template_that_fails_is_named(tmp_path: Path, content: bytes, reason: str) -> None:
+    write_chat_model(tmp_path)
+    file = tmp_path / "own.jinja"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=f"model.chat_template={file}: .*{re.escape(reason)}"):
+        Chat(tmp_path, str(file))
 
 
 def test_templates_that_ship_render(tmp_path: Path) -> None:

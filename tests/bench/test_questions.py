@@ -31,6 +31,13 @@ def test_blank_lines_and_other_keys_do_not_matter(tmp_path: Path) -> None:
     assert read_questions(file) == [Question(1, "qa", ("Who?",)), Question(2, "qa", ("a", "b"))]
 
 
+def test_only_a_newline_ends_a_line(tmp_path: Path) -> None:
+    turn = "one\u2028two\u2029three\x85four"
+    file = tmp_path / "q.jsonl"
+    file.write_bytes(json.dumps({**GOOD, "turns": [turn]}, ensure_ascii=False).encode() + b"\r\n")
+    assert read_questions(file) == [Question(1, "qa", (turn,))]
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

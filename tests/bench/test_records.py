@@ -101,6 +101,59 @@ def test_another_machine_or_version_goes_beside(tmp_path: Path, key: str) -> Non
     assert back.folder == first.folder and back.done == {(1, 0)}
 
 
+def test_the_newest_folder_that_matches_is_continued(tmp_path: Path) -> None:
+    first = opened(tmp_path)
+    write(first, 1)
+    first.close()
+    anew = opened(tmp_path, resume=False)
+    write(anew, 2)
+    anew.close()
+    other = opened(tmp_path, cpu="other")
+    other.close()
+    again = opened(tmp_path)
+    again.close()
+    assert (again.folder, again.done) == (anew.folder, {(2, 0)})
+    assert other.folder.name == f"{first.folder.name}-3"
+
+
+def test_the_later_start_is_newer_than_the_higher_number(tmp_path: Path) -> None:
+    for resume, started in ((True, "2024-05-02"), (False, "2024-05-01")):
+        directory = RunDirectory.open(tmp_path, CONFIG, MACHINE, resume=resume)
+        directory.write_info(MACHINE | {"started": started})
+        directory.close()
+    again = opened(tmp_path)
+    again.close()
+    assert again.folder.name == config_hash(CONFIG)
+
+
+def test_answers_without_run_json_are_not_continued(tmp_path: Path) -> None:
+    first = opened(tmp_path)
+    write(first, 1)
+    first.close()
+    (first.folder / "run.json").unlink()
+    again = opened(tmp_path)
+    again.close()
+    assert again.folder.name.endswith("-2") and again.done == set()
+    assert "it has answers.jsonl but no run.json" in (again.notice or "")
+
+
+def test_a_folder_in_which_nothing_was_recorded_goes(tmp_path: Path) -> None:
+    for _ in range(2):
+        directory = RunDirectory.open(tmp_path, CONFIG, MACHINE, resume=True)
+        assert directory.folder.name == config_hash(CONFIG)
+        directory.close()
+        assert not directory.folder.exists()
+
+
+@pytest.mark.parametrize("broken", ["{", "5", "[1]"])
+def test_a_broken_run_json_is_named(tmp_path: Path, broken: str) -> None:
+    first = opened(tmp_path)
+    first.close()
+    (first.folder / "run.json").write_text(broken)
+    with pytest.raises(UserError, match=r"run.json: not a JSON object"):
+        opened(tmp_path)
+
+
 def test_what_is_not_measured_does_not_name_a_run() -> None:
     assert config_hash(CONFIG | {"results_dir": "a", "resume": True}) == config_hash(CONFIG | {"resume": False})
     assert config_hash(CONFIG | {"seed": 1}) != config_hash(CONFIG)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 
-from bench.run import default_method, expand_methods, main
+from bench.records import HASHES
+from bench.run import all_methods, default_method, expand_methods, main
 from tests.bench.small_run import QUESTIONS, SmallRun, lines, write_questions
 
+SIDES = ("method", "baseline")
 ROOT = Path(__file__).parents[2]
 
 
@@ -116,8 +120,11 @@ def lines_that_are_whole(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
-def test_interrupting_says_how_to_go_on(small: SmallRun, tmp_path: Path) -> None:
-    overrides = small.overrides(results_dir=tmp_path, max_new_tokens=60, repeats=12)
+@pytest.mark.parametrize(
+    ("resume", "advice"), [("true", "the same command continues"), ("False", "the same command without resume=false")]
+)
+def test_interrupting_says_how_to_go_on(small: SmallRun, tmp_path: Path, resume: str, advice: str) -> None:
+    overrides = small.overrides(results_dir=tmp_path, max_new_tokens=60, repeats=12, resume=resume)
     process = subprocess.Popen(
         [sys.executable, "-m", "bench.run", *overrides], cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
@@ -127,7 +134,7 @@ def test_interrupting_says_how_to_go_on(small: SmallRun, tmp_path: Path) -> None
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
-    assert process.returncode == 130 and "the same command continues" in error and "Traceback" not in error
+    assert process.returncode == 130 and advice in error and "Traceback" not in error
 
 
 def test_resume_false_and_another_machine_start_beside(small: SmallRun, tmp_path: Path, capsys) -> None:
@@ -143,6 +150,41 @@ def test_resume_false_and_another_machine_start_beside(small: SmallRun, tmp_path
     assert main(overrides) == 0
     assert 'cpu was "another"' in capsys.readouterr().err
     assert folder.with_name(folder.name + "-3").is_dir()
+
+
+@pytest.mark.parametrize(
+    "changed", ["question.jsonl", "template.jinja", "model/tokenizer_config.json", "model/tokenizer.json"]
+)
+def test_a_file_with_another_content_starts_a_new_folder(tmp_path: Path, capsys, changed: str) -> None:
+    small = SmallRun.make(tmp_path)
+    template = tmp_path / "template.jinja"
+    template.write_text("{% for m in messages %}{{ m.content }} {% endfor %}<bot>")
+    overrides = small.overrides(repeats=1, limit=1, model__chat_template=template)
+    assert main(overrides) == 0 and main(overrides) == 0 and len(small.folders()) == 1
+    with (tmp_path / changed).open("a") as file:
+        file.write("\n")
+    capsys.readouterr()
+    assert main(overrides) == 0 and len(small.folders()) == 2
+    assert "questions_sha256 was" in (error := capsys.readouterr().err) or f'"{Path(changed).name}": ' in error
+
+
+def test_shards_of_one_question_file_merge(small: SmallRun, tmp_path: Path) -> None:
+    from bench.recorded import merge, read_run
+
+    for part in ("0/2", "1/2"):
+        assert main(small.overrides(results_dir=tmp_path, shard=part, repeats=1)) == 0
+    merged = merge([read_run(file.parent) for file in tmp_path.glob("runs/*/*/*/run.json")])
+    assert set(merged.answers.question_id) == {question["question_id"] for question in QUESTIONS}
+
+
+def test_a_run_from_before_a_hash_was_recorded_is_left_as_it_is(small: SmallRun, tmp_path: Path, capsys) -> None:
+    overrides = small.overrides(results_dir=tmp_path, repeats=1, limit=1)
+    assert main(overrides) == 0
+    (file,) = tmp_path.glob("runs/*/*/*/run.json")
+    info = json.loads(file.read_text())
+    file.write_text(json.dumps({key: value for key, value in info.items() if key not in HASHES}))
+    assert main(overrides) == 0 and "_sha256 was null" in capsys.readouterr().err
+    assert len(list(tmp_path.glob("runs/*/*/*/run.json"))) == 2
 
 
 def test_a_second_process_on_one_folder_is_refused(small: SmallRun, tmp_path: Path, capsys) -> None:
@@ -185,6 +227,92 @@ def test_nan_logits_fail_the_turn_and_the_run_goes_on(small: SmallRun, tmp_path:
     assert failures[0]["question_id"] == 300 and failures[0]["status"] == "failed" and "NaN" in failures[0]["error"]
 
 
+def out_of_memory(*_: object, **__: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 13 GiB.\nand more")
+
+
+@pytest.mark.parametrize(
+    "place", ["bench.session.load_model", "methods.kangaroo.Adapter.load", "methods.kangaroo.KVCache"]
+)
+def test_a_model_that_does_not_fit_into_memory_is_one_line(
+    small: SmallRun, tmp_path: Path, capsys, monkeypatch, place: str
+) -> None:
+    monkeypatch.setattr("bench.session.rehearse", lambda config: None)
+    monkeypatch.setattr(place, out_of_memory)
+    line = refused(capsys, small.overrides(results_dir=tmp_path))
+    assert line.startswith(
+        f"model.path={small.folder / 'model'}, model.dtype=auto: out of memory, the weights alone take"
+    )
+    assert not list(tmp_path.glob("runs/*/*/*")), "a folder without records is left"
+
+
+def test_running_out_of_memory_in_a_turn_fails_the_turn(small: SmallRun, tmp_path: Path, monkeypatch) -> None:
+    """In warm-up it is left to the recorded turns; in the check of fidelity it fails the turn that is checked."""
+    from methods.decoder import Decoder
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Decoder, "generate", out_of_memory)
+        assert main(small.overrides(results_dir=tmp_path, repeats=1, question_ids=241)) == 1
+    monkeypatch.setattr("bench.session.compare", out_of_memory)
+    assert main(small.overrides(results_dir=tmp_path, repeats=1, question_ids=242)) == 1
+    failures = [record for file in tmp_path.glob("runs/*/*/*/failures.jsonl") for record in lines(file)]
+    said = {record["question_id"]: record["error"] for record in failures}
+    assert said[241] in [f"{side}: out of memory (CUDA out of memory. Tried to allocate 13 GiB.)" for side in SIDES]
+    assert said[242].startswith("fidelity: out of memory")
+
+
+def test_a_tokenizer_of_another_model_fails_the_turn(small: SmallRun, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("bench.chat.Chat.prompt_ids", lambda chat, messages: [1, 67] if len(messages) == 1 else [])
+    assert main(small.overrides(results_dir=tmp_path, repeats=1, question_ids=241)) == 1
+    (file,) = tmp_path.glob("runs/*/*/*/failures.jsonl")
+    assert "token 67 of the prompt is beyond the model's vocabulary of 67" in lines(file)[0]["error"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method__gamma": 0},
+        {"method__checkpoint": "null"},
+        {"method__variant": "mpl_only"},
+        {"model__exit_layer": 4},
+        {"model__context": 300},
+        {"model__chat_template": "vicunia"},
+        {"model__weights": "rndom"},
+        {"method": "medusa", "method__checkpoint": None},
+        {"method": "lookahead", "method__checkpoint": None, "method__window": 0},
+        {"method": "rest", "method__checkpoint": None},
+        {"method": "hf_generate", "method__checkpoint": None, "temperature": 1},
+    ],
+)
+def test_what_shows_without_weights_is_said_before_they_are_read(
+    small: SmallRun, tmp_path: Path, capsys, monkeypatch, changes: dict
+) -> None:
+    monkeypatch.setattr("bench.session.file_hashes", None)
+    monkeypatch.setattr("bench.session.load_model", None)
+    refused(capsys, small.overrides(**{"results_dir": tmp_path, **changes}))
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("method", ["vanilla", *all_methods(), "hf_generate"])
+def test_every_method_can_be_rehearsed(tmp_path: Path, monkeypatch, method: str) -> None:
+    from bench import session
+    from bench.config import compose_config, plain
+
+    monkeypatch.setattr(session, "suppress", lambda *_: nullcontext())
+    session.rehearse(plain(compose_config("config", [f"method={method}"])))
+
+
+def test_threads_null_is_all_of_them_again(small: SmallRun, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("bench.session.DEFAULT_THREADS", 2)
+    used = torch.get_num_threads()
+    try:
+        for threads, now in ((1, 1), ("null", 2)):
+            assert main(small.overrides(results_dir=tmp_path, repeats=1, limit=1, threads=threads)) == 0
+            assert torch.get_num_threads() == now
+    finally:
+        torch.set_num_threads(used)
+
+
 def test_a_mismatch_fails_the_run(small: SmallRun, tmp_path: Path, monkeypatch) -> None:
     from bench import session
     from methods.vanilla import Vanilla
@@ -225,6 +353,22 @@ def test_random_weights_need_no_weight_files(small: SmallRun, tmp_path: Path) ->
     assert main(overrides) == 0
 
 
+def test_one_question_id_needs_no_brackets(small: SmallRun, tmp_path: Path) -> None:
+    for written in ("161", "[161]"):
+        assert main(small.overrides(results_dir=tmp_path, repeats=1, question_ids=written)) == 0
+    (file,) = tmp_path.glob("runs/*/*/*/answers.jsonl")
+    assert [record["question_id"] for record in lines(file)] == [161]
+
+
+def test_what_a_method_cannot_be_made_of_is_one_line(small: SmallRun, tmp_path: Path, capsys, monkeypatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise KeyError("a part")
+
+    monkeypatch.setattr("methods.kangaroo.Adapter.load", broken)
+    line = refused(capsys, small.overrides(results_dir=tmp_path))
+    assert line.startswith("method: methods.kangaroo.Kangaroo cannot be made (KeyError: 'a part')")
+
+
 def test_shards_split_the_questions(small: SmallRun, tmp_path: Path) -> None:
     for part in ("0/2", "1/2"):
         assert main(small.overrides(results_dir=tmp_path, shard=part, repeats=1)) == 0
@@ -262,6 +406,18 @@ def test_shards_split_the_questions(small: SmallRun, tmp_path: Path) -> None:
         ({"baseline": "both"}, "baseline=both: unknown"),
         ({"temperature": -1}, "temperature=-1: must be 0"),
         ({"model__context": 1}, "context=1: must be between 2 and the model's 256"),
+        ({"method__gamma": 2.5}, "method.gamma=2.5: must be an integer"),
+        ({"method__eta": "null"}, "method.eta=null: must be a number"),
+        ({"method": "medusa", "method__checkpoint": 5}, "method.checkpoint=5: must be text or null"),
+        ({"method": "lookahead", "method__checkpoint": None, "method__window": "a"}, "method.window=a: must be an int"),
+        (
+            {"method": "rest", "method__checkpoint": None, "method__nodes": True},
+            "method.nodes=true: must be an integer",
+        ),
+        ({"threads": "[1]"}, "threads=[1]: must be an integer or null"),
+        ({"results_dir": __file__}, f"results_dir={__file__}: File exists; valid: a folder"),
+        ({"results_dir": f"{__file__}/below"}, "below: Not a directory; valid: a folder"),
+        ({"results_dir": "/proc/nothing"}, "results_dir=/proc/nothing: No such file or directory; valid: a folder"),
     ],
 )
 def test_mistakes_are_one_clear_line(small: SmallRun, tmp_path: Path, capsys, changes: dict, message: str) -> None:
@@ -317,3 +473,38 @@ def test_a_sweep_runs_every_point_and_reports_the_worst(small: SmallRun, tmp_pat
     assert sorted(etas) == [0.1, 0.9]
     assert main(["-m", *overrides, "method.eta=0.1,7"]) == 2
     assert "method.eta=7" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-m", "mehtod=a,b"], "mehtod: unknown override; did you mean"),
+        (["-m", "method=kangaro,vanilla"], "method=kangaro: unknown; did you mean kangaroo?"),
+        (["-m", "method=vanilla,kangaro"], "method=kangaro: unknown; did you mean kangaroo?"),
+        (["-m", "limt=1,2"], "limt: unknown override; did you mean limit?"),
+        (["-m", "limit=abc,2"], "limit=abc: must be an integer or null"),
+        (["-m", "method=glob(x*)"], "method=glob(x*): no values to sweep over"),
+        (["-m", "method.eta=interval(0,1)"], "method.eta=interval(0,1): no values to sweep over"),
+        (["-m", f"results_dir={__file__}"], f"results_dir={__file__}: File exists"),
+        (["--multirn"], "--multirn: unknown option; did you mean --multirun?"),
+    ],
+)
+def test_mistakes_in_a_sweep_are_one_line(capsys, arguments: list[str], message: str) -> None:
+    assert refused(capsys, arguments).startswith(message)
+
+
+def test_a_sweep_over_all_methods_may_follow_other_overrides(monkeypatch, tmp_path: Path) -> None:
+    asked = []
+    monkeypatch.setattr(sys, "argv", ["bench.run"])
+    monkeypatch.setattr("bench.session.run", lambda config, command: asked.append(config["method_name"]) or 0)
+    assert main(["limit=1", "-m", "method=all,vanilla", f"results_dir={tmp_path}"]) == 0
+    assert asked == [*all_methods(), "vanilla"]
+
+
+@pytest.mark.parametrize("given", ["", "rest.safetensors"])
+def test_a_datastore_is_part_of_what_was_measured(small: SmallRun, tmp_path: Path, given: str) -> None:
+    from bench.session import _hashes
+
+    (tmp_path / "rest.safetensors").write_bytes(b"store")
+    hashes = _hashes({"method": {"datastore": str(tmp_path / given)}}, small.folder / "model")
+    assert hashes["draft/rest.safetensors"] == hashlib.sha256(b"store").hexdigest()

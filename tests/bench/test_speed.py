@@ -60,14 +60,33 @@ def test_a_whole_measurement(tmp_path: Path, capsys) -> None:
     assert all(len(row["ratios"]) == 3 for row in section["methods"].values()), "one question of each subtask"
 
 
+def test_random_weights_need_no_tokenizer(tmp_path: Path) -> None:
+    small = SmallRun.make(tmp_path)
+    (small.folder / "model" / "tokenizer.json").unlink()
+    changes = ["model=custom", f"model.path={small.folder / 'model'}", "model.weights=random", "methods=lookahead"]
+    tiny = ["dtypes=float32", "threads=1", "repeats=1", "prompt_tokens=8", "max_new_tokens=8", "passes=2", "past=8"]
+    assert main([*changes, *tiny, "rows=1", f"results_dir={tmp_path / 'results'}"]) == 0
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
-    [("dtypes=[float8]", "model.dtype=float8"), ("metods=[rest]", "metods: unknown"), ("methods=[rset]", "rset")],
+    [
+        ("dtypes=[float8]", "model.dtype=float8"),
+        ("dtypes=float8", "model.dtype=float8"),
+        ("metods=[rest]", "metods: unknown"),
+        ("methods=[rset]", "rset"),
+        ("methods=kangaroo", "method.checkpoint: this model has no adapter"),
+        ("rows=[]", "rows=[]: must be a list, not empty"),
+        ("threads=0", "threads=[0]: must be a list, not empty, of names or numbers from 1"),
+        ("threads=[a]", 'threads=["a"]: must be an integer'),
+        ("passes=0", "passes=0: must be at least 1"),
+        (f"results_dir={__file__}", "File exists"),
+    ],
 )
 def test_mistakes_are_one_line(tmp_path: Path, capsys, override: str, message: str) -> None:
     small = SmallRun.make(tmp_path)
     files = [f"model.path={small.folder / 'model'}", f"data.path={small.folder / 'question.jsonl'}"]
     capsys.readouterr()
-    assert main(["model=custom", *files, "threads=[1]", override]) == 2
+    assert main(["model=custom", *files, "methods=vanilla", "threads=[1]", override]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1

@@ -257,6 +257,12 @@ def test_context(family: str, changes: dict[str, Any], context: int, tmp_path: P
     [
         ({"architectures": ["GPTNeoXForCausalLM"]}, ["architecture=GPTNeoXForCausalLM", "LlamaForCausalLM", "Qwen3"]),
         ({"architectures": None, "model_type": "gemma2"}, ["gemma2", "MistralForCausalLM"]),
+        ({"architectures": None, "model_type": ["x"]}, ["architecture=['x'] is not supported"]),
+        ({"rope_scaling": "linear"}, ['rope_scaling="linear" must be a JSON object']),
+        ({"rope_parameters": [1]}, ["rope_parameters=[1] must be a JSON object"]),
+        ({"max_sequence_length": "abc"}, ["max_sequence_length='abc' must be a positive integer"]),
+        ({"rms_norm_eps": float("nan")}, ["rms_norm_eps=nan must be a positive number"]),
+        ({"eos_token_id": True}, ["must be an integer or a list of integers"]),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, ["rope_type=yarn", "default, linear, llama3"]),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}, "rope_parameters": None}, ["rope_type=dynamic"]),
         ({"rope_parameters": {"rope_type": "linear"}}, ["factor is missing"]),

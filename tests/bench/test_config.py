@@ -1,0 +1,73 @@
+"""Overrides: what is of the wrong type, unknown or taken away is one line that says what would be valid."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bench.config import TYPES, check_type, compose_config, plain
+from methods.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("limit=abc", "limit=abc: must be an integer or null"),
+        ("limit=2.5", "limit=2.5: must be an integer or null"),
+        ("question_ids=[abc,7]", 'question_ids=["abc", 7]: must be an integer or [an integer, ...] or null'),
+        ("threads=abc", "threads=abc: must be an integer or null"),
+        ("threads=1.5", "threads=1.5: must be an integer or null"),
+        ("temperature=abc", "temperature=abc: must be a number"),
+        ("temperature=nan", "temperature=NaN: must be a number"),
+        ("seed=abc", "seed=abc: must be an integer"),
+        ("repeats=true", "repeats=true: must be an integer"),
+        ("resume=maybe", "resume=maybe: must be true or false"),
+        ("baseline=null", "baseline=null: must be text"),
+        ("results_dir=null", "results_dir=null: must be text"),
+        ("task.subtasks=qa", "task.subtasks=qa: must be [text, ...]"),
+        ("data.path=123", "data.path=123: must be text or null"),
+        ("data.path=[a]", 'data.path=["a"]: must be text or null'),
+        ("model.context=abc", "model.context=abc: must be an integer or null"),
+        ("model.context=100.5", "model.context=100.5: must be an integer or null"),
+        ("model.exit_layer=1.5", "model.exit_layer=1.5: must be an integer"),
+        ("model.dtype=16", "model.dtype=16: must be text"),
+        ("model.device=0", "model.device=0: must be text"),
+        ("model.weights=5", "model.weights=5: must be text"),
+        ("model.path=null", "model.path=null: must be text"),
+        ("model.chat_template=5", "model.chat_template=5: must be text or null"),
+        ("model.name=null", "model.name=null: must be text"),
+        ("model.name=a/b", "model.name=a/b: names a folder of the results"),
+        ("model.name=..", "model.name=..: names a folder of the results"),
+        ("+method.gama=1", "method.gama: unknown override; did you mean method.gamma?"),
+        ("++limt=1", "limt: unknown override; did you mean limit?"),
+        ("~limit", "~limit: a key cannot be taken away; limit=VALUE sets it"),
+        ("~method.gamma", "~method.gamma: a key cannot be taken away"),
+        ("~method", "~method: a key cannot be taken away"),
+        ("limit=1,2", "limit=1,2: several values at once are a sweep: bench.run -m limit=value,value"),
+        ("method=5", "method=5: unknown; valid: hf_generate"),
+    ],
+)
+def test_a_wrong_override_is_one_line(override: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        plain(compose_config("config", [override]))
+    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
+def test_every_key_with_a_type_is_one_of_a_configuration() -> None:
+    files = {"config": [], "speed": [], "train": ["output=somewhere"]}
+    composed = [plain(compose_config(name, overrides)) for name, overrides in files.items()]
+
+    def has(tree: Any, key: str) -> bool:
+        head, _, rest = key.partition(".")
+        return head in tree and (not rest or has(tree[head], rest))
+
+    assert all(any(has(tree, key) for tree in composed) for key in TYPES)
+
+
+def test_annotations_that_words_do_not_say_take_anything() -> None:
+    for kind in (Any, "Forward", tuple[int, ...], object):
+        check_type("method.any", {"a": 1}, kind)
+    check_type("method.share", 1, float)
+    with pytest.raises(UserError, match=r"method.share=true: must be a number or null"):
+        check_type("method.share", True, float | None)
