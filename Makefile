@@ -35,6 +35,7 @@ bench: $(READY)
 report: $(READY)
 	$(RUN) -m bench.report
 
+train: METHOD = kangaroo
 train: $(READY)
 	$(RUN) -m bench.train method=$(METHOD) model=$(MODEL) $(ARGS)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import os
@@ -14,8 +15,9 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from methods.errors import UserError, nearest
 
@@ -25,6 +27,7 @@ CONF = ROOT / "conf"
 TYPES: dict[str, Any] = {
     "data.path": str | None,
     "data.limit": int | None,
+    "data.held_out": int,
     "limit": int | None,
     "question_ids": int | list[int] | None,
     "max_new_tokens": int,
@@ -35,6 +38,7 @@ TYPES: dict[str, Any] = {
     "threads": int | None | list[int | None],  # a list: bench.speed
     "warmup_turns": int,
     "results_dir": str,
+    "output": str,
     "resume": bool,
     "task.subtasks": list[str],
     "model.name": str,
@@ -118,6 +122,8 @@ def plain(config: DictConfig) -> dict[str, Any]:
     for key, kind in TYPES.items():
         if key in values:
             check_type(key, values[key], kind)
+    if values.get("seed", 0) < 0:
+        raise UserError(f"seed={values['seed']}: must be 0 or above")
     name = values.get("model.name", "-")
     if name in ("", ".", "..") or "/" in name:
         raise UserError(f"model.name={name}: names a folder of the results; valid: a name without /")
@@ -129,6 +135,22 @@ def check_type(key: str, value: Any, kind: Any) -> None:
     if not _fits(value, kind):
         shown = value if isinstance(value, str) else json.dumps(value)
         raise UserError(f"{key}={shown}: must be {_in_words(kind)}")
+
+
+def check_settings(node: Mapping[str, Any], prefix: str) -> None:
+    """Raises UserError for a value of another type than the signature of the node's `_target_` says."""
+    try:
+        target = get_object(node["_target_"])
+    except ImportError as error:
+        raise UserError(f"{prefix}._target_={node['_target_']}: {_first_line(error)}") from error
+    try:
+        parameters = inspect.signature(target, eval_str=True).parameters
+    except NameError:  # an annotation that is imported for type checkers only
+        return
+    rest = next((p.annotation for p in parameters.values() if p.kind is p.VAR_KEYWORD), Any)
+    for key, value in node.items():
+        if key != "_target_":
+            check_type(f"{prefix}.{key}", value, parameters[key].annotation if key in parameters else rest)
 
 
 def make_folder(path: str, key: str = "results_dir") -> Path:
@@ -223,6 +245,8 @@ def _in_words(kind: Any) -> str:
 
 
 def _first_line(error: BaseException) -> str:
+    if isinstance(error, MissingMandatoryValue):
+        return f"{getattr(error, 'full_key', '')} is missing: give {getattr(error, 'full_key', '')}=VALUE"
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     key = getattr(error, "full_key", None)
     return f"{key}: {line}" if key else line

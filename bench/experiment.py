@@ -172,10 +172,14 @@ def perform(experiment: Experiment, arguments: Arguments) -> int:
 
 def check_cells(cells: Sequence[Cell]) -> None:
     """Compose every cell, so that a mistake in the last one shows before the first training."""
-    from bench.config import compose_config, plain
+    from bench.config import check_settings, compose_config, plain
+    from methods.adapters import check_variant
 
     for cell in cells:
-        plain(compose_config("config", cell.run))
+        method = plain(compose_config("config", cell.run))["method"]
+        check_settings(method, "method")
+        if "variant" in method:
+            check_variant(method["variant"])
 
 
 def make_cell(experiment: Experiment, arguments: Arguments, cell: Mapping[str, Any]) -> Cell:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 import time
 import uuid
@@ -15,12 +14,12 @@ from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from tqdm import tqdm
 
 from bench import environment
 from bench.chat import Chat, Message, chat_files
-from bench.config import ROOT, check_type, locate, make_folder
+from bench.config import ROOT, check_settings, check_type, locate, make_folder
 from bench.digests import sha256
 from bench.fidelity import NEAR_TIE, Fidelity, compare
 from bench.measure import Generator, Timed, timed_generation
@@ -135,22 +134,6 @@ def _checked(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, "question_ids": [ids] if isinstance(ids, int) else ids}
 
 
-def _check_settings(method: Mapping[str, Any]) -> None:
-    """Raises UserError for a setting of another type than the method's signature says."""
-    try:
-        target = get_object(method["_target_"])
-    except ImportError as error:
-        raise UserError(f"method._target_={method['_target_']}: {_first_line(error)}") from error
-    try:
-        parameters = inspect.signature(target, eval_str=True).parameters
-    except NameError:  # an annotation that is imported for type checkers only
-        return
-    rest = next((p.annotation for p in parameters.values() if p.kind is p.VAR_KEYWORD), Any)
-    for key, value in method.items():
-        if key != "_target_":
-            check_type(f"method.{key}", value, parameters[key].annotation if key in parameters else rest)
-
-
 def _information(config: Mapping[str, Any], folder: Path, command: str) -> dict[str, Any]:
     """What run.json says of this run before anything is loaded."""
     model = config["model"]
@@ -191,7 +174,7 @@ def rehearse(config: Mapping[str, Any], *, tokenizer: bool = True) -> None:
     that asks for values of its weights cannot be made here, and is left to `build`.
     """
     model = config["model"]
-    _check_settings(config["method"])
+    check_settings(config["method"], "method")
     folder = resolve(locate(model["path"]), model["revision"], weights=False)
     target = _hollow(model, folder)
     if tokenizer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from bench.config import choices, compose_config, plain
+from bench.config import check_settings, choices, compose_config, plain
 from methods.errors import UserError, nearest
 
 USAGE = """usage: python -m bench.train [method=NAME] [model=NAME] data.path=FILE output=FOLDER [key=value ...]
@@ -43,9 +43,13 @@ def train(overrides: list[str]) -> object:
     if method in choices("method") and method not in choices("train"):
         raise UserError(f"method={method}: there is nothing to train; {nearest(str(method), choices('train'))}")
     config = plain(compose_config("train", overrides))
+    check_settings(config["loop"], "loop")
+    check_settings({key: value for key, value in config["train"].items() if key != "loop_settings"}, "train")
     if config["threads"] is not None:
         import torch
 
+        if config["threads"] < 1:
+            raise UserError(f"threads={config['threads']}: must be at least 1, or null for all")
         torch.set_num_threads(config["threads"])
     return build(config["train"])
 

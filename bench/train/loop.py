@@ -66,7 +66,7 @@ class Settings:
                 raise UserError(f"loop.{name}={getattr(self, name)}: must be 0 or above")
         if not self.epochs < math.inf:
             raise UserError(f"loop.epochs={self.epochs}: must be a finite number")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+        if len(self.betas) != 2 or not all(isinstance(beta, (int, float)) and 0 <= beta < 1 for beta in self.betas):
             raise UserError(f"loop.betas={self.betas}: two numbers from 0 to below 1 are wanted")
         for name, valid in (("decay", ("none", "linear")), ("mixed_precision", ("auto", "bf16", "no"))):
             if getattr(self, name) not in valid:

@@ -120,6 +120,8 @@ def test_the_threshold_grid_is_the_papers() -> None:
         (["name=treshold"], "name=treshold: unknown; did you mean threshold?"),
         (["name=threshold", "again"], "again: expected key=value"),
         (["name=exit_layer", "method=medusa"], "name=exit_layer: no cell of its grid is left by these settings"),
+        (["name=threshold", "method.gamma=abc"], "method.gamma=abc: must be an integer"),
+        (["name=adapter", "method.variant=foo"], "method.variant=foo: unknown; valid: kangaroo, kangaroo_head"),
         (["name=threshold", "model=vicuna-7"], "model=vicuna-7: unknown; did you mean vicuna-7b?"),
         (["name=threshold", "limits=3"], "limits: unknown override; did you mean limit?"),
         (["name=threshold", "model=vicuna-7b"], "training.data.path is missing: model=vicuna-7b has no draft"),
