@@ -102,7 +102,7 @@ def documents_of(model, seed: int = 0) -> list[list[int]]:
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("rest")
-    model = tiny_llama(seed=3, vocab_size=48, context=128)
+    model = tiny_llama(seed=3, vocab_size=48, context=128, eos_token_ids=())  # so that contexts do fill up
     documents, tokenizer = documents_of(model), tokenizer_folder(folder / "tokenizer")
     return model, documents, write_datastore(folder / "store", documents, tokenizer), tokenizer
 
@@ -124,10 +124,11 @@ def test_steps_equal_the_reference(stored, limits: dict[str, int]) -> None:
     model, documents, datastore, tokenizer = stored
     plain, decoder = Decoder(model, Vanilla(model)), Decoder(model, rest(model, datastore, tokenizer, **limits))
     reference = Reference(documents, **limits)
-    for prompt in PROMPTS:  # the last one fills the context
+    for prompt in PROMPTS:
         output = plain.generate(torch.tensor(prompt), 60).tokens
         result = decoder.generate(torch.tensor(prompt), 60)
         assert len(result.tokens) == len(output) and result.tokens == output
+        assert result.stop == ("context" if prompt is PROMPTS[-1] else "length")
         assert list(result.steps) == reference.steps(prompt, output, 128)
 
 
@@ -180,7 +181,7 @@ def test_nearly_full_contexts(stored) -> None:
         result = Decoder(model, rest(model, datastore, tokenizer), context=context).generate(
             torch.tensor(PROMPTS[2]), 100
         )
-        assert (result.tokens, result.stop) == (plain.tokens, plain.stop)
+        assert (result.tokens, result.stop) == (plain.tokens, plain.stop) and result.stop == "context"
 
 
 def test_every_sequence_starts_afresh(stored) -> None:
