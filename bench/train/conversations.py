@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import TemplateError
 from numpy.typing import NDArray
 
 from methods.errors import UserError
@@ -167,7 +168,8 @@ def encode_all(
 ) -> Corpus:
     """Encode every conversation that has something to learn from.
 
-    Malformed records are counted and the first is remembered. Raises UserError, naming `source`, when none is left.
+    Malformed records, also those that the chat template refuses, are counted and the first is remembered. Raises
+    UserError, naming `source`, when none is left.
     """
     found: list[Encoded] = []
     malformed = silent = truncated = 0
@@ -177,7 +179,7 @@ def encode_all(
         try:
             chat = messages(record)
             encoded = encode(chat, render, tokenizer, eos_token_ids=eos_token_ids, length=length + 1) if chat else None
-        except ValueError as error:
+        except (ValueError, TemplateError) as error:  # templates refuse roles that their model does not know
             malformed += 1
             first_malformed = first_malformed or f"{name}: {error}"
             continue

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import TemplateError
 from numpy.typing import NDArray
 
 from bench.config import locate
@@ -223,13 +224,14 @@ def _rendered(records: Iterable[tuple[str, Any]], render: Render, tokenizer: Any
         for name, record in records:
             try:
                 chat = conversations.messages(record)
-            except ValueError as error:
+                text = render(chat, False) if chat else ""
+            except (ValueError, TemplateError) as error:  # templates refuse roles that their model does not know
                 tally.malformed += 1
                 tally.first_malformed = tally.first_malformed or f"{name}: {error}"
                 continue
             if chat:
                 tally.used += 1
-                yield render(chat, False)
+                yield text
 
     texts = chats()
     while batch := list(islice(texts, BATCH)):

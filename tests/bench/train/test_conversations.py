@@ -7,7 +7,7 @@ import pytest
 
 from bench.train import conversations as c
 from methods.errors import UserError
-from tests.bench.train.chat_model import SPECIAL, WORDS, tokenizer
+from tests.bench.train.chat_model import NO_SYSTEM, SPECIAL, WORDS, tokenizer
 
 TOKENIZER = tokenizer()
 IDS = {word: i for i, word in enumerate([*SPECIAL, *WORDS])}
@@ -77,6 +77,14 @@ def test_malformed_records_are_counted_and_the_first_named():
     assert (len(corpus.conversations), corpus.malformed, corpus.silent) == (1, 4, 1)
     assert corpus.first_malformed == "record 1: no list under 'conversations'"
     assert "4 malformed left out (first: record 1" in corpus.summary()
+
+
+def test_a_conversation_that_the_chat_template_refuses_is_malformed(monkeypatch):
+    monkeypatch.setattr(TOKENIZER, "chat_template", NO_SYSTEM)
+    refused = {"conversations": [{"from": "system", "value": "w9"}, *turns("w0", "w1")["conversations"]]}
+    corpus = encode_all([turns("w0", "w1"), refused])
+    assert (len(corpus.conversations), corpus.malformed) == (1, 1)
+    assert corpus.first_malformed == "record 1: no system turn"
 
 
 def test_nothing_left_is_one_line():

@@ -16,7 +16,7 @@ from tokenizers.processors import TemplateProcessing
 from bench.train.__main__ import main
 from bench.train.rest import byte_code, suffix_array
 from methods.rest import FILE_NAME, SEPARATOR
-from tests.bench.train.chat_model import SPECIAL, TEMPLATE, WORDS, tokenizer
+from tests.bench.train.chat_model import NO_SYSTEM, SPECIAL, TEMPLATE, WORDS, tokenizer
 
 IDS = {word: i for i, word in enumerate([*SPECIAL, *WORDS])} | {"|": SEPARATOR}
 STORED = "<s> <user> w0 w1 <bot> w2 </s> | <s> <user> w3 <bot> w4 w5 </s> |"
@@ -35,6 +35,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, made = tmp_path_factory.mktemp("model"), tokenizer()
     made.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", IDS["<s>"])])
     made.save_pretrained(folder)
+    (folder / "no_system.jinja").write_text(NO_SYSTEM)
     (folder / "bare.jinja").write_text(TEMPLATE.replace("{{ bos_token }}", ""))
     return folder
 
@@ -90,6 +91,16 @@ def test_malformed_records_are_left_out_and_the_first_is_named(
     assert stored(tmp_path)[0] == ids(STORED)  # a question that nobody answers is neither stored nor malformed
     told = "2 documents, 2 malformed left out (first: line 2: no list under 'conversations'); 16 tokens"
     assert told in capsys.readouterr().out
+
+
+def test_a_conversation_that_the_chat_template_refuses_is_malformed(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused = {"conversations": [{"from": "system", "value": "w9"}, *talk("w0", "w1")["conversations"]]}
+    (tmp_path / "a.jsonl").write_text(as_lines([TALKS[0], refused, TALKS[1]]))
+    assert build(model, tmp_path / "a.jsonl", tmp_path, f"model.chat_template={model / 'no_system.jinja'}") == 0
+    assert stored(tmp_path)[0] == ids(STORED)
+    assert "2 documents, 1 malformed left out (first: line 2: no system turn)" in capsys.readouterr().out
 
 
 def test_only_the_first_conversations_are_read_up_to_the_limit(model: Path, tmp_path: Path) -> None:
