@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,13 +51,14 @@ class Corpus:
 
 
 def read(path: Path) -> Iterator[tuple[str, Any]]:
-    """Records of a ShareGPT JSON list or JSONL file with a name for each ("record 3", "line 7").
+    """Records of a ShareGPT JSON list or JSONL file, or a .gz of one, with a name for each ("record 3", "line 7").
 
     A JSONL line that is not JSON yields its ValueError in place of a record. Raises UserError for a file that is
     missing, empty, or a JSON list that does not parse.
     """
+    opened = gzip.open if path.suffix == ".gz" else open
     try:
-        with path.open(encoding="utf-8") as file:
+        with opened(path, "rt", encoding="utf-8") as file:
             first = next((line for line in file if line.strip()), "")
             file.seek(0)
             if not first:
@@ -66,6 +69,8 @@ def read(path: Path) -> Iterator[tuple[str, Any]]:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield f"line {number}", _parsed(line)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"data.path={path}: truncated, or not a gzip file; compress it again") from error
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise UserError(f"data.path={path}: {reason}; a ShareGPT JSON list or JSONL file is wanted") from error

@@ -6,7 +6,6 @@ python -m bench.train method=rest model=vicuna-7b data.path=sharegpt.json output
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -30,9 +29,7 @@ from methods.rest import FILE_NAME, FORMAT, SEPARATOR, VERSION, Rest
 Tokens = NDArray[np.int32]
 
 BUILT_IN = "joey"
-# Text that neither trained joey nor asks it anything: another seed than the training's, and the generator never gives
-# out the first prompt of a question. About 0.7 M tokens.
-BUILT_IN_SEED, BUILT_IN_CONVERSATIONS = 20_240_611, 6_000
+BUILT_IN_TEXT = Path(__file__).resolve().parents[1] / "assets" / "joey" / "rest.jsonl.gz"  # about 0.7 M tokens
 CACHE = Path("results") / ".cache"
 BATCH = 256  # conversations tokenised together
 PIECE_CHARS = 1 << 20  # a plain text is tokenised in pieces of about this length, cut at line ends
@@ -56,7 +53,8 @@ class Tally:
 def build(*, model: dict[str, Any], data: dict[str, Any], output: str, seed: int) -> Path:
     """Write a datastore for the model's tokenizer and return its path.
 
-    data.path: ShareGPT JSON or JSONL, a .txt file (one document), or joey. output: a folder, or a .safetensors file.
+    data.path: ShareGPT JSON or JSONL, or a .gz of one, a .txt file (one document), or joey, the built-in generator.
+    output: a folder, or a .safetensors file.
     Raises UserError when there is nothing to store, and for whatever is wrong with the input.
     """
     path, limit = data["path"], data["limit"]
@@ -78,9 +76,9 @@ def build(*, model: dict[str, Any], data: dict[str, Any], output: str, seed: int
 
 
 def load(target: Llama, *, datastore: str | None, tokenizer: str, revision: str | None, **lookup: int) -> Rest:
-    """The REST method; `datastore: joey` stands for the built-in one, which is made when it is first wanted.
+    """The REST method; `datastore: joey` stands for the built-in text's, which is made when it is first wanted.
 
-    It is generated in seconds and would take more room in the repository than everything else about joey together.
+    That takes seconds, and the file is eight times as large as the text.
     """
     if datastore == BUILT_IN:
         datastore = str(built_in(tokenizer, revision))
@@ -88,14 +86,12 @@ def load(target: Llama, *, datastore: str | None, tokenizer: str, revision: str 
 
 
 def built_in(tokenizer: str, revision: str | None, cache: Path = CACHE) -> Path:
-    """joey's datastore in the cache, named after the text and the tokenizer: a changed one is made anew."""
+    """joey's datastore in the cache, named after its text and the tokenizer: a changed one is made anew."""
     folder = resolve(tokenizer, revision, weights=False)
-    sample = json.dumps([record for _, record in _generated(BUILT_IN_SEED, 200)])
-    facts = (Vocabulary.read(folder).sha256, BUILT_IN_SEED, BUILT_IN_CONVERSATIONS, VERSION, sample)
+    facts = (Vocabulary.read(folder).sha256, hashlib.sha256(BUILT_IN_TEXT.read_bytes()).hexdigest(), VERSION)
     file = cache / f"joey-rest-{hashlib.sha256(repr(facts).encode()).hexdigest()[:12]}.safetensors"
     if not file.is_file():
-        data = {"path": BUILT_IN, "limit": BUILT_IN_CONVERSATIONS}
-        build(model={"path": str(folder)}, data=data, output=str(file), seed=BUILT_IN_SEED)
+        build(model={"path": str(folder)}, data={"path": str(BUILT_IN_TEXT), "limit": None}, output=str(file), seed=0)
     return file
 
 

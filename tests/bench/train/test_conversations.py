@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 
 import numpy as np
@@ -105,6 +106,14 @@ def test_list_and_lines_read_the_same(tmp_path):
     assert read[2][0] == "line 4" and isinstance(read[2][1], ValueError)
     corpus = c.encode_all(iter(read), render, TOKENIZER, eos_token_ids=[2], length=50, source="a")
     assert corpus.malformed == 1 and corpus.first_malformed.startswith("line 4: not valid JSON")
+
+
+@pytest.mark.parametrize("content", [b"[]", gzip.compress(b"[]" * 99)[:-12], gzip.compress(b"[]")[:10] + b"\xff" * 9])
+def test_damaged_compressed_files(tmp_path, content):
+    path = tmp_path / "data.jsonl.gz"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"data\.jsonl\.gz: truncated, or not a gzip file; compress it again$"):
+        list(c.read(path))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from itertools import pairwise
 from pathlib import Path
@@ -13,8 +14,10 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from tokenizers.processors import TemplateProcessing
 
+from bench.train import rest
 from bench.train.__main__ import main
-from bench.train.rest import byte_code, suffix_array
+from bench.train.joey.__main__ import STAGES
+from bench.train.rest import BUILT_IN_TEXT, byte_code, suffix_array
 from methods.rest import FILE_NAME, SEPARATOR
 from tests.bench.train.chat_model import NO_SYSTEM, SPECIAL, TEMPLATE, WORDS, tokenizer
 
@@ -63,12 +66,19 @@ def as_lines(records: list[Any]) -> str:
     return "".join(json.dumps(record) + "\n" for record in records)
 
 
-@pytest.mark.parametrize(("name", "content"), [("a.json", as_list(TALKS)), ("a.jsonl", as_lines(TALKS))])
+FILES = {
+    "a.json": as_list(TALKS).encode(),
+    "a.jsonl": as_lines(TALKS).encode(),
+    "a.jsonl.gz": gzip.compress(as_lines(TALKS).encode()),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("template", ["null", "bare.jinja"])
 def test_conversations_become_documents_that_begin_with_one_bos(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: str, template: str
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, template: str
 ) -> None:
-    (tmp_path / name).write_text(content)
+    (tmp_path / name).write_bytes(FILES[name])
     template = template if template == "null" else str(model / template)
     assert build(model, tmp_path / name, tmp_path, f"model.chat_template={template}") == 0
     tokens, suffixes = stored(tmp_path)
@@ -134,3 +144,23 @@ def test_suffixes_of_small_and_large_vocabularies_are_sorted_as_python_sorts(sym
 def test_more_symbols_than_three_bytes_hold_are_refused() -> None:
     with pytest.raises(ValueError, match="16777217 different tokens: more than a code of three bytes holds"):
         byte_code(np.ones(2**24 + 1, dtype=np.int64))
+
+
+def test_the_text_that_ships_for_joey_is_what_make_joey_writes(tmp_path: Path) -> None:
+    STAGES["rest"](tmp_path, tmp_path, 0)
+    written = tmp_path / BUILT_IN_TEXT.name
+    assert gzip.decompress(written.read_bytes()) == gzip.decompress(BUILT_IN_TEXT.read_bytes())
+    assert all(file.read_bytes()[4:8] == bytes(4) for file in (written, BUILT_IN_TEXT)), "no time is written"
+
+
+def test_the_built_in_datastore_is_made_once(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "rest.jsonl.gz"
+    text.write_bytes(gzip.compress(as_lines(TALKS).encode()))
+    monkeypatch.setattr(rest, "BUILT_IN_TEXT", text)
+    first = rest.built_in(str(model), None, tmp_path)
+    assert "2 documents; 16 tokens" in capsys.readouterr().out
+    assert rest.built_in(str(model), None, tmp_path) == first and not capsys.readouterr().out
+    text.write_bytes(gzip.compress(as_lines(TALKS[:1]).encode()))
+    assert rest.built_in(str(model), None, tmp_path) != first
