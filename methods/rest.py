@@ -47,7 +47,12 @@ class Datastore:
     """Token sequences with their suffix array, memory-mapped. Raises UserError for a file that is not one."""
 
     def __init__(self, path: Path) -> None:
-        path = path / FILE_NAME if path.is_dir() else path
+        try:
+            self._open(path / FILE_NAME if path.is_dir() else path)
+        except OSError as error:
+            raise UserError(f"method.datastore={path}: cannot be read ({error.strerror})") from error
+
+    def _open(self, path: Path) -> None:
         if not path.is_file():
             build = "build one: python -m bench.train method=rest model=... data.path=... output=..."
             raise UserError(f"method.datastore={path}: no such file; {build}")

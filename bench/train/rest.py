@@ -46,7 +46,7 @@ class Tally:
     first_malformed: str | None = None
 
     def __str__(self) -> str:
-        left_out = f", {self.malformed} malformed left out (first: {self.first_malformed})" if self.malformed else ""
+        left_out = f", {self.malformed} malformed (first: {self.first_malformed})" if self.malformed else ""
         return f"{self.used} documents{left_out}"
 
 
@@ -60,6 +60,8 @@ def build(*, model: dict[str, Any], data: dict[str, Any], output: str, seed: int
     path, limit = data["path"], data["limit"]
     if not path:
         raise UserError("data.path is missing: give a ShareGPT JSON or JSONL file, a .txt file, or joey")
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+        raise UserError(f"data.limit={limit}: must be a positive number of conversations, or null for all")
     folder = resolve(locate(model["path"]), model.get("revision"), weights=False)
     file = Path(output) if output.endswith(".safetensors") else Path(output) / FILE_NAME
     vocabulary, tally = Vocabulary.read(folder), Tally()
@@ -69,7 +71,10 @@ def build(*, model: dict[str, Any], data: dict[str, Any], output: str, seed: int
     else:
         records = _generated(seed, limit or 10_000) if path == BUILT_IN else conversations.read(Path(path))
         documents = _rendered(islice(records, limit), render, tokenizer, tally)
-    tokens = join(documents, source=path)
+    tokens = join(documents)
+    if len(tokens) == 0:
+        wanted = "ShareGPT JSON or JSONL is wanted, or plain text in a file whose name ends in .txt"
+        raise UserError(f"data.path={path}: no text to store: {tally}; {wanted}")
     write(file, tokens, vocabulary)
     print(f"data.path={path}: {tally}; {len(tokens)} tokens, {file.stat().st_size} bytes in {file}")
     return file
@@ -95,17 +100,16 @@ def built_in(tokenizer: str, revision: str | None, cache: Path = CACHE) -> Path:
     return file
 
 
-def join(documents: Iterable[Tokens], *, source: str) -> Tokens:
-    """Documents one behind the other, each with SEPARATOR at its end. Raises UserError when they hold no token."""
+def join(documents: Iterable[Tokens]) -> Tokens:
+    """Documents one behind the other, each with SEPARATOR at its end; those without tokens are left out."""
     end = np.array([SEPARATOR], dtype=np.int32)
     parts = [part for document in documents if len(document) for part in (document, end)]
-    if not parts:
-        raise UserError(f"data.path={source}: no text to store; conversations or plain text are wanted")
-    return np.concatenate(parts)
+    return np.concatenate(parts or [end[:0]])
 
 
 def write(file: Path, tokens: Tokens, vocabulary: Vocabulary) -> None:
     """Sort the suffixes and write the datastore; whatever stood there stays until the new one is whole."""
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     facts = {
@@ -119,7 +123,14 @@ def write(file: Path, tokens: Tokens, vocabulary: Vocabulary) -> None:
         "largest_token": str(tokens[tokens != SEPARATOR].max(initial=0)),
     }
     arrays = {"tokens": tokens.astype(">i4").view(np.uint8).reshape(-1, 4), "suffixes": suffix_array(tokens)}
-    replace_file(file, lambda path: save_file(arrays, path, metadata=facts))
+
+    def save(path: Path) -> None:
+        try:
+            save_file(arrays, path, metadata=facts)
+        except SafetensorError as error:  # a full disk, for one
+            raise OSError(str(error)) from error
+
+    replace_file(file, save)
 
 
 def suffix_array(tokens: Tokens) -> NDArray[np.int32] | NDArray[np.int64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -33,7 +34,7 @@ def tokenizer_folder(folder: Path, size: int = 48, first: str = "a") -> Path:
 
 
 def write_datastore(folder: Path, documents: list[list[int]], tokenizer: Path) -> Path:
-    tokens = join([np.array(d, dtype=np.int32) for d in documents], source="test")
+    tokens = join([np.array(d, dtype=np.int32) for d in documents])
     write(folder / FILE_NAME, tokens, Vocabulary.read(tokenizer))
     return folder
 
@@ -283,6 +284,19 @@ def test_files_that_are_no_datastore_are_refused_in_one_line(tmp_path: Path, how
     with pytest.raises(UserError, match=f"method.datastore=.*{message}") as error:
         rest(tiny_llama(), tmp_path, tokenizer)
     assert "\n" not in str(error.value)
+
+
+def test_a_file_that_may_not_be_read_is_refused_in_one_line(stored, monkeypatch: pytest.MonkeyPatch) -> None:
+    datastore = stored[2]
+
+    def refuse(*_: Any, **__: Any) -> None:  # the file's mode would not keep root from reading it
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    for opened in ("open", "stat"):
+        with monkeypatch.context() as patched, pytest.raises(UserError) as error:
+            patched.setattr(Path, opened, refuse)
+            Datastore(datastore)
+        assert str(error.value) == f"method.datastore={datastore}: cannot be read (Permission denied)"
 
 
 def test_another_tokenizer_is_refused_and_both_are_named(stored, tmp_path: Path) -> None:

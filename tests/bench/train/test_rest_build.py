@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from tokenizers.processors import TemplateProcessing
 
@@ -99,7 +100,7 @@ def test_malformed_records_are_left_out_and_the_first_is_named(
     (tmp_path / "a.jsonl").write_text(as_lines([TALKS[0], {"id": 1}, talk("w9")]) + "{broken\n" + as_lines(TALKS[1:]))
     assert build(model, tmp_path / "a.jsonl", tmp_path) == 0
     assert stored(tmp_path)[0] == ids(STORED)  # a question that nobody answers is neither stored nor malformed
-    told = "2 documents, 2 malformed left out (first: line 2: no list under 'conversations'); 16 tokens"
+    told = "2 documents, 2 malformed (first: line 2: no list under 'conversations'); 16 tokens"
     assert told in capsys.readouterr().out
 
 
@@ -110,7 +111,7 @@ def test_a_conversation_that_the_chat_template_refuses_is_malformed(
     (tmp_path / "a.jsonl").write_text(as_lines([TALKS[0], refused, TALKS[1]]))
     assert build(model, tmp_path / "a.jsonl", tmp_path, f"model.chat_template={model / 'no_system.jinja'}") == 0
     assert stored(tmp_path)[0] == ids(STORED)
-    assert "2 documents, 1 malformed left out (first: line 2: no system turn)" in capsys.readouterr().out
+    assert "2 documents, 1 malformed (first: line 2: no system turn)" in capsys.readouterr().out
 
 
 def test_only_the_first_conversations_are_read_up_to_the_limit(model: Path, tmp_path: Path) -> None:
@@ -164,3 +165,51 @@ def test_the_built_in_datastore_is_made_once(
     assert rest.built_in(str(model), None, tmp_path) == first and not capsys.readouterr().out
     text.write_bytes(gzip.compress(as_lines(TALKS[:1]).encode()))
     assert rest.built_in(str(model), None, tmp_path) != first
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "changes", "message"),
+    [
+        ("a.json", as_list(TALKS), ["data.limit=-1"], "data.limit=-1: must be a positive number of conversations"),
+        ("a.json", as_list(TALKS), ["data.limit=0"], "data.limit=0: must be a positive number"),
+        ("a.json", as_list(TALKS), ["data.limit=abc"], "data.limit=abc: must be a positive number"),
+        ("a.json", as_list(TALKS), ["data.path="], "data.path is missing: give a ShareGPT JSON or JSONL file"),
+        ("a.json", "[]", [], "a.json: no text to store: 0 documents; ShareGPT JSON or JSONL is wanted, or plain text"),
+        ("a.md", "Once.\nTwice.\n", [], "no text to store: 0 documents, 2 malformed (first: line 1: not valid JSON"),
+        ("a.md", "Once.\n", [], "or plain text in a file whose name ends in .txt"),
+        ("a.txt", "", [], "a.txt: no text to store: 0 documents;"),
+        ("a.txt", "\udcff", [], "a.txt: not UTF-8 text; a plain text file is wanted"),
+        (
+            "a.json",
+            as_list(TALKS),
+            ["output=/proc/nowhere"],
+            "output=/proc/nowhere: rest.safetensors cannot be written",
+        ),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    content: str,
+    changes: list[str],
+    message: str,
+) -> None:
+    (tmp_path / name).write_text(content, errors="surrogateescape")
+    assert build(model, tmp_path / name, tmp_path, *changes) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / FILE_NAME).exists()
+
+
+def test_a_disk_that_is_full_is_one_line(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.numpy.save_file", fails)
+    (tmp_path / "a.json").write_text(as_list(TALKS))
+    assert build(model, tmp_path / "a.json", tmp_path) == 2
+    assert "rest.safetensors cannot be written (I/O error: No space left" in capsys.readouterr().err
