@@ -137,6 +137,18 @@ def test_medusa_accuracies_by_hand():
     assert second == [0, 0, 1] + 7 * [0]  # 3 -> 6
 
 
+def test_medusa_accuracies_that_were_not_measured_are_missing(world, tmp_path, capsys):
+    (tmp_path / "head_accuracies.json").write_text('{"accuracies": [[1.0]]}')  # of heads trained before
+    source = arguments(world, tmp_path)
+    medusa.train(heads=1, **{**source, "data": {**source["data"], "held_out": 0}})
+    assert not (tmp_path / "head_accuracies.json").exists()
+    told = "data.held_out=0: too little text to measure all heads; no head_accuracies.json"
+    assert told in capsys.readouterr().out
+    medusa.train(heads=9, **arguments(world, tmp_path / "deep"))  # answers have nine words at most
+    accuracies = json.loads((tmp_path / "deep" / "head_accuracies.json").read_text())["accuracies"]
+    assert 1 < len(accuracies) < 9 and f"is for {len(accuracies)} of 9 heads" in capsys.readouterr().out
+
+
 def test_medusa_loss_is_discounted_per_head():
     target = tiny_llama()
     heads = medusa.build_heads(target, 3)
