@@ -162,9 +162,7 @@ def train(
         accuracies = head_accuracies(training, loop.held_out_rows(examples, loop_settings, source.target.device))
         if len(accuracies) < heads:
             found = f"{CALIBRATION} is for {len(accuracies)} of {heads} heads" if accuracies else f"no {CALIBRATION}"
-            accelerate.print(
-                f"data.held_out={data['held_out']}: too little text to measure all heads; {found}"
-            )
+            accelerate.print(f"data.held_out={data['held_out']}: too little text to measure all heads; {found}")
         write(folder, modules, base=model["path"], dtype=dtype, accuracies=accuracies)
 
     job = loop.Job(

@@ -122,7 +122,7 @@ def medusa(engine: Llama, folder: Path, **changes: Any) -> Medusa:
     return Medusa(engine, checkpoint=str(folder), **settings)
 
 
-@pytest.mark.parametrize("tree", ["chain", "mc_sim_7b_63", "auto", OWN_TREE], ids=str)
+@pytest.mark.parametrize("tree", ["chain", "mc_sim_7b_63", "auto", OWN_TREE, [[0], [2]]], ids=str)
 def test_steps_equal_the_reference(pair, tree: Any) -> None:
     model, engine, folder, tensors = pair
     method = medusa(engine, folder, tree=tree)
@@ -219,6 +219,7 @@ def test_heads_compute_what_the_published_ones_do(tmp_path: Path, kind: str, lay
 def test_parameters_are_counted_as_the_paper_counts(pair) -> None:
     _, engine, folder, _ = pair
     assert medusa(engine, folder).extra_parameters == 4 * (64 * 64 + 64 + 48 * 64)
+    assert medusa(engine, folder, tree=[[0], [1], [1, 0]]).extra_parameters == 2 * (64 * 64 + 64 + 48 * 64)
     at_7b = sum(parameter.numel() for parameter in Heads(4, hidden=4096, vocab=32_000).parameters())
     assert round(at_7b / 1e6) == 591
 
@@ -263,7 +264,8 @@ def test_heads_of_another_model_are_refused(tmp_path: Path, sizes: dict[str, int
     ("changes", "message"),
     [
         ({"heads": 5}, "method.heads=5: must be between 1 and the 4 heads in"),
-        ({"heads": 0}, "method.heads=0: must be between 1 and the 4 heads in"),
+        ({"heads": 5, "tree": [[0]]}, "method.heads=5: must be between 1 and the 4 heads in"),
+        ({"heads": 0}, "method.heads=0: must be at least 1"),
         ({"heads": 3}, r"method.tree: .* is 4 deep, there are 3 heads"),
         ({"tree": [[0], [0]]}, r"method.tree: \[0\] stands there twice"),
         ({"tree": "auto"}, "method.calibration=.*: no such file"),
