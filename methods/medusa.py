@@ -42,10 +42,11 @@ class Heads(nn.ModuleList):
         return torch.cat([head(final) for head in self])
 
     @classmethod
-    def load(cls, folder: Path, target: Llama, count: int) -> Heads:
-        """The first `count` heads of a published checkpoint: config.json and medusa_lm_head.pt or .safetensors.
+    def load(cls, folder: Path, target: Llama, count: int, used: int | None = None) -> Heads:
+        """The first `used` (None: all) of `count` heads of a published checkpoint.
 
-        Raises UserError when the checkpoint is incomplete or does not fit the target.
+        That is config.json and medusa_lm_head.pt or .safetensors. Raises UserError when the checkpoint is incomplete,
+        does not fit the target or has fewer than `count` heads.
         """
         from medusa.model.medusa_model import MedusaConfig
 
@@ -70,9 +71,10 @@ class Heads(nn.ModuleList):
         shapes = {
             n: tuple(t.shape) for n, t in cls(held, layers=layers, hidden=shape[1], vocab=shape[0]).named_parameters()
         }
-        used = {name for name in shapes if int(name.partition(".")[0]) < count}
-        tensors = read_tensors(folder, shapes, device=target.device, dtype=target.dtype, only=used)
-        heads = cls(count, layers=layers, hidden=shape[1], vocab=shape[0])
+        used = count if used is None else used
+        wanted = {name for name in shapes if int(name.partition(".")[0]) < used}
+        tensors = read_tensors(folder, shapes, device=target.device, dtype=target.dtype, only=wanted)
+        heads = cls(used, layers=layers, hidden=shape[1], vocab=shape[0])
         heads.load_state_dict({name: _for_one_row(tensor) for name, tensor in tensors.items()}, assign=True)
         return heads.requires_grad_(False)
 
@@ -87,9 +89,10 @@ def _for_one_row(tensor: Tensor) -> Tensor:
 class Medusa:
     """Drafts a fixed tree over the heads' top choices; the pending token is its root.
 
-    checkpoint: folder or hub id of the heads, of which the first `heads` are used. tree: chain (each head's top
-    choice), mc_sim_7b_63, auto, or a list of paths. For auto: `nodes`, the most nodes it may have, and `calibration`, a
-    file of measured accuracies (None: the one beside the heads). Raises UserError for values that do not fit.
+    checkpoint: folder or hub id of the heads, of which the first `heads` are used, as far down as the tree reaches.
+    tree: chain (each head's top choice), mc_sim_7b_63, auto, or a list of paths. For auto: `nodes`, the most nodes it
+    may have, and `calibration`, a file of measured accuracies (None: the one beside the heads). Raises UserError for
+    values that do not fit.
     """
 
     tap_layer = 0
@@ -100,8 +103,6 @@ class Medusa:
         if checkpoint is None:
             raise UserError("method.checkpoint: this model has no Medusa heads configured, give a folder or a hub id")
         folder = resolve(checkpoint, key="method.checkpoint")
-        self.heads = Heads.load(folder, target, heads)
-        self.extra_parameters = sum(p.numel() for p in self.heads.parameters())
         self.nodes = read_tree(
             tree,
             heads=heads,
@@ -109,6 +110,8 @@ class Medusa:
             nodes=nodes,
             calibration=Path(os.path.expanduser(calibration)) if calibration else folder / CALIBRATION,
         )
+        self.heads = Heads.load(folder, target, heads, used=max(map(len, self.nodes)))
+        self.extra_parameters = sum(p.numel() for p in self.heads.parameters())
         self.width = 1 + max(map(max, self.nodes))
         self.trees = by_depth(self.nodes, self.width, target.device)
         self.max_rows = len(self.nodes) + 1

@@ -69,6 +69,8 @@ def read_tree(tree: Any, *, heads: int, vocab_size: int, nodes: int, calibration
     auto: at most `nodes` nodes, from the accuracies in the calibration file. Raises UserError for anything else, and
     for a tree that is deeper than the number of heads.
     """
+    if heads < 1:
+        raise UserError(f"method.heads={heads}: must be at least 1")
     if isinstance(tree, str):
         if tree not in NAMES:
             raise UserError(f"method.tree={tree}: unknown; {nearest(tree, NAMES)}, or a list such as [[0],[0,0],[1]]")

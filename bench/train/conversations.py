@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,13 +50,14 @@ class Corpus:
 
 
 def read(path: Path) -> Iterator[tuple[str, Any]]:
-    """Records of a ShareGPT JSON list or JSONL file with a name for each ("record 3", "line 7").
+    """Records of a ShareGPT JSON list or JSONL file, or a .gz of one, with a name for each ("record 3", "line 7").
 
     A JSONL line that is not JSON yields its ValueError in place of a record. Raises UserError for a file that is
     missing, empty, or a JSON list that does not parse.
     """
+    opened = gzip.open if path.suffix == ".gz" else open
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        with opened(path, "rt", encoding="utf-8-sig") as file:
             first = next((line for line in file if line.strip()), "")
             file.seek(0)
             if not first:
@@ -65,6 +68,8 @@ def read(path: Path) -> Iterator[tuple[str, Any]]:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield f"line {number}", _parsed(line)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"data.path={path}: truncated, or not a gzip file; compress it again") from error
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise UserError(f"data.path={path}: {reason}; a ShareGPT JSON list or JSONL file is wanted") from error
@@ -175,7 +180,8 @@ def encode_all(
 ) -> Corpus:
     """Encode every conversation that has something to learn from.
 
-    Malformed records are counted and the first is remembered. Raises UserError, naming `source`, when none is left.
+    Malformed records, also those that the chat template refuses, are counted and the first is remembered. Raises
+    UserError, naming `source`, when none is left.
     """
     found: list[Encoded] = []
     malformed = silent = truncated = 0

@@ -100,7 +100,10 @@ class HeadTraining(nn.Module):
 
 @torch.no_grad()
 def head_accuracies(training: HeadTraining, rows: list[Row]) -> list[list[float]]:
-    """Share of positions where the r-th choice of head k is what the target itself would say there: [head][rank]."""
+    """Share of positions where the r-th choice of head k is what the target itself would say there: [head][rank].
+
+    Heads for which `rows` have no position, always the last ones, are missing.
+    """
     count = len(training.heads)
     hits = torch.zeros(count, RANKS, dtype=torch.float64)
     totals = torch.zeros(count, dtype=torch.float64)
@@ -115,20 +118,21 @@ def head_accuracies(training: HeadTraining, rows: list[Row]) -> list[list[float]
                 choices = linear(block(final[at].float())).topk(RANKS).indices
                 hits[place.head - 1] += (choices == said[:, None]).sum(0).double().cpu()
             totals[place.head - 1] += len(place.at)
-    return (hits / totals[:, None].clamp(min=1)).tolist()
+    measured = totals > 0
+    return (hits[measured] / totals[measured, None]).tolist()
 
 
-def write(
-    folder: Path, heads: nn.ModuleList, *, base: str, dtype: torch.dtype, accuracies: list[list[float]] | None
-) -> None:
-    """config.json and medusa_lm_head.pt as published, and the heads' accuracies for trees built from them."""
+def write(folder: Path, heads: nn.ModuleList, *, base: str, dtype: torch.dtype, accuracies: list[list[float]]) -> None:
+    """config.json and medusa_lm_head.pt as published, and, where any were measured, the heads' accuracies."""
     config = {"medusa_num_heads": len(heads), "medusa_num_layers": 1, "base_model_name_or_path": base}
     as_rows = torch.contiguous_format
     tensors = {name: t.detach().to("cpu", dtype).clone(memory_format=as_rows) for name, t in heads.state_dict().items()}
     replace_tensors(folder / "medusa_lm_head.pt", tensors)
     texts: dict[str, Any] = {"config.json": config}
-    if accuracies is not None:
+    if accuracies:
         texts[CALIBRATION] = {"accuracies": [[round(a, 5) for a in row] for row in accuracies]}
+    else:
+        (folder / CALIBRATION).unlink(missing_ok=True)  # of other heads
     for name, content in texts.items():
         replace_text(folder / name, json.dumps(content, indent=1) + "\n")
 
@@ -156,6 +160,9 @@ def train(
 
     def save(folder: Path) -> None:
         accuracies = head_accuracies(training, loop.held_out_rows(examples, loop_settings, source.target.device))
+        if len(accuracies) < heads:
+            found = f"{CALIBRATION} is for {len(accuracies)} of {heads} heads" if accuracies else f"no {CALIBRATION}"
+            accelerate.print(f"data.held_out={data['held_out']}: too little text to measure all heads; {found}")
         write(folder, modules, base=model["path"], dtype=dtype, accuracies=accuracies)
 
     job = loop.Job(

@@ -6,7 +6,6 @@ python -m bench.train method=rest model=vicuna-7b data.path=sharegpt.json output
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -29,9 +28,7 @@ from methods.rest import FILE_NAME, FORMAT, SEPARATOR, VERSION, Rest
 Tokens = NDArray[np.int32]
 
 BUILT_IN = "joey"
-# Text that neither trained joey nor asks it anything: another seed than the training's, and the generator never gives
-# out the first prompt of a question. About 0.7 M tokens.
-BUILT_IN_SEED, BUILT_IN_CONVERSATIONS = 20_240_611, 6_000
+BUILT_IN_TEXT = Path(__file__).resolve().parents[1] / "assets" / "joey" / "rest.jsonl.gz"  # about 0.7 M tokens
 CACHE = Path("results") / ".cache"
 BATCH = 256  # conversations tokenised together
 PIECE_CHARS = 1 << 20  # a plain text is tokenised in pieces of about this length, cut at line ends
@@ -48,19 +45,22 @@ class Tally:
     first_malformed: str | None = None
 
     def __str__(self) -> str:
-        left_out = f", {self.malformed} malformed left out (first: {self.first_malformed})" if self.malformed else ""
+        left_out = f", {self.malformed} malformed (first: {self.first_malformed})" if self.malformed else ""
         return f"{self.used} documents{left_out}"
 
 
 def build(*, model: dict[str, Any], data: dict[str, Any], output: str, seed: int) -> Path:
     """Write a datastore for the model's tokenizer and return its path.
 
-    data.path: ShareGPT JSON or JSONL, a .txt file (one document), or joey. output: a folder, or a .safetensors file.
+    data.path: ShareGPT JSON or JSONL, or a .gz of one, a .txt file (one document), or joey, the built-in generator.
+    output: a folder, or a .safetensors file.
     Raises UserError when there is nothing to store, and for whatever is wrong with the input.
     """
     path, limit = data["path"], data["limit"]
     if not path:
         raise UserError("data.path is missing: give a ShareGPT JSON or JSONL file, a .txt file, or joey")
+    if limit is not None and limit < 1:
+        raise UserError(f"data.limit={limit}: must be a positive number of conversations, or null for all")
     folder = resolve(locate(model["path"]), model.get("revision"), weights=False)
     file = Path(output) if output.endswith(".safetensors") else Path(output) / FILE_NAME
     vocabulary, tally = Vocabulary.read(folder), Tally()
@@ -70,16 +70,19 @@ def build(*, model: dict[str, Any], data: dict[str, Any], output: str, seed: int
     else:
         records = _generated(seed, limit or 10_000) if path == BUILT_IN else conversations.read(Path(path))
         documents = _rendered(islice(records, limit), render, tokenizer, tally)
-    tokens = join(documents, source=path)
+    tokens = join(documents)
+    if len(tokens) == 0:
+        wanted = "ShareGPT JSON or JSONL is wanted, or plain text in a file whose name ends in .txt"
+        raise UserError(f"data.path={path}: no text to store: {tally}; {wanted}")
     write(file, tokens, vocabulary)
     print(f"data.path={path}: {tally}; {len(tokens)} tokens, {file.stat().st_size} bytes in {file}")
     return file
 
 
 def load(target: Llama, *, datastore: str | None, tokenizer: str, revision: str | None, **lookup: int) -> Rest:
-    """The REST method; `datastore: joey` stands for the built-in one, which is made when it is first wanted.
+    """The REST method; `datastore: joey` stands for the built-in text's, which is made when it is first wanted.
 
-    It is generated in seconds and would take more room in the repository than everything else about joey together.
+    That takes seconds, and the file is eight times as large as the text.
     """
     if datastore == BUILT_IN:
         datastore = str(built_in(tokenizer, revision))
@@ -87,24 +90,20 @@ def load(target: Llama, *, datastore: str | None, tokenizer: str, revision: str 
 
 
 def built_in(tokenizer: str, revision: str | None, cache: Path = CACHE) -> Path:
-    """joey's datastore in the cache, named after the text and the tokenizer: a changed one is made anew."""
+    """joey's datastore in the cache, named after its text and the tokenizer: a changed one is made anew."""
     folder = resolve(tokenizer, revision, weights=False)
-    sample = json.dumps([record for _, record in _generated(BUILT_IN_SEED, 200)])
-    facts = (Vocabulary.read(folder).sha256, BUILT_IN_SEED, BUILT_IN_CONVERSATIONS, VERSION, sample)
+    facts = (Vocabulary.read(folder).sha256, hashlib.sha256(BUILT_IN_TEXT.read_bytes()).hexdigest(), VERSION)
     file = cache / f"joey-rest-{hashlib.sha256(repr(facts).encode()).hexdigest()[:12]}.safetensors"
     if not file.is_file():
-        data = {"path": BUILT_IN, "limit": BUILT_IN_CONVERSATIONS}
-        build(model={"path": str(folder)}, data=data, output=str(file), seed=BUILT_IN_SEED)
+        build(model={"path": str(folder)}, data={"path": str(BUILT_IN_TEXT), "limit": None}, output=str(file), seed=0)
     return file
 
 
-def join(documents: Iterable[Tokens], *, source: str) -> Tokens:
-    """Documents one behind the other, each with SEPARATOR at its end. Raises UserError when they hold no token."""
+def join(documents: Iterable[Tokens]) -> Tokens:
+    """Documents one behind the other, each with SEPARATOR at its end; those without tokens are left out."""
     end = np.array([SEPARATOR], dtype=np.int32)
     parts = [part for document in documents if len(document) for part in (document, end)]
-    if not parts:
-        raise UserError(f"data.path={source}: no text to store; conversations or plain text are wanted")
-    return np.concatenate(parts)
+    return np.concatenate(parts or [end[:0]])
 
 
 def write(file: Path, tokens: Tokens, vocabulary: Vocabulary) -> None:
@@ -122,6 +121,7 @@ def write(file: Path, tokens: Tokens, vocabulary: Vocabulary) -> None:
         "largest_token": str(tokens[tokens != SEPARATOR].max(initial=0)),
     }
     arrays = {"tokens": tokens.astype(">i4").view(np.uint8).reshape(-1, 4), "suffixes": suffix_array(tokens)}
+
     replace_file(file, lambda path: save_file(arrays, path, metadata=facts))
 
 
@@ -223,13 +223,14 @@ def _rendered(records: Iterable[tuple[str, Any]], render: Render, tokenizer: Any
         for name, record in records:
             try:
                 chat = conversations.messages(record)
+                text = render(chat, False) if chat else ""
             except ValueError as error:
                 tally.malformed += 1
                 tally.first_malformed = tally.first_malformed or f"{name}: {error}"
                 continue
             if chat:
                 tally.used += 1
-                yield render(chat, False)
+                yield text
 
     texts = chats()
     while batch := list(islice(texts, BATCH)):

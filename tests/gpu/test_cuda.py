@@ -16,6 +16,7 @@ from methods.lookahead import Lookahead
 from methods.medusa import Medusa
 from methods.vanilla import Vanilla
 from tests.methods.test_medusa import random_heads, write_heads
+from tests.methods.test_rest import rest, tokenizer_folder, write_datastore
 from tests.tiny import adapter_checkpoint, tiny_llama
 
 pytestmark = [
@@ -49,14 +50,19 @@ def test_tokens_are_the_cpus(tmp_path: Path) -> None:
     heads = random_heads(2, gpu.config.hidden_size, gpu.config.vocab_size)
     folder = write_heads(tmp_path / "heads", heads, claimed=2)
     tree = [[0], [1], [0, 0], [0, 1], [1, 0]]
+    known, tokenizer = [*prompt.tolist(), *expected], tokenizer_folder(tmp_path / "tokenizer", size=128)
+    datastore = write_datastore(tmp_path / "store", [known, [*known[:20], 4, *known[21:]]], tokenizer)  # a branch
     methods = (
         Vanilla(gpu),
         kangaroo(gpu, tmp_path / "adapter"),
         Medusa(gpu, checkpoint=str(folder), heads=2, tree=tree, nodes=5, calibration=None),
         Lookahead(gpu, window=3, level=3, guesses=3, max_accept=None, seed=0),
+        rest(gpu, datastore, tokenizer),
     )
     for method in methods:
-        assert Decoder(gpu, method).generate(prompt.cuda(), 40).tokens == expected
+        found = Decoder(gpu, method).generate(prompt.cuda(), 40)
+        assert found.tokens == expected
+        assert isinstance(method, Vanilla) or any(step.drafted for step in found.steps)
 
 
 def test_phases_come_from_events_and_lie_within_the_wall_time(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from bench.chat import Chat, Message
+from bench.questions import BUILT_IN, read_questions
 from methods import draft
 from methods.decoder import Decoder, Step
 from methods.engine.checkpoint import load_model
@@ -26,6 +28,7 @@ from tests.tiny import packed, reference_model, tiny_llama, write_checkpoint
 SIZES = {"num_hidden_layers": 3, "vocab_size": 48, "eos_token_id": None, "max_position_embeddings": 96}
 PROMPTS = ([5, 9, 11, 3], list(range(3, 30)), [i % 48 for i in range(82)])  # the last fills the context
 OWN_TREE = [[1], [0], [0, 2], [0, 0], [1, 0], [0, 0, 1]]
+ASSETS = BUILT_IN.parent
 Tensors = dict[str, Tensor]
 
 
@@ -122,7 +125,7 @@ def medusa(engine: Llama, folder: Path, **changes: Any) -> Medusa:
     return Medusa(engine, checkpoint=str(folder), **settings)
 
 
-@pytest.mark.parametrize("tree", ["chain", "mc_sim_7b_63", "auto", OWN_TREE], ids=str)
+@pytest.mark.parametrize("tree", ["chain", "mc_sim_7b_63", "auto", OWN_TREE, [[0], [2]]], ids=str)
 def test_steps_equal_the_reference(pair, tree: Any) -> None:
     model, engine, folder, tensors = pair
     method = medusa(engine, folder, tree=tree)
@@ -156,6 +159,18 @@ def test_the_heads_are_right_sometimes_and_trees_differ(pair) -> None:
     chain, tree = emitted("chain"), emitted("mc_sim_7b_63")
     assert len(set(tree)) >= 4 and len(set(chain)) >= 3, "the reference test would prove little"
     assert len(tree) < len(chain) and sum(tree) == sum(chain)
+
+
+def test_chain_and_tree_differ_on_joey() -> None:
+    joey = packed(load_model(ASSETS, device="cpu"))
+    chat, questions = Chat(ASSETS), read_questions(ASSETS / "question.jsonl")[::25]  # of three subtasks
+    prompts = [torch.tensor(chat.prompt_ids([Message("user", question.turns[0])])) for question in questions]
+    rates = []
+    for tree in ("chain", "mc_sim_7b_63"):
+        decoder = Decoder(joey, medusa(joey, ASSETS / "medusa", tree=tree))
+        steps = [step.emitted for prompt in prompts for step in decoder.generate(prompt, 64).steps]
+        rates.append(sum(steps) / len(steps))
+    assert 1.2 < rates[0] < rates[1] < 5
 
 
 def test_a_step_is_one_target_pass_over_a_tree_built_once(pair, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,6 +234,7 @@ def test_heads_compute_what_the_published_ones_do(tmp_path: Path, kind: str, lay
 def test_parameters_are_counted_as_the_paper_counts(pair) -> None:
     _, engine, folder, _ = pair
     assert medusa(engine, folder).extra_parameters == 4 * (64 * 64 + 64 + 48 * 64)
+    assert medusa(engine, folder, tree=[[0], [1], [1, 0]]).extra_parameters == 2 * (64 * 64 + 64 + 48 * 64)
     at_7b = sum(parameter.numel() for parameter in Heads(4, hidden=4096, vocab=32_000).parameters())
     assert round(at_7b / 1e6) == 591
 
@@ -263,7 +279,8 @@ def test_heads_of_another_model_are_refused(tmp_path: Path, sizes: dict[str, int
     ("changes", "message"),
     [
         ({"heads": 5}, "method.heads=5: must be between 1 and the 4 heads in"),
-        ({"heads": 0}, "method.heads=0: must be between 1 and the 4 heads in"),
+        ({"heads": 5, "tree": [[0]]}, "method.heads=5: must be between 1 and the 4 heads in"),
+        ({"heads": 0}, "method.heads=0: must be at least 1"),
         ({"heads": 3}, r"method.tree: .* is 4 deep, there are 3 heads"),
         ({"tree": [[0], [0]]}, r"method.tree: \[0\] stands there twice"),
         ({"tree": "auto"}, "method.calibration=.*: no such file"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import platform
 import time
@@ -12,6 +13,9 @@ from pathlib import Path
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets" / "joey"
 TOKENIZER_CONVERSATIONS = 20_000
+# REST's text: from another seed than the training's, so that joey has not read it; and no seed gives out the first
+# prompt of a question.
+REST_SEED, REST_CONVERSATIONS = 20_240_611, 6_000
 
 
 def _world(out: Path, work: Path, seed: int) -> None:
@@ -70,6 +74,14 @@ def _medusa(out: Path, work: Path, seed: int) -> None:
     _draft("medusa", out, seed)
 
 
+def _rest(out: Path, work: Path, seed: int) -> None:
+    from bench.train.joey.world import conversations
+
+    records = conversations(REST_SEED + seed, REST_CONVERSATIONS)
+    text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    (out / "rest.jsonl.gz").write_bytes(gzip.compress(text.encode(), mtime=0))  # no time: the same bytes every day
+
+
 # In the order of `--stage all`: each needs the files of the stages before it in `out`.
 STAGES: dict[str, Callable[[Path, Path, int], None]] = {
     "world": _world,
@@ -78,6 +90,7 @@ STAGES: dict[str, Callable[[Path, Path, int], None]] = {
     "curve": _curve,
     "kangaroo": _kangaroo,
     "medusa": _medusa,
+    "rest": _rest,
 }
 
 

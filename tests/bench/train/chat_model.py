@@ -17,6 +17,8 @@ TEMPLATE = (
     "{% else %} {{ '<user>' if m.role == 'user' else '<sys>' }} {{ m.content }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %} <bot>{% endif %}"
 )
+# As Mistral's: a chat with a system turn is an error.
+NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system turn') }}{% endif %}" + TEMPLATE
 
 
 def tokenizer() -> Any:

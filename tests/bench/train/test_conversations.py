@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from bench.train import conversations as c
 from bench.train.source import chat_format
 from methods.errors import UserError
-from tests.bench.train.chat_model import SPECIAL, WORDS, tokenizer
+from tests.bench.train.chat_model import NO_SYSTEM, SPECIAL, WORDS, tokenizer
 
 TOKENIZER = tokenizer()
 IDS = {word: i for i, word in enumerate([*SPECIAL, *WORDS])}
@@ -110,6 +111,17 @@ def test_the_end_of_a_turn_is_marked_behind_white_space_too(answer):
     assert not encoded.assistant[encoded.tokens == end][:-1].any()
 
 
+def test_a_conversation_that_the_chat_template_refuses_is_malformed(tmp_path):
+    TOKENIZER.save_pretrained(tmp_path)
+    (tmp_path / "no_system.jinja").write_text(NO_SYSTEM)
+    _, strict = chat_format(tmp_path, str(tmp_path / "no_system.jinja"))
+    refused = {"conversations": [{"from": "system", "value": "w9"}, *turns("w0", "w1")["conversations"]]}
+    records = enumerate([turns("w0", "w1"), refused])
+    corpus = c.encode_all(records, strict, TOKENIZER, eos_token_ids=[2], length=9, source="x.json")
+    assert (len(corpus.conversations), corpus.malformed) == (1, 1)
+    assert corpus.first_malformed.startswith("1: ") and "no system turn" in corpus.first_malformed
+
+
 def test_nothing_left_is_one_line():
     with pytest.raises(UserError, match=r"^data.path=x.json: no conversation to train on: 1 malformed \(first: rec.*$"):
         encode_all([{"nothing": 1}])
@@ -128,6 +140,14 @@ def test_list_and_lines_read_the_same(tmp_path):
     assert read[2][0] == "line 4" and isinstance(read[2][1], ValueError)
     corpus = c.encode_all(iter(read), render, TOKENIZER, eos_token_ids=[2], length=50, source="a")
     assert corpus.malformed == 1 and corpus.first_malformed.startswith("line 4: not valid JSON")
+
+
+@pytest.mark.parametrize("content", [b"[]", gzip.compress(b"[]" * 99)[:-12], gzip.compress(b"[]")[:10] + b"\xff" * 9])
+def test_damaged_compressed_files(tmp_path, content):
+    path = tmp_path / "data.jsonl.gz"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"data\.jsonl\.gz: truncated, or not a gzip file; compress it again$"):
+        list(c.read(path))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -115,6 +116,37 @@ def test_medusa_places_by_hand():
     row = packing.build_row([Encoded(torch.arange(8).int().numpy(), torch.tensor(assistant).bool().numpy())])
     found = {p.head: (p.at.tolist(), p.wanted.tolist()) for p in medusa.places(row, 3)}
     assert found == {1: ([1, 2, 5], [3, 4, 7]), 2: ([1], [4]), 3: ([], [])}
+
+
+def test_medusa_accuracies_by_hand():
+    """States that name what the target says next; each head's choices are the names after it, in order."""
+    assistant = [0, 0, 1, 1, 1, 0, 1, 1]  # as above: head 1 is at 1, 2 and 5, head 2 at 1
+    row = packing.build_row([Encoded(torch.arange(8).int().numpy(), torch.tensor(assistant).bool().numpy())])
+    names, number = torch.eye(12), torch.arange(12)
+    linear = torch.nn.Linear(12, 12, bias=False)
+    linear.weight = torch.nn.Parameter(-((number[:, None] - number - 1) % 12).float())
+    head = torch.nn.Sequential(torch.nn.Identity(), linear)
+    training = SimpleNamespace(
+        heads=[head, head],
+        chunk=2,
+        target=SimpleNamespace(lm_head=lambda states: states),
+        final_states=lambda _: names[[0, 3, 4, 6, 0, 7, 7, 0]],
+    )
+    first, second = medusa.head_accuracies(training, [row])
+    assert first == pytest.approx([1 / 3, 1 / 3] + 8 * [0])  # 3 -> 4 and 4 -> 6; 7 -> 7 is the last of 12 choices
+    assert second == [0, 0, 1] + 7 * [0]  # 3 -> 6
+
+
+def test_medusa_accuracies_that_were_not_measured_are_missing(world, tmp_path, capsys):
+    (tmp_path / "head_accuracies.json").write_text('{"accuracies": [[1.0]]}')  # of heads trained before
+    source = arguments(world, tmp_path)
+    medusa.train(heads=1, **{**source, "data": {**source["data"], "held_out": 0}})
+    assert not (tmp_path / "head_accuracies.json").exists()
+    told = "data.held_out=0: too little text to measure all heads; no head_accuracies.json"
+    assert told in capsys.readouterr().out
+    medusa.train(heads=9, **arguments(world, tmp_path / "deep"))  # answers have nine words at most
+    accuracies = json.loads((tmp_path / "deep" / "head_accuracies.json").read_text())["accuracies"]
+    assert 1 < len(accuracies) < 9 and f"is for {len(accuracies)} of 9 heads" in capsys.readouterr().out
 
 
 def test_medusa_loss_is_discounted_per_head():
