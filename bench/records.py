@@ -22,7 +22,7 @@ SCHEMA_VERSION = 1
 NOT_MEASURED = ("results_dir", "resume", "launcher")
 # Runs that differ in one of these were made by other rulers and never share a folder.
 HASHES = ("checkpoint_sha256", "questions_sha256", "chat_sha256")
-IDENTITY = ("cpu", "cores", "gpu", "driver", "threads", "dtype", "packages", *HASHES, "commit")
+IDENTITY = ("cpu", "cores", "gpu", "driver", "cuda", "threads", "dtype", "python", "packages", *HASHES, "commit")
 
 
 @dataclass(frozen=True)

@@ -156,15 +156,18 @@ def _information(config: Mapping[str, Any], folder: Path, command: str) -> dict[
 
 
 def _hashes(config: Mapping[str, Any], folder: Path) -> dict[str, str]:
-    """Hashes of the target's files and of the draft's, where the method has a checkpoint or a datastore of its own."""
+    """Hashes of the target's files, and of all that the method draws on: checkpoint, datastore, calibration."""
     hashes = {f"target/{name}": digest for name, digest in file_hashes(folder, sha256).items()}
-    checkpoint, datastore = (config["method"].get(key) for key in ("checkpoint", "datastore"))
-    if checkpoint:
-        draft = resolve(locate(checkpoint), key="method.checkpoint")
+    method = config["method"]
+    if method.get("checkpoint"):
+        draft = resolve(locate(method["checkpoint"]), key="method.checkpoint")
         hashes |= {f"draft/{name}": digest for name, digest in file_hashes(draft, sha256).items()}
-    file = Path(locate(datastore)) if datastore else folder
-    file = file / DATASTORE if file.is_dir() else file
-    return hashes | ({f"draft/{file.name}": sha256(file)} if datastore and file.is_file() else {})
+    for given in (method.get("datastore"), method.get("calibration")):
+        file = Path(locate(given)).expanduser() if given else folder
+        file = file / DATASTORE if given and file.is_dir() else file
+        if file.is_file():
+            hashes[f"draft/{file.name}"] = sha256(file)
+    return hashes
 
 
 def rehearse(config: Mapping[str, Any], *, tokenizer: bool = True) -> None:
