@@ -20,6 +20,7 @@ from methods.engine.llama import (
     AttentionWeights,
     LayerWeights,
     Llama,
+    Mask,
     ModelConfig,
     Rope,
     attention_mask,
@@ -126,7 +127,7 @@ class Adapter(nn.Module):
             matrix.pack()
 
     def forward(
-        self, states: Tensor, rope: Rope, positions: Tensor, cache: KVCache | None = None, mask: Tensor | None = None
+        self, states: Tensor, rope: Rope, positions: Tensor, cache: KVCache | None = None, mask: Mask | None = None
     ) -> Tensor:
         """Exit-layer states [n, hidden] -> states for the LM head [n, hidden].
 

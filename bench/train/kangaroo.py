@@ -28,7 +28,7 @@ class Distillation(nn.Module):
 
     def forward(self, row: Row) -> Sums:
         """Sums over the positions that predict the assistant's tokens."""
-        target, mask = self.target, row.attention_mask()
+        target, mask = self.target, row.lengths
         with torch.no_grad(), as_is(target.dtype, target.device):
             exits = target.run(target.embed(row.tokens), row.positions, None, slice(0, self.exit_layer), mask)
             final = target.run(exits, row.positions, None, slice(self.exit_layer, None), mask)

@@ -71,7 +71,7 @@ class HeadTraining(nn.Module):
         target = self.target
         with torch.no_grad(), as_is(target.dtype, target.device):
             hidden = target.embed(row.tokens)
-            return target.norm(target.run(hidden, row.positions, None, slice(None), row.attention_mask()))
+            return target.norm(target.run(hidden, row.positions, None, slice(None), row.lengths))
 
     def forward(self, row: Row) -> Sums:
         """Loss: sum over heads of 0.8^k times the cross-entropy; agreement and overlap: mean over the heads."""

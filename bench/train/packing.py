@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,18 +20,13 @@ WINDOW = 4096  # conversations packed together: enough choice for full rows, few
 
 @dataclass(frozen=True)
 class Row:
-    """Conversations side by side; all tensors [n] on one device."""
+    """Conversations side by side; all tensors [n] on one device. lengths: tokens of each conversation."""
 
     tokens: Tensor  # int64
     positions: Tensor  # int64, from 0 in every conversation
     segments: Tensor  # int64, index of the conversation in the row
     assistant: Tensor  # bool
-
-    def attention_mask(self) -> Tensor | None:
-        """Block-diagonal causal mask [n, n], True = may attend; None (plain causal) for a single conversation."""
-        if int(self.segments[-1]) == 0:
-            return None
-        return (self.segments[:, None] == self.segments[None, :]).tril_()
+    lengths: tuple[int, ...]
 
     def predicting(self) -> Tensor:
         """Indices [m] of the rows whose next token is the assistant's: where a draft has to agree with the target."""
@@ -40,7 +35,8 @@ class Row:
 
     def to(self, device: torch.device) -> Row:
         """The same row elsewhere."""
-        return Row(*(t.to(device, non_blocking=True) for t in vars(self).values()))
+        tensors = {name: t.to(device, non_blocking=True) for name, t in vars(self).items() if name != "lengths"}
+        return replace(self, **tensors)
 
 
 def build_row(conversations: Sequence[Encoded]) -> Row:
@@ -50,6 +46,7 @@ def build_row(conversations: Sequence[Encoded]) -> Row:
         positions=torch.cat([torch.arange(len(c.tokens)) for c in conversations]),
         segments=torch.cat([torch.full((len(c.tokens),), i) for i, c in enumerate(conversations)]),
         assistant=torch.cat([torch.from_numpy(c.assistant) for c in conversations]),
+        lengths=tuple(len(c.tokens) for c in conversations),
     )
 
 

@@ -138,12 +138,18 @@ def rms_norm(states: Tensor, weight: Tensor, eps: float) -> Tensor:
     return F.layer_norm(torch.cat((states, -states), -1), (2 * size,), None, None, eps)[..., :size] * weight
 
 
-def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+Mask = Tensor | tuple[int, ...]  # who attends to whom; or the lengths of sequences side by side, each causal by itself
+
+
+def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Mask | None) -> Tensor:
     """Grouped-query attention of n rows over m slots: [n, heads, head_dim] -> [n, heads * head_dim].
 
     keys, values [kv_heads, m, head_dim]. mask comes from `attention_mask`; None means that a single row sees every
     slot, or that the n rows are all there is and see themselves and what precedes them.
     """
+    if isinstance(mask, tuple):
+        parts = zip(query.split(mask), keys.split(mask, 1), values.split(mask, 1), strict=True)
+        return torch.cat([attend(*part, None) for part in parts])
     rows, heads, _ = query.shape
     kv_heads = keys.shape[0]
     groups = heads // kv_heads
@@ -159,11 +165,14 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> 
     return out.reshape(heads, rows, -1).transpose(0, 1).reshape(rows, -1)
 
 
-def attention_mask(mask: Tensor | None, states: Tensor, past: int, groups: int) -> Tensor | None:
+def attention_mask(mask: Mask | None, states: Tensor, past: int, groups: int) -> Mask | None:
     """What `attend` adds to the scores of states [n, hidden], made once for all layers: [groups * n, past + n] or None.
 
-    mask [n, past + n], True = may attend; None = causal, which needs no mask for one row or an empty past.
+    mask [n, past + n], True = may attend; None = causal, which needs no mask for one row or an empty past. Lengths
+    stay as they are.
     """
+    if isinstance(mask, tuple):
+        return mask
     rows, slots = len(states), past + len(states)
     if mask is None:
         if rows == 1 or past == 0:
@@ -180,7 +189,7 @@ def self_attention(
     weights: AttentionWeights,
     config: ModelConfig,
     rotation: Rotation,
-    mask: Tensor | None,
+    mask: Mask | None,
     cache: KVCache | None,
     layer: int,
 ) -> Tensor:
@@ -256,13 +265,13 @@ class Llama:
         return F.embedding(tokens, self.weights.embedding)
 
     def run(
-        self, hidden: Tensor, positions: Tensor, cache: KVCache | None, layers: slice, mask: Tensor | None = None
+        self, hidden: Tensor, positions: Tensor, cache: KVCache | None, layers: slice, mask: Mask | None = None
     ) -> Tensor:
         """Residual stream [n, hidden] through a range of layers.
 
         positions [n] int64 index the rotary table. With a cache the rows are appended to each layer of the range and
         attend to all it holds; mask [n, held slots], True = may attend, None = causal. Without a cache the rows see
-        only each other.
+        only each other, or with lengths for a mask only those of their own sequence.
         """
         indices = range(*layers.indices(self.config.num_layers))
         if not indices:

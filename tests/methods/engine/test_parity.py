@@ -123,6 +123,15 @@ def test_tree_without_cache(pair: Pair) -> None:
         assert difference(found[ancestry(row)], pair.truth(tokens[ancestry(row)])) <= TOLERANCE
 
 
+def test_sequences_side_by_side_equal_each_alone(pair: Pair) -> None:
+    lengths = (30, 1, 40)
+    positions = torch.cat([torch.arange(length) for length in lengths])
+    tokens = pair.tokens[: sum(lengths)]
+    found = pair.engine.head(pair.engine.run(pair.engine.embed(tokens), positions, None, slice(None), lengths))
+    for part, sequence in zip(found.split(lengths), tokens.split(lengths), strict=True):
+        assert difference(part, pair.truth(sequence)) <= TOLERANCE
+
+
 @pytest.mark.parametrize("path", [[0], [0, 1, 2, 5], [0, 1, 3, 6, 8], [0, 9, 10]])
 def test_kept_path_continues_as_a_fresh_prefill(pair: Pair, path: list[int]) -> None:
     past = 20
