@@ -91,7 +91,7 @@ def compose_config(name: str, overrides: Sequence[str]) -> DictConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         base = OmegaConf.to_container(_composed(name, groups), resolve=False)
         assert isinstance(base, dict)
-        known = set(_leaves(base))
+        known = {*_leaves(base), *(str(key) for key in base if (CONF / str(key)).is_dir())}
         for override in parsed:
             key = override.key_or_group
             if not (_is_group(override) or key.startswith("hydra") or key in known):
