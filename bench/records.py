@@ -6,7 +6,8 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -222,7 +223,7 @@ def prompt_hash(prompt_ids: tuple[int, ...]) -> str:
 
 
 def _append(file: Path, record: Mapping[str, Any]) -> None:
-    with file.open("a", encoding="utf-8") as opened:
+    with _written(file), file.open("a", encoding="utf-8") as opened:
         opened.write(json.dumps(record, ensure_ascii=False) + "\n")
         opened.flush()
         os.fsync(opened.fileno())
@@ -230,8 +231,21 @@ def _append(file: Path, record: Mapping[str, Any]) -> None:
 
 def _replace(file: Path, text: str) -> None:
     partial = file.with_name(file.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, file)
+    with _written(file):
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, file)
+
+
+@contextmanager
+def _written(file: Path) -> Iterator[None]:
+    """Raises UserError when the disk does not take it. A line that was begun is cut off when the run goes on."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"results_dir: {file} cannot be written ({error.strerror}); what was recorded before is whole, and the "
+            "same command continues behind it"
+        ) from error
 
 
 def _cut_torn_line(file: Path) -> None:

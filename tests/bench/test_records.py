@@ -65,6 +65,26 @@ def test_a_torn_last_line_is_cut_off_and_asked_again(tmp_path: Path, torn: str) 
     assert [json.loads(line)["question_id"] for line in again.baseline.read_text().splitlines()] == [1, 2]
 
 
+def test_a_full_disk_is_one_line_and_the_run_goes_on_later(tmp_path: Path) -> None:
+    """A limit on the size of files stands in for the disk."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    directory = opened(tmp_path)
+    write(directory, 1)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (directory.baseline.stat().st_size + 20, hard))
+        with pytest.raises(UserError, match=r"baseline\.jsonl cannot be written \(File too large\); what was recorded"):
+            write(directory, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        directory.close()
+    again = opened(tmp_path)
+    assert again.done == {(1, 0)}
+    write(again, 2)
+    again.close()
+    assert [json.loads(line)["question_id"] for line in again.baseline.read_text().splitlines()] == [1, 2]
+
+
 def test_a_baseline_line_without_its_answer_is_cut_off(tmp_path: Path) -> None:
     directory = opened(tmp_path)
     write(directory, 1, 2)
