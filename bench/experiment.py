@@ -239,12 +239,9 @@ def training_hash(overrides: tuple[str, ...]) -> str:
 
 def _content(text: Path) -> list[str]:
     """Hash of a training text that is a file; the built-in one follows from its settings."""
-    import hashlib
+    from bench.digests import sha256
 
-    if not text.is_file():
-        return []
-    with text.open("rb") as file:
-        return [hashlib.file_digest(file, "sha256").hexdigest()]
+    return [sha256(text)] if text.is_file() else []
 
 
 @cache

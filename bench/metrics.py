@@ -25,8 +25,8 @@ CONFIDENCE = 0.95
 RESAMPLES = 2000
 SPREAD_LIMIT = 0.10
 OVERHEAD_LIMIT = 0.10
-# Below this many questions intervals are visibly too narrow: 85 to 90 % instead of 95 % for five questions.
-FEW_QUESTIONS = 10
+# Below this many questions an interval can be too narrow, where a few questions gain much more than the others.
+FEW_QUESTIONS = 20
 BULKY = ("text", "prompt_sha256", "token_ids", "lengths")
 
 VERDICTS = ("unchecked", "equal", "near_tie", "mismatch")
@@ -95,8 +95,8 @@ def bca_interval(statistic: Callable[..., Any], *samples: Array, resamples: int 
     samples: arrays [questions], one value a question, so that repeats and turns stay inside their question.
     statistic: takes the samples and `axis`. One question, or no variation, has no interval.
 
-    A bootstrap of few values varies too little: with ten questions such intervals hold the truth 90 times in 100. They
-    are widened as Student's t is over the normal distribution (Hesterberg 2015, arXiv 1411.5279, section 4.1).
+    A bootstrap of few values varies too little. Intervals are widened as Student's t is over the normal distribution
+    (Hesterberg 2015, arXiv 1411.5279, section 4.1).
     """
     if len(samples[0]) < 2:
         return NO_INTERVAL
@@ -368,7 +368,7 @@ def _row_warnings(row: dict[str, Any], expect_faster: bool) -> list[tuple[str, s
                 ("speedup", "the paired speedup's interval includes 1: some questions are faster, others slower")
             )
         if row["speedup_low"] is not None and row["questions"] < FEW_QUESTIONS:
-            texts.append(("speedup", f"fewer than {FEW_QUESTIONS} questions: the interval is likely too narrow"))
+            texts.append(("speedup", f"fewer than {FEW_QUESTIONS} questions: the interval may be too narrow"))
     if row["spread"] is not None and row["spread"] > SPREAD_LIMIT:
         texts.append(("spread", f"repeats differ by {row['spread']:.1%}: unstable"))
     if row["overhead_share"] is not None and row["overhead_share"] > OVERHEAD_LIMIT:

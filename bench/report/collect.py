@@ -46,8 +46,12 @@ class Entry:
         return self.metrics["overall"] if subtask == "overall" else self.metrics["subtasks"].get(subtask)
 
     def warning(self, subtask: str) -> str:
-        """What belongs beside the figures of a subtask or of "overall", as one text; empty if there is nothing."""
-        return "; ".join(w["text"] for w in self.metrics["warnings"] if w["scope"] == subtask)
+        """What belongs beside the figures of a subtask or of "overall", as one text; empty if there is nothing.
+
+        That there are few questions marks no figure: it holds for whole reports, and stands among the warnings once.
+        """
+        texts = [w["text"] for w in self.metrics["warnings"] if w["scope"] == subtask and "fewer than" not in w["text"]]
+        return "; ".join(texts)
 
     @property
     def source(self) -> str:

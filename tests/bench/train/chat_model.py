@@ -63,6 +63,20 @@ def write_sharegpt(path: Path, count: int) -> Path:
     return path
 
 
+def interrupt_at(step: int, monkeypatch: Any) -> None:
+    """Ctrl-C before a step of the training loop, until `monkeypatch` is undone."""
+    from bench.train.loop import Run
+
+    proceed = Run.train_step
+
+    def train_step(run: Run) -> None:
+        if run.step == step:
+            raise KeyboardInterrupt
+        proceed(run)
+
+    monkeypatch.setattr(Run, "train_step", train_step)
+
+
 def settings(**changes: Any) -> Any:
     """Small training settings."""
     from bench.train.loop import Settings

@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.train import loop
 from bench.train.__main__ import main, train
 from bench.train.launch import wanted_processes
-from tests.bench.train.chat_model import write_chat_model, write_sharegpt
+from tests.bench.train.chat_model import interrupt_at, write_chat_model, write_sharegpt
 
 SMALL = [
     "loop.length=64",
@@ -134,14 +133,7 @@ def test_a_full_disk_keeps_the_last_state(overrides, tmp_path, capsys, monkeypat
     changes = [*overrides, "loop.checkpoint_every=2", "loop.accumulation=1", "threads=1"]
     assert main([*changes, f"output={whole}"]) == 0
     resumed = [*changes, "resume=true", f"output={cut}"]
-    step = loop.Run.train_step
-
-    def interrupted(run: loop.Run) -> None:
-        if run.step == 3:
-            raise KeyboardInterrupt
-        step(run)
-
-    monkeypatch.setattr(loop.Run, "train_step", interrupted)
+    interrupt_at(3, monkeypatch)
     assert main(resumed) == 130
     assert "the same command continues" in capsys.readouterr().err
     monkeypatch.undo()

@@ -19,7 +19,7 @@ from methods.adapters import Adapter
 from methods.engine.checkpoint import load_model, read_tensors
 from methods.errors import UserError
 from methods.kangaroo import Kangaroo
-from tests.bench.train.chat_model import settings, write_chat_model, write_sharegpt
+from tests.bench.train.chat_model import interrupt_at, settings, write_chat_model, write_sharegpt
 from tests.tiny import tiny_llama
 
 
@@ -246,14 +246,7 @@ def test_a_run_that_starts_over_leaves_nothing_of_the_one_before(world, tmp_path
     chosen = settings(checkpoint_every=2, epochs=3)
     run = {"variant": "kangaroo", **arguments(world, tmp_path, loop_settings=chosen)}
     kangaroo.train(exit_layer=1, **run)
-    step = loop.Run.train_step
-
-    def interrupted(run: loop.Run) -> None:
-        if run.step == 3:
-            raise KeyboardInterrupt
-        step(run)
-
-    monkeypatch.setattr(loop.Run, "train_step", interrupted)
+    interrupt_at(3, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         kangaroo.train(exit_layer=2, **{**run, "resume": False})
     monkeypatch.undo()
