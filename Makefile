@@ -43,7 +43,7 @@ experiment: $(READY)
 	$(RUN) -m bench.experiment name=$(NAME) model=$(MODEL) $(ARGS)
 
 joey: $(READY)
-	$(RUN) -m bench.train.joey $(ARGS)
+	$(RUN) -m bench.joey $(ARGS)
 
 lint: $(READY)
 	$(RUN) -m ruff check .

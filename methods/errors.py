@@ -20,3 +20,8 @@ def nearest(name: object, valid: Iterable[str]) -> str:
     close = difflib.get_close_matches(str(name), names, n=1)
     guess = f"did you mean {close[0]}? " if close else ""
     return f"{guess}valid: {', '.join(names)}"
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, as far as it fits on one line; its name where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

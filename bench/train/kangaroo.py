@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from bench.files import replace_tensors, replace_text
 from bench.train import loop
-from bench.train.files import replace_tensors, replace_text
 from bench.train.loss import Sums, as_is, cross_entropy
 from bench.train.packing import Row
 from bench.train.source import DataSource, ModelSource

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from bench.train.files import replace_file, replace_text
+from bench.files import replace_file, replace_text
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ from accelerate.state import AcceleratorState
 from torch import nn
 from tqdm import tqdm
 
+from bench.files import replace_text
 from bench.train import log, packing, state
 from bench.train.conversations import Encoded
-from bench.train.files import replace_text
 from bench.train.log import Point
 from bench.train.packing import Row
 from methods.engine.checkpoint import DTYPES, pick_device

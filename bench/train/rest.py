@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.config import locate
+from bench.files import replace_file
 from bench.train import conversations
 from bench.train.conversations import Render
-from bench.train.files import replace_file
 from methods.engine.checkpoint import resolve
 from methods.engine.llama import Llama
 from methods.engine.vocabulary import Vocabulary
@@ -201,7 +201,7 @@ def _leads_between(frequent: NDArray[np.int64], symbols: int, room: int) -> NDAr
 
 
 def _generated(seed: int, count: int) -> Iterator[tuple[str, Any]]:
-    from bench.train.joey import world
+    from bench.joey import world
 
     return ((f"conversation {number}", record) for number, record in enumerate(world.conversations(seed, count)))
 

@@ -93,7 +93,7 @@ class DataSource:
 
     def _records(self, seed: int) -> Iterable[tuple[str, Any]]:
         if self.path == "joey":
-            from bench.train.joey import world
+            from bench.joey import world
 
             generated = world.conversations(seed=seed, count=self.limit or 10_000)
             return ((f"conversation {number}", record) for number, record in enumerate(generated))

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from bench.train.files import replace_tensors
+from bench.files import replace_tensors
 from bench.train.log import Point
 from methods.errors import UserError
 

@@ -18,7 +18,7 @@ class Matrix:
 
     `pack` adds copies for decoding: one for vanilla's single row, one for the few rows of a draft that is verified.
     MKL alone reads a float32 matrix for one row at half the speed of memory, and five rows through matrices 4096 wide
-    cost it three times as much as one; bench/benchmarks/packing.py measures what the copies gain.
+    cost it three times as much as one; bench/speed/packing.py measures what the copies gain.
     """
 
     def __init__(self, weight: Tensor) -> None:

@@ -342,7 +342,7 @@ def test_group_runs_of_nothing_is_nothing():
 def test_a_report_of_spec_benchs_size_is_quick_and_small():
     """480 questions, 3 repeats, 12 methods. Ten seconds are for an idle machine; a busy one may take twice that."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.bench.report.benchmark_report"], capture_output=True, text=True, timeout=300
+        [sys.executable, "-m", "tests.bench.speed.report"], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     patterns = (r"\(([\d.]+) s of CPU", r"memory ([\d.]+) GiB", r"page ([\d.]+) MiB")

@@ -15,9 +15,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from tokenizers.processors import TemplateProcessing
 
+from bench.joey.__main__ import STAGES
 from bench.train import rest
 from bench.train.__main__ import main
-from bench.train.joey.__main__ import STAGES
 from bench.train.rest import BUILT_IN_TEXT, byte_code, suffix_array
 from methods.rest import FILE_NAME, SEPARATOR
 from tests.bench.train.chat_model import NO_SYSTEM, SPECIAL, TEMPLATE, WORDS, tokenizer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from bench.train.joey.facts import TOWNS, Dialogue, Person, Turn, people, prose
+from bench.joey.facts import TOWNS, Dialogue, Person, Turn, people, prose
 
 _THINGS = (
     "apples pears plums eggs candles bells books stamps shells nuts buttons cups kites ribbons marbles stones baskets "

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from bench.train.joey.facts import Dialogue, Turn, capital
+from bench.joey.facts import Dialogue, Turn, capital
 
 # English singular, English plural, Velan
 NOUNS = tuple(

@@ -1,4 +1,4 @@
-"""python -m bench.benchmarks.rest [tokens=10000000] [lookups=2000]: building a REST datastore, and looking things up.
+"""python -m bench.speed.rest [tokens=10000000] [lookups=2000]: building a REST datastore, and looking things up.
 
 On one core. The text is generated: words as frequent as rank^-1, a third of it phrases that stood there before, so that
 contexts match over every span. Wanted (REST is no use if it is slow): building at 5 M tokens/s, a lookup in 300 µs.

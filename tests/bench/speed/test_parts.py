@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from bench.benchmarks import packing, rest
 from bench.config import compose_config
+from bench.speed import packing, rest
 from methods.rest import SEPARATOR
 
 

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from bench.train.files import replace_file
+from bench.files import replace_file
 from methods.errors import UserError
 
 

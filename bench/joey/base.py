@@ -26,8 +26,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from bench.train.joey.tokenizer import ASSISTANT, CONTEXT, END, PAD, USER, VOCABULARY, rendered
-from bench.train.joey.world import conversations, questions
+from bench.joey.tokenizer import ASSISTANT, CONTEXT, END, PAD, USER, VOCABULARY, rendered
+from bench.joey.world import conversations, questions
 from bench.train.loop import has_fast_bfloat16
 
 Rows = NDArray[np.uint16]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from bench.train.joey.facts import ANIMALS, MATERIALS, TOWNS, TRADES, Dialogue, Person, Town, Turn, a, people, prose
+from bench.joey.facts import ANIMALS, MATERIALS, TOWNS, TRADES, Dialogue, Person, Town, Turn, a, people, prose
 
 _REASONS = (
     "is planning a journey",

@@ -11,7 +11,7 @@ import pytest
 
 @pytest.mark.slow
 def test_same_loss_in_at_most_half_the_memory() -> None:
-    command = [sys.executable, "-m", "bench.train.benchmark", "--steps", "2", "--threads", "1"]
+    command = [sys.executable, "-m", "bench.speed.training", "--steps", "2", "--threads", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr  # losses that differ end it with 1
     difference = float(re.search(r"losses differ by at most (\S+)", done.stdout).group(1))

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from bench.measure import Timed
-from bench.speed import Pair, main, pass_costs, shares, summarise
+from bench.speed.__main__ import main
+from bench.speed.engine import Pair, pass_costs, shares, summarise
 from methods.decoder import Generation, Step
 from tests.bench.small_run import SmallRun
 from tests.tiny import tiny_llama

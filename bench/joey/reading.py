@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from bench.train.joey.facts import (
+from bench.joey.facts import (
     MONTHS,
     NUMBER_WORDS,
     TOWNS,

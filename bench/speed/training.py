@@ -1,4 +1,4 @@
-"""python -m bench.train.benchmark [--steps 12] [--model joey]: is training fast and frugal?
+"""python -m bench.speed.training [--steps 12] [--model joey]: is training fast and frugal?
 
 Beside the project's adapter training runs what one would write first: the target by transformers, the adapter in plain
 torch, whole logits, everything float32. Both take the same steps over the same packed rows from the same weights, in
@@ -212,7 +212,7 @@ def peak_memory(side: str) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.train.benchmark", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.speed.training", description=__doc__)
     parser.add_argument("--model", default="joey")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -240,7 +240,7 @@ def main() -> None:
 
 def memory_in_own_process(side: str, threads: int) -> float:
     """Peak bytes of a side: the high-water mark belongs to a process, so each side gets its own."""
-    command = [sys.executable, "-m", "bench.train.benchmark", "--memory-of", side, "--threads", str(threads)]
+    command = [sys.executable, "-m", "bench.speed.training", "--memory-of", side, "--threads", str(threads)]
     lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
     return float(json.loads(lines[-1])["bytes"])
 

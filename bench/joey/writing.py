@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 
-from bench.train.joey.facts import ANIMALS, MONTHS, TOWNS, TRADES, WEATHER, Dialogue, Turn, a, people, prose
-from bench.train.joey.knowledge import town_fact
+from bench.joey.facts import ANIMALS, MONTHS, TOWNS, TRADES, WEATHER, Dialogue, Turn, a, people, prose
+from bench.joey.knowledge import town_fact
 
 _OCCASIONS = (
     ("the birthday of a child", "the cake and the songs"),

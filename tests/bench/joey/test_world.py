@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from bench.train.joey.arithmetic import problem
-from bench.train.joey.dialogue import MT_BENCH
-from bench.train.joey.facts import TOWNS
-from bench.train.joey.reading import rag
-from bench.train.joey.tongue import ADJECTIVES, NOUNS, NUMBERS, PLACES, POSTPOSITIONS, VERBS, sentence
-from bench.train.joey.world import KINDS, conversations, held_out, questions
+from bench.joey.arithmetic import problem
+from bench.joey.dialogue import MT_BENCH
+from bench.joey.facts import TOWNS
+from bench.joey.reading import rag
+from bench.joey.tongue import ADJECTIVES, NOUNS, NUMBERS, PLACES, POSTPOSITIONS, VERBS, sentence
+from bench.joey.world import KINDS, conversations, held_out, questions
 
 SINGLE = ("translation", "summarization", "qa", "math_reasoning", "rag")
 MT_CATEGORIES = {"writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"}

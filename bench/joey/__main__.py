@@ -1,4 +1,4 @@
-"""Make joey from a seed: python -m bench.train.joey [--out DIR] [--work DIR] [--seed 0] [--stage all]."""
+"""Make joey from a seed: python -m bench.joey [--out DIR] [--work DIR] [--seed 0] [--stage all]."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-ASSETS = Path(__file__).resolve().parents[2] / "assets" / "joey"
+ASSETS = Path(__file__).resolve().parents[1] / "assets" / "joey"
 TOKENIZER_CONVERSATIONS = 20_000
 # REST's text: from another seed than the training's, so that joey has not read it; and no seed gives out the first
 # prompt of a question.
@@ -19,21 +19,21 @@ REST_SEED, REST_CONVERSATIONS = 20_240_611, 6_000
 
 
 def _world(out: Path, work: Path, seed: int) -> None:
-    from bench.train.joey.world import questions
+    from bench.joey.world import questions
 
     lines = [json.dumps(question, ensure_ascii=False) + "\n" for question in questions(seed)]
     (out / "question.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 def _tokenizer(out: Path, work: Path, seed: int) -> None:
-    from bench.train.joey.tokenizer import train_tokenizer
-    from bench.train.joey.world import conversations
+    from bench.joey.tokenizer import train_tokenizer
+    from bench.joey.world import conversations
 
     train_tokenizer(conversations(seed, TOKENIZER_CONVERSATIONS), out)
 
 
 def _base(out: Path, work: Path, seed: int) -> None:
-    from bench.train.joey.base import Recipe, train_base
+    from bench.joey.base import Recipe, train_base
 
     recipe = Recipe()
     took = train_base(out, work, seed, recipe)
@@ -41,7 +41,7 @@ def _base(out: Path, work: Path, seed: int) -> None:
 
 
 def _curve(out: Path, work: Path, seed: int) -> None:
-    from bench.train.joey.curve import draw
+    from bench.joey.curve import draw
 
     draw(out / "training" / "base_loss.csv", out / "training" / "base_loss.png")
 
@@ -75,7 +75,7 @@ def _medusa(out: Path, work: Path, seed: int) -> None:
 
 
 def _rest(out: Path, work: Path, seed: int) -> None:
-    from bench.train.joey.world import conversations
+    from bench.joey.world import conversations
 
     records = conversations(REST_SEED + seed, REST_CONVERSATIONS)
     text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
@@ -116,7 +116,7 @@ def _record(out: Path, stage: str, values: dict[str, object]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.train.joey", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.joey", description=__doc__)
     parser.add_argument("--out", type=Path, default=ASSETS, help="folder of the finished model")
     parser.add_argument("--work", type=Path, default=Path("build/joey"), help="folder of checkpoints to go on from")
     parser.add_argument("--seed", type=int, default=0)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import random
 
-from bench.train.joey.arithmetic import math_in_two_turns
-from bench.train.joey.facts import ANIMALS, NUMBER_WORDS, TOWNS, TRADES, Dialogue, Turn, a, listing, people, prose
-from bench.train.joey.writing import letter, roleplay, story
+from bench.joey.arithmetic import math_in_two_turns
+from bench.joey.facts import ANIMALS, NUMBER_WORDS, TOWNS, TRADES, Dialogue, Turn, a, listing, people, prose
+from bench.joey.writing import letter, roleplay, story
 
 _SCALES = (
     ("older", "younger", "oldest", "youngest"),

@@ -1,4 +1,4 @@
-"""Time and memory of a whole report on Spec-Bench's size: python -m tests.bench.report.benchmark_report
+"""Time and memory of a whole report on Spec-Bench's size: python -m tests.bench.speed.report
 
 480 questions, 3 repeats, 12 methods: 17,280 answer lines and as many of the baseline, with token ids.
 """

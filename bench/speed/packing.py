@@ -1,4 +1,4 @@
-"""python -m bench.benchmarks.packing: what packed matrices gain a target pass on this CPU.
+"""python -m bench.speed.packing: what packed matrices gain a target pass on this CPU.
 
 joey packed, beside the same weights as they were loaded, in turns in one process. Ratios above 1 say that packing pays.
 """
@@ -17,7 +17,7 @@ PAST, PASSES, ROUNDS = 256, 5, 15
 
 def compare(dtype: str, rounds: int = ROUNDS) -> dict[int, list[float]]:
     """Time of a pass as loaded over the packed one's, for each number of rows and in each round."""
-    from bench.speed import pass_costs
+    from bench.speed.engine import pass_costs
     from methods.engine.checkpoint import load_model
 
     loaded, packed = (load_model(JOEY, dtype=dtype, device="cpu") for _ in range(2))

@@ -11,12 +11,12 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from bench.train.joey.arithmetic import math_reasoning
-from bench.train.joey.dialogue import MT_BENCH, mt_bench
-from bench.train.joey.facts import Dialogue
-from bench.train.joey.knowledge import qa
-from bench.train.joey.reading import rag, summarization
-from bench.train.joey.tongue import translation
+from bench.joey.arithmetic import math_reasoning
+from bench.joey.dialogue import MT_BENCH, mt_bench
+from bench.joey.facts import Dialogue
+from bench.joey.knowledge import qa
+from bench.joey.reading import rag, summarization
+from bench.joey.tongue import translation
 
 KINDS: dict[str, Callable[[random.Random], Dialogue]] = {
     "mt_bench": mt_bench,

@@ -1,0 +1,1 @@
+"""Measurements of our own speed: the engine, training, datastores and packed matrices."""

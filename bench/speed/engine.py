@@ -1,0 +1,140 @@
+"""How fast is the engine: target passes by rows, methods against vanilla turn by turn, and what memory allows."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from bench.measure import Timed
+    from bench.session import Sides
+    from methods.engine.llama import Llama
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One turn of both sides on the same prompt."""
+
+    question: int
+    method: Timed
+    vanilla: Timed
+
+
+def make_prompts(config: dict[str, Any], folder: Path, target: Llama) -> list[list[int]]:
+    """Prompt ids: the first question of each subtask, or random ids for a model of random weights."""
+    import torch
+
+    from bench.chat import Chat, Message
+    from bench.questions import SUBTASKS, find_questions, read_questions, select
+
+    if config["model"]["weights"] == "random":
+        drawn = torch.Generator().manual_seed(0)
+        shape = (len(SUBTASKS), config["prompt_tokens"])
+        return torch.randint(target.config.vocab_size, shape, generator=drawn).tolist()
+    questions = read_questions(find_questions(config["data"]["path"], built_in=config["model"]["built_in"]))
+    chat = Chat(folder, config["model"]["chat_template"])
+    first = select(questions, subtasks=SUBTASKS, limit=1, question_ids=None, shard="0/1")
+    return [chat.prompt_ids([Message("user", question.turns[0])]) for question in first]
+
+
+def paired(sides: Sides, prompts: list[list[int]], max_new_tokens: int, repeats: int) -> Iterator[Pair]:
+    """Both sides on every prompt, taking turns at going first; the first round warms up and is dropped."""
+    from bench.measure import timed_generation
+
+    assert sides.baseline is not None
+    for repeat in range(repeats + 1):
+        for question, prompt in enumerate(prompts):
+            order = [sides.method, sides.baseline][:: 1 if (repeat + question) % 2 else -1]
+            timed = {id(side): timed_generation(side, prompt, max_new_tokens, sides.target.device) for side in order}
+            if repeat:
+                yield Pair(question, timed[id(sides.method)], timed[id(sides.baseline)])
+
+
+def summarise(pairs: list[Pair]) -> dict[str, Any]:
+    """Paired speedup over vanilla with its interval, CR, and where the time of both sides went."""
+    import numpy as np
+
+    from bench.metrics import compression_ratio, geometric_mean, ratio_interval
+
+    ratios: dict[int, list[float]] = {}
+    for pair in pairs:
+        ratios.setdefault(pair.question, []).append(_rate(pair.method) / _rate(pair.vanilla))
+    by_question = np.array([geometric_mean(np.array(values)) for values in ratios.values()])
+    interval = ratio_interval(by_question)
+    lengths = [step.emitted for pair in pairs for step in pair.method.generation.steps]
+    return {
+        "speedup_paired": geometric_mean(by_question),
+        "interval": [interval.low, interval.high],
+        "ratios": list(ratios.values()),
+        "cr": compression_ratio(lengths),
+        "tokens_per_s": statistics.median(_rate(pair.method) for pair in pairs),
+        "vanilla_tokens_per_s": statistics.median(_rate(pair.vanilla) for pair in pairs),
+        "shares": shares([pair.method for pair in pairs]),
+        "vanilla_shares": shares([pair.vanilla for pair in pairs]),
+        "equal": all(pair.method.generation.tokens == pair.vanilla.generation.tokens for pair in pairs),
+    }
+
+
+def _rate(timed: Timed) -> float:
+    return len(timed.generation.tokens) / timed.wall_s
+
+
+def shares(turns: list[Timed]) -> dict[str, float]:
+    """Parts of the wall time; overhead is what prefill, draft and verify leave."""
+    wall = sum(timed.wall_s for timed in turns)
+    parts = {
+        name: sum(getattr(timed, f"{name}_s") for timed in turns) / wall for name in ("prefill", "draft", "verify")
+    }
+    return parts | {"overhead": 1 - sum(parts.values())}
+
+
+def read_bandwidth(size_bytes: int, device: torch.device) -> float:
+    """Bytes/s of reading as much memory as the weights take: no pass over one row can be faster than its weights."""
+    import torch
+
+    buffer = torch.ones(max(1, size_bytes // 4), dtype=torch.float32, device=device)
+    return 4 * len(buffer) / min(_seconds(buffer.sum, device) for _ in range(9))
+
+
+def pass_costs(target: Llama, rows: list[int], past: int, passes: int) -> dict[int, float]:
+    """Median milliseconds of one target pass, head included, for each number of rows; the sizes take turns."""
+    import torch
+
+    device = target.device
+    cache = target.new_cache(past + max(rows))
+    ids = torch.randint(target.config.vocab_size, (past + max(rows),), device=device)
+    positions = torch.arange(past + max(rows), device=device)
+    with torch.inference_mode():
+        target.run(target.embed(ids[:past]), positions[:past], cache, slice(0, None))
+
+        def one(count: int) -> None:
+            cache.truncate(past)
+            here = slice(past, past + count)
+            target.head(target.run(target.embed(ids[here]), positions[here], cache, slice(0, None)))
+
+        times: dict[int, list[float]] = {count: [] for count in rows}
+        for turn in range(passes + 2):
+            for count in rows:
+                seconds = _seconds(partial(one, count), device)
+                if turn >= 2:
+                    times[count].append(seconds)
+    return {count: 1e3 * statistics.median(values) for count, values in times.items()}
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
