@@ -15,9 +15,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from bench.command import command, goes_on
+from methods.digest import sha256
 from methods.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from bench.config import Conf
+    from bench.settings import Run, Train
 
 USAGE = """usage: python -m bench.experiment name=NAME [model=NAME] [key=value ...] [training.key=value ...]
 names:   {names}
@@ -29,7 +35,6 @@ RESULTS = "results/experiments"
 SPEC_KEYS = ("about", "makes", "draft", "grids", "settings", "training", "models")
 DRAFTS = ("configured", "trained")
 COMPLETE = ("training.json", "rest.safetensors")  # written last
-DRAFT_KEYS = ("checkpoint", "datastore")  # where a method's configuration says what its draft is made of
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,8 @@ def read_experiment(name: str, model: str) -> Experiment:
     """conf/experiment/<name>.yaml with what it changes for the model. Raises UserError for an unknown name."""
     import yaml
 
-    from bench.config import CONF, choices
+    from bench.config import choices
+    from bench.places import CONF
 
     valid = choices("experiment")
     if name not in valid:
@@ -122,8 +128,9 @@ class Arguments:
 class Cell:
     """One measurement, and the training it needs first."""
 
-    run: list[str]  # overrides of bench.run
-    train: list[str] | None  # overrides of bench.train; None: nothing to train
+    run: Run
+    written: list[str]  # the same as overrides of bench.run, for the screen and the record
+    train: Train | None  # None: nothing to train
     output: Path | None  # where the training puts the draft
 
     @property
@@ -131,126 +138,127 @@ class Cell:
         return self.output is None or any((self.output / name).exists() for name in COMPLETE)
 
 
+@command(goes_on)
 def main(arguments: Sequence[str]) -> int:
     """Do what is left of an experiment. Returns 0; 1 when not all turns were lossless; 2 for bad input; 130 stopped."""
-    from bench.config import choices
+    from bench.config import Conf
 
-    if {"-h", "--help"} & set(arguments):
-        print(USAGE.format(names=", ".join(choices("experiment")), models=", ".join(choices("model")), results=RESULTS))
+    conf, left = Conf.given(arguments)
+    if {"-h", "--help"} & set(left):
+        names, models = (", ".join(conf.choices(group)) for group in ("experiment", "model"))
+        print(USAGE.format(names=names, models=models, results=RESULTS))
         return 0
-    try:
-        parsed = Arguments.parse(arguments)
-        experiment, others = read_experiment(parsed.name, parsed.model).narrowed(parsed.run)
-        return perform(experiment, replace(parsed, run=others))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+    parsed = Arguments.parse(left)
+    experiment, others = read_experiment(parsed.name, parsed.model).narrowed(parsed.run)
+    return perform(conf, experiment, replace(parsed, run=others))
 
 
-def perform(experiment: Experiment, arguments: Arguments) -> int:
+def perform(conf: Conf, experiment: Experiment, arguments: Arguments) -> int:
     """Train, measure and report what is not yet there."""
-    cells = [make_cell(experiment, arguments, overrides) for overrides in experiment.cells()]
+    from bench.session import run
+    from bench.train.__main__ import train
+
+    cells = [make_cell(conf, experiment, arguments, overrides) for overrides in experiment.cells()]
     if not cells:
         raise UserError(f"name={arguments.name}: no cell of its grid is left by these settings")
-    check_cells(cells)
     trainings = {cell.output: cell for cell in cells if cell.output}
     print(f"{arguments.name}: {experiment.about}: {len(trainings)} drafts to train, {len(cells)} cells to measure")
     for number, cell in enumerate(trainings.values(), 1):
-        print(f"\ndraft {number} of {len(trainings)}: {_command('train', cell.train or [])}", flush=True)
-        if status := _train(cell):
-            return status
-    worst = 0
+        print(f"\ndraft {number} of {len(trainings)}: {cell.output}", flush=True)
+        if cell.trained:
+            print("it is complete")
+        elif cell.train is not None:
+            train(cell.train)
+    worst, folders = 0, []
     for number, cell in enumerate(cells, 1):
-        print(f"\ncell {number} of {len(cells)}: {_command('run', cell.run)}", flush=True)
-        status = _run(cell)
-        if status > 1:
-            return status
-        worst = max(worst, status)
-    report(experiment, arguments, cells)
+        line = shlex.join(["python", "-m", "bench.run", *cell.written])
+        print(f"\ncell {number} of {len(cells)}: {line}", flush=True)
+        outcome = run(cell.run, line)
+        worst = max(worst, outcome.status)
+        folders.append(outcome.folder)
+    report(experiment, arguments, folders)
     return worst
 
 
-def check_cells(cells: Sequence[Cell]) -> None:
-    """Compose every cell, so that a mistake in the last one shows before the first training."""
-    from bench.config import check_settings, compose_config, plain
+def make_cell(conf: Conf, experiment: Experiment, arguments: Arguments, cell: Mapping[str, Any]) -> Cell:
+    """The settings of one cell. Raises UserError for what does not compose or fit, and for missing training text.
+
+    Everything is checked here, so that a mistake in the last cell shows before the first training.
+    """
+    from bench.binder import bind, draft_key
+    from bench.settings import Run
+    from bench.train.__main__ import compose
+
+    name, head = f"method={cell['method']}", f"model={arguments.model}"
+    grid = _written({key: value for key, value in cell.items() if key != "method"})
+    own = [*_written(experiment.settings), *arguments.run]
+    written = [name, head, *grid, *own, f"results_dir={arguments.results_dir}"]
+    settings = Run.of(conf.compose("config", written))
+    key = draft_key(settings.method)
+    if key is None or any(override.startswith(f"method.{key}=") for override in arguments.run):
+        return _checked(Cell(settings, written, None, None))
+    if experiment.draft == "configured" and settings.method[key] is not None:
+        return _checked(Cell(settings, written, None, None))
+    read = _read_by_training(conf, cell["method"])
+    of_both = [text for text in (*grid, *own) if text.partition("=")[0] in read or text.startswith("model.")]
+    train = compose(conf, [name, head, *of_both, *_written(experiment.training), *arguments.train, "output=anywhere"])
+    bind(train.train, "train", model=train.model.name)
+    # Folders are named by hash, so that a setting of the training that changes begins a new one.
+    output = arguments.results_dir / "checkpoints" / arguments.model / f"{cell['method']}-{training_hash(train)}"
+    settings = replace(settings, method={**settings.method, key: str(output)})
+    written.append(f"method.{key}={output}")
+    return _checked(Cell(settings, written, _into(train, output), output))
+
+
+def _checked(cell: Cell) -> Cell:
+    """The cell. Raises UserError unless its method takes these settings."""
+    from bench.binder import bind
     from methods.adapters import check_variant
 
-    for cell in cells:
-        method = plain(compose_config("config", cell.run))["method"]
-        check_settings(method, "method")
-        if "variant" in method:
-            check_variant(method["variant"])
+    bind(cell.run.method, "method", model=cell.run.model.name)
+    if "variant" in cell.run.method:
+        check_variant(cell.run.method["variant"])
+    return cell
 
 
-def make_cell(experiment: Experiment, arguments: Arguments, cell: Mapping[str, Any]) -> Cell:
-    """The commands of one cell. Raises UserError for overrides that do not compose, and for missing training text."""
-    name, where = f"method={cell['method']}", f"results_dir={arguments.results_dir}"
-    head, own = f"model={arguments.model}", [*_written(experiment.settings), *arguments.run]
-    grid = _written({key: value for key, value in cell.items() if key != "method"})
-    run = [name, head, *grid, *own, where]
-    method = _method_settings((name, head, *own, where))
-    key = next((key for key in DRAFT_KEYS if key in method), None)
-    given = any(override.startswith(f"method.{key}=") for override in arguments.run)
-    if key is None or given or (experiment.draft == "configured" and method[key] is not None):
-        return Cell(run, None, None)
-    read = _read_by_training(cell["method"])
-    of_both = [text for text in (*grid, *own) if text.partition("=")[0] in read or text.startswith("model.")]
-    train = [name, head, *of_both, *_written(experiment.training), *arguments.train]
-    # Folders are named by hash, so that a setting of the training that changes begins a new one.
-    folder = f"{cell['method']}-{training_hash(tuple(train))}"
-    output = arguments.results_dir / "checkpoints" / arguments.model / folder
-    return Cell([*run, f"method.{key}={output}"], [*train, f"output={output}"], output)
+def _into(train: Train, output: Path) -> Train:
+    return replace(train, output=str(output), train={**train.train, "output": str(output)})
 
 
 @cache
-def _method_settings(overrides: tuple[str, ...]) -> dict[str, Any]:
-    """The method's configuration, without what the grid changes in it: composing takes a while."""
-    from bench.config import compose_config, plain
-
-    return dict(plain(compose_config("config", overrides))["method"])
-
-
-@cache
-def _read_by_training(method: str) -> set[str]:
+def _read_by_training(conf: Conf, method: str) -> set[str]:
     """The method's keys that its training refers to: two cells that agree in them share a draft."""
-    from bench.config import CONF
+    files = [folder / "train" / f"{method}.yaml" for folder in conf.folders]
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
+        raise UserError(f"method={method}: there is nothing to train; valid: {', '.join(conf.choices('train'))}")
+    return set(re.findall(r"\$\{(method\.\w+)\}", file.read_text(encoding="utf-8")))
 
-    return set(re.findall(r"\$\{(method\.\w+)\}", (CONF / "train" / f"{method}.yaml").read_text(encoding="utf-8")))
 
-
-@cache
-def training_hash(overrides: tuple[str, ...]) -> str:
+def training_hash(settings: Train) -> str:
     """Ten hexadecimal digits that name what is trained, for which weights and on what."""
-    import hashlib
+    from bench.digests import sha256 as file_sha256
 
-    from bench.config import compose_config, plain
-
-    node = plain(compose_config("train", [*overrides, "output=anywhere"]))["train"]
-    for key in ("output", "resume"):
-        node.pop(key, None)
-    if not node["data"]["path"]:
+    text, model = settings.data.path, settings.model
+    if not text:
         raise UserError(
-            f"training.data.path is missing: model={node['model']['name']} has no draft for this method; give a "
+            f"training.data.path is missing: model={model.name} has no draft for this method; give a "
             "ShareGPT JSON or JSONL file to train it on"
         )
-    facts = [node, _weights(node["model"]["path"], node["model"]["revision"]), *_content(Path(node["data"]["path"]))]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:10]
-
-
-def _content(text: Path) -> list[str]:
-    """Hash of a training text that is a file; the built-in one follows from its settings."""
-    from bench.digests import sha256
-
-    return [sha256(text)] if text.is_file() else []
+    node = {key: value for key, value in settings.train.items() if key not in ("output", "resume")}
+    # Of a text that is a file its content counts; the built-in one follows from its settings.
+    content = [file_sha256(Path(text))] if Path(text).is_file() else []
+    facts = [node, _weights(model.path, model.revision), *content]
+    return sha256(json.dumps(facts, sort_keys=True))[:10]
 
 
 @cache
 def _weights(path: str, revision: str | None) -> dict[str, str]:
-    from bench.config import locate
-    from bench.digests import sha256
-    from methods.engine.checkpoint import file_hashes, resolve
+    from bench.binder import file_hashes
+    from bench.places import locate
+    from methods.engine.checkpoint import resolve
 
-    return file_hashes(resolve(locate(path), revision), sha256)
+    return file_hashes(resolve(locate(path), revision))
 
 
 def _written(settings: Mapping[str, Any]) -> list[str]:
@@ -258,48 +266,14 @@ def _written(settings: Mapping[str, Any]) -> list[str]:
     return [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()]
 
 
-def _command(module: str, overrides: Sequence[str]) -> str:
-    return shlex.join(["python", "-m", f"bench.{module}", *overrides])
-
-
-def _train(cell: Cell) -> int:
-    from bench.train.__main__ import main as train
-
-    assert cell.train is not None
-    if cell.trained:
-        print(f"{cell.output} is complete")
-        return 0
-    return train(cell.train)
-
-
-def _run(cell: Cell) -> int:
-    from bench.run import main as run
-
-    return run(cell.run)
-
-
-def run_folder(cell: Cell) -> Path:
-    """Where bench.run put the cell: the newest folder of its configuration."""
-    from bench.config import compose_config, plain
-    from bench.records import config_hash, read_info
-
-    config = plain(compose_config("config", cell.run))
-    config["method_name"] = next(text.partition("=")[2] for text in cell.run if text.startswith("method="))
-    parent = Path(config["results_dir"]) / "runs" / config["model"]["name"] / config["method_name"]
-    found = [
-        (info["started"], folder) for folder in parent.glob(f"{config_hash(config)}*") if (info := read_info(folder))
-    ]
-    return max(found)[1]
-
-
-def report(experiment: Experiment, arguments: Arguments, cells: Sequence[Cell]) -> None:
+def report(experiment: Experiment, arguments: Arguments, folders: Sequence[Path]) -> None:
     """Tables and figures of exactly these cells, and a short table on the screen."""
     from bench.recorded import read_run
     from bench.report.collect import group_runs
     from bench.report.command import write_collection
 
     out = arguments.results_dir / arguments.name
-    collection = group_runs([read_run(folder) for folder in dict.fromkeys(map(run_folder, cells))])
+    collection = group_runs([read_run(folder) for folder in dict.fromkeys(folders)])
     written = write_collection(collection, out)
     rows = [row for group in collection.groups for row in summary(group.entries, experiment)]
     print("\n" + _aligned(rows))

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.config import make_folder
 from bench.fidelity import Fidelity
 from bench.measure import Timed
+from bench.places import make_folder
 from bench.questions import Question
 from methods.errors import UserError
 

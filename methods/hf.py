@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from methods.decoder import Generation, NoPhases, Phases, Step
-from methods.engine.checkpoint import published_weights, resolve
+from methods.engine.checkpoint import published_weights
 from methods.engine.llama import Llama
 from methods.errors import UserError
 
@@ -16,7 +16,7 @@ from methods.errors import UserError
 class HfGenerate:
     """transformers' generate, greedily, on the target's own weights; it stands beside the Decoder, not inside it.
 
-    Its model takes the shape from config.json in `config` (folder or hub id) and the target's tensors as they are,
+    Its model takes the shape from config.json in the target's folder and the target's tensors as they are,
     copying only those that the engine stores by columns; so random weights work too. context: most tokens of prompt
     and output together (None: the model's). prompt_lookup: tokens drafted from the prompt (None: no drafting).
 
@@ -31,8 +31,6 @@ class HfGenerate:
         self,
         target: Llama,
         *,
-        config: str,
-        revision: str | None,
         context: int | None,
         temperature: float,
         prompt_lookup: int | None,
@@ -45,7 +43,7 @@ class HfGenerate:
         if not 2 <= self.context <= target.config.context:
             raise UserError(f"context={self.context}: must be between 2 and the model's {target.config.context}")
         self.eos_token_ids, self.prompt_lookup = target.config.eos_token_ids, prompt_lookup
-        self.model = model_of(target, config, revision)
+        self.model = model_of(target)
 
     def generate(self, prompt: Tensor, max_new_tokens: int, phases: Phases | None = None) -> Generation:
         """Decode prompt [n] (int64, on the model's device) until EOS, max_new_tokens or a full context.
@@ -118,14 +116,15 @@ class Watch:
         return (*first, *[Step(drafted=tokens, emitted=count) for tokens, count in later])
 
 
-def model_of(target: Llama, config: str, revision: str | None) -> Any:
+def model_of(target: Llama) -> Any:
     """transformers' model with the target's weights, on its device."""
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-    folder = resolve(config, revision, weights=False)
+    if target.folder is None:
+        raise UserError("model.path: transformers' generate needs the config.json of the target's folder")
     with init_empty_weights(include_buffers=False):  # buffers, such as rotary frequencies, come from the config
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(target.folder))
     tensors = {name: tensor.contiguous() for name, tensor in published_weights(target).items()}
     if target.config.tied:
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]

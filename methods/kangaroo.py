@@ -6,17 +6,20 @@ Drafting exits early a second time: it stops once the draft model's confidence f
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
 from methods.adapters import Adapter
 from methods.decoder import Prefill, Verification
 from methods.draft import Draft, Tree
-from methods.engine.checkpoint import resolve
 from methods.engine.config import read_json
 from methods.engine.kv_cache import KVCache
 from methods.engine.llama import Llama, Rope
 from methods.errors import UserError
+from methods.files import Checkpoint
 
 
 class Kangaroo:
@@ -29,7 +32,14 @@ class Kangaroo:
     """
 
     def __init__(
-        self, target: Llama, *, exit_layer: int, gamma: int, eta: float, variant: str, checkpoint: str | None
+        self,
+        target: Llama,
+        *,
+        exit_layer: int,
+        gamma: int,
+        eta: float,
+        variant: str,
+        checkpoint: Annotated[Path, Checkpoint("a Kangaroo adapter")],
     ) -> None:
         layers = target.config.num_layers
         if gamma < 1:
@@ -38,11 +48,9 @@ class Kangaroo:
             raise UserError(f"method.eta={eta}: must be between 0 and 1")
         if not 0 <= exit_layer <= layers:
             raise UserError(f"method.exit_layer={exit_layer}: must be between 0 and the model's {layers} layers")
-        if checkpoint is None:
-            raise UserError("method.checkpoint: this model has no adapter configured, give a folder or a hub id")
         self.target, self.gamma, self.eta = target, gamma, eta
         self.tap_layer, self.max_rows = exit_layer, gamma + 1
-        folder = resolve(checkpoint, key="method.checkpoint")
+        folder = Path(checkpoint)
         self.adapter = Adapter.load(folder, target, variant)
         trained = read_json(folder / "config.json").get("exit_layer", exit_layer)
         if trained != exit_layer:

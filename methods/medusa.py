@@ -5,20 +5,20 @@ Greedy acceptance only: typical acceptance (section 2.3.1 there) does not give t
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
 from methods.decoder import Prefill, Verification
 from methods.draft import Draft
-from methods.engine.checkpoint import read_tensors, resolve, tensor_shapes, weight_files
+from methods.engine.checkpoint import read_tensors, tensor_shapes, weight_files
 from methods.engine.config import read_json
 from methods.engine.llama import Llama
 from methods.engine.matrix import new_matrix
 from methods.errors import UserError
+from methods.files import Checkpoint, DataFile
 from methods.trees import CALIBRATION, by_depth, read_tree
 
 
@@ -98,17 +98,22 @@ class Medusa:
     tap_layer = 0
 
     def __init__(
-        self, target: Llama, *, checkpoint: str | None, heads: int, tree: Any, nodes: int, calibration: str | None
+        self,
+        target: Llama,
+        *,
+        checkpoint: Annotated[Path, Checkpoint("Medusa heads")],
+        heads: int,
+        tree: Any,
+        nodes: int,
+        calibration: Annotated[Path, DataFile("measured accuracies of the heads")] | None,
     ) -> None:
-        if checkpoint is None:
-            raise UserError("method.checkpoint: this model has no Medusa heads configured, give a folder or a hub id")
-        folder = resolve(checkpoint, key="method.checkpoint")
+        folder = Path(checkpoint)
         self.nodes = read_tree(
             tree,
             heads=heads,
             vocab_size=target.config.vocab_size,
             nodes=nodes,
-            calibration=Path(os.path.expanduser(calibration)) if calibration else folder / CALIBRATION,
+            calibration=Path(calibration) if calibration else folder / CALIBRATION,
         )
         self.heads = Heads.load(folder, target, heads, used=max(map(len, self.nodes)))
         self.extra_parameters = sum(p.numel() for p in self.heads.parameters())

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import json
 import mmap
-import os
 import struct
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,10 +24,10 @@ from torch import Tensor
 
 from methods.decoder import Prefill, Verification
 from methods.draft import Draft, Tree, upload
-from methods.engine.checkpoint import resolve
 from methods.engine.llama import Llama
 from methods.engine.vocabulary import Vocabulary
 from methods.errors import UserError
+from methods.files import DataFile
 
 FORMAT, VERSION = "rest-datastore", "1"
 FILE_NAME = "rest.safetensors"  # of a datastore whose folder is given
@@ -180,9 +179,9 @@ def _not_one(path: Path) -> str:
 class Rest:
     """Drafts the tree of what followed the longest match of the context in the datastore.
 
-    datastore: file or folder written by bench.train. tokenizer, revision: the target's checkpoint, whose tokenizer
-    must be the datastore's. Spans from max_span down to min_span tokens are looked up; of a match, at most
-    `occurrences` places with `continuation` tokens each make the tree, of which `nodes` nodes are drafted.
+    datastore: file or folder written by bench.train, for the tokenizer in the target's folder. Spans from max_span down
+    to min_span tokens are looked up; of a match, at most `occurrences` places with `continuation` tokens each make the
+    tree, of which `nodes` nodes are drafted.
     Raises UserError for values out of range and for a datastore that does not fit.
     """
 
@@ -193,9 +192,7 @@ class Rest:
         self,
         target: Llama,
         *,
-        datastore: str | None,
-        tokenizer: str,
-        revision: str | None,
+        datastore: Annotated[Path, DataFile("a REST datastore", FILE_NAME)],
         max_span: int,
         min_span: int,
         continuation: int,
@@ -208,15 +205,15 @@ class Rest:
                 raise UserError(f"method.{name}={value}: must be at least 1")
         if max_span < min_span:
             raise UserError(f"method.max_span={max_span}: must be at least method.min_span={min_span}")
-        if datastore is None:
-            raise UserError("method.datastore: this model has no datastore configured, give a file or a folder")
-        self.datastore = Datastore(Path(os.path.expanduser(datastore)))
+        self.datastore = Datastore(Path(datastore))
         self.datastore_bytes = self.datastore.size_bytes
-        own = Vocabulary.read(resolve(tokenizer, revision, weights=False))
+        if target.folder is None:
+            raise UserError(f"method.datastore={datastore}: the target has no folder whose tokenizer could be compared")
+        own = Vocabulary.read(target.folder)
         if self.datastore.vocabulary != own:
             raise UserError(
                 f"method.datastore={datastore}: made with another tokenizer ({self.datastore.vocabulary}), "
-                f"the model's is {tokenizer} ({own})"
+                f"the model's is {target.folder} ({own})"
             )
         if self.datastore.largest >= target.config.vocab_size:
             raise UserError(

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import inspect
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from hydra.utils import get_object
 
-from bench.config import CONF, compose_config, plain
+from bench.binder import bind
+from bench.config import choices, installed
 from bench.experiment import read_experiment
+from bench.places import CONF
+from bench.settings import Run, Speed, Train
+from bench.types import settings_of
 from methods.errors import UserError
 
 FILES = sorted(CONF.rglob("*.yaml"))
 # What a configuration leaves to the user.
 REQUIRED = {"train": ["output=somewhere"], "custom": ["model.path=somewhere"]}
-# A target that hands keys on: they must fit where they end up.
-HANDS_ON_TO = {"bench.train.rest.load": "methods.rest.Rest"}
 
 
 def name_of(file: Path) -> str:
@@ -29,8 +30,14 @@ def name_of(file: Path) -> str:
 
 
 def composed(entry: str, *overrides: str) -> dict[str, Any]:
+    """A whole configuration whose values are of the right type."""
     model = next((text.removeprefix("model=") for text in overrides if text.startswith("model=")), "")
-    return plain(compose_config(entry, [*overrides, *REQUIRED.get(entry, []), *REQUIRED.get(model, [])]))
+    found = installed().compose(entry, [*overrides, *REQUIRED.get(entry, []), *REQUIRED.get(model, [])])
+    if entry == "speed":
+        settings_of(Speed, found.values)
+    else:
+        (Train if entry == "train" else Run).of(found)
+    return found.values
 
 
 def configurations(file: Path) -> Iterator[dict[str, Any]]:
@@ -38,16 +45,16 @@ def configurations(file: Path) -> Iterator[dict[str, Any]]:
     group, name = "/".join(file.relative_to(CONF).parts[:-1]), file.stem
     if group == "":
         yield composed(name)
-    elif group == "method":
-        yield composed("config", f"method={name}")
-    elif group == "model":
-        yield composed("config", f"model={name}")
-    elif group == "task":
-        yield composed("config", f"task={name}")
-    elif group == "launcher":
-        yield composed("config", f"launcher={name}")
+    elif name.startswith("_"):  # part of others of its folder
+        users = [other for other in file.parent.glob("*.yaml") if f"[{name}]" in other.read_text(encoding="utf-8")]
+        yield from (found for user in users for found in configurations(user))
+    elif group in ("method", "model", "launcher", "questions"):
+        yield composed("config", f"{group}={name}")
     elif group == "train":
         yield composed("train", f"method={name}")
+    elif group == "draft":
+        method, _, model = name.partition("-")
+        yield composed("config", f"model={model}", f"method={method}")
     elif group == "recipe":
         model, _, method = name.rpartition("-")
         yield composed("train", f"model={model}", f"method={method}")
@@ -60,28 +67,6 @@ def configurations(file: Path) -> Iterator[dict[str, Any]]:
         pytest.fail(f"{name_of(file)}: no one says how conf/{group} is composed")
 
 
-def targets(tree: Any) -> Iterator[dict[str, Any]]:
-    """Nodes that name a target, at any depth."""
-    if isinstance(tree, dict):
-        if "_target_" in tree:
-            yield tree
-        for value in tree.values():
-            yield from targets(value)
-
-
-def bind(node: dict[str, Any]) -> None:
-    """Raises TypeError when a key is missing, or is none of the target's."""
-    keys = {key: value for key, value in node.items() if key != "_target_"}
-    for path in (node["_target_"], HANDS_ON_TO.get(node["_target_"])):
-        if path is None:
-            continue
-        signature = inspect.signature(get_object(path))
-        takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values())
-        assert not takes_all or path in HANDS_ON_TO, f"{path} takes any key: say where it hands them on to"
-        # A method is given the target model besides; bench.session does that.
-        signature.bind(**keys, **({"target": None} if "target" in signature.parameters else {}))
-
-
 @pytest.mark.parametrize("file", FILES, ids=name_of)
 def test_every_configuration_composes_and_fits_its_target(file: Path) -> None:
     if name_of(file) == "launcher/slurm.yaml" and "Submitit" not in str(Plugins.instance().discover(Launcher)):
@@ -91,29 +76,34 @@ def test_every_configuration_composes_and_fits_its_target(file: Path) -> None:
     seen = 0
     for config in configurations(file):
         seen += 1
-        for node in targets(config):
-            bind(node)
+        for key in (key for key in ("method", "train", "loop") if "_target_" in config.get(key, {})):
+            if key == "method" and "train" in config:
+                continue  # what is trained has no draft yet
+            try:
+                bind(config[key], key)
+            except UserError as error:
+                assert "none is configured" in str(error) and file.parent.name not in ("draft", "method")
     assert seen, "composed nothing"
 
 
-def test_every_model_has_the_keys_that_methods_refer_to() -> None:
-    """So a method that composes with one model does with all."""
-
-    def keys(tree: Any, prefix: str = "") -> set[str]:
-        if not isinstance(tree, dict):
-            return {prefix}
-        return {name for key, value in tree.items() for name in keys(value, f"{prefix}.{key}")}
-
-    files = (CONF / "model").glob("*.yaml")
-    by_model = {file.stem: keys(yaml.safe_load(file.read_text(encoding="utf-8"))) for file in files}
-    assert all(found == by_model["custom"] for found in by_model.values()), by_model
+def test_no_model_repeats_anothers_lines() -> None:
+    lines = [
+        line.strip()
+        for file in (CONF / "model").glob("*.yaml")
+        for line in file.read_text(encoding="utf-8").splitlines()
+        if line.strip() and not line.startswith("defaults:")
+    ]
+    assert [line for line, count in Counter(lines).items() if count > 1] == []
 
 
-def test_a_key_that_no_target_takes_is_found() -> None:
-    for target, keys in (("methods.kangaroo.Kangaroo", {"gama": 6}), ("bench.train.rest.load", {"max_spam": 16})):
-        node = composed("config", "method=rest" if "rest" in target else "method=kangaroo")["method"]
-        with pytest.raises(TypeError, match="got an unexpected keyword"):
-            bind({**node, "_target_": target, **keys})
+@pytest.mark.parametrize("method", ["kangaroo", "rest"])
+def test_keys_that_no_target_takes_and_keys_that_lack_are_named_together(method: str) -> None:
+    node = composed("config", f"method={method}")["method"]
+    first = next(key for key in node if key != "_target_")
+    changed = {key: value for key, value in node.items() if key != first} | {"gama": 6}
+    with pytest.raises(UserError) as caught:
+        bind(changed, "method")
+    assert "method.gama: unknown; " in str(caught.value) and f"method.{first} is missing" in str(caught.value)
 
 
 @pytest.mark.parametrize("file", FILES, ids=name_of)
@@ -125,6 +115,12 @@ def test_every_file_opens_with_the_command_that_uses_it(file: Path) -> None:
         return
     module, _, rest = opening.removeprefix("# python -m ").partition(" ")
     assert opening.startswith("# python -m bench.") and get_object(module)
+    if file.stem.startswith("_"):
+        return
+    if file.parent.name == "draft":
+        method, _, model = file.stem.partition("-")
+        assert f"method={method} model={model}" in rest and model in choices("model"), opening
+        return
     group = {"": "", "train": "method", "experiment": "name"}.get(file.parent.name, file.parent.name)
     if file.parent != CONF and group != "launcher":
         assert f"{group}={file.stem}" in rest, opening

@@ -51,7 +51,8 @@ def _draft(method: str, out: Path, seed: int) -> None:
 
     What it took is recorded here, because a draft that is already there takes nothing.
     """
-    from bench.train.__main__ import train
+    from bench.config import installed
+    from bench.train.__main__ import compose, train
     from bench.train.state import AnotherRun
 
     overrides = [f"method={method}", "model=joey", f"output={out / method}", f"seed={seed}"]
@@ -59,9 +60,9 @@ def _draft(method: str, out: Path, seed: int) -> None:
     summary, began = out / method / "training.json", time.perf_counter()
     before = summary.stat().st_mtime_ns if summary.exists() else None
     try:
-        train(overrides)
+        train(compose(installed(), overrides))
     except AnotherRun:
-        train([*overrides, "resume=false"])
+        train(compose(installed(), [*overrides, "resume=false"]))
     if summary.stat().st_mtime_ns != before:
         _record(out, method, {"seconds": round(time.perf_counter() - began, 1), "seed": seed})
 
@@ -94,23 +95,16 @@ STAGES: dict[str, Callable[[Path, Path, int], None]] = {
 }
 
 
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor()
-
-
 def _record(out: Path, stage: str, values: dict[str, object]) -> None:
     """Add what a stage took to training/recipe.json, with the machine it ran on."""
     import torch
 
+    from bench.environment import cpu_name
+
     path = out / "training" / "recipe.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     recorded = json.loads(path.read_text()) if path.exists() else {}
-    machine = {"cpu": _cpu_name(), "torch": torch.__version__, "python": platform.python_version()}
+    machine = {"cpu": cpu_name(), "torch": torch.__version__, "python": platform.python_version()}
     recorded[stage] = {**recorded.get(stage, {}), **values, **machine}
     path.write_text(json.dumps(recorded, indent=2) + "\n")
 

@@ -9,97 +9,94 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from bench.command import again, command
+
+if TYPE_CHECKING:
+    from bench.config import Conf
+    from bench.settings import Run, Speed
 
 USAGE = """usage: python -m bench.speed [model=NAME] [methods=[NAME,...]] [dtypes=[NAME,...]] [key=value ...]
+       method.KEY=VALUE     for each of the methods that has this key, such as method.checkpoint=FOLDER
 models:  {models}
 methods: {methods}
 keys and their defaults: conf/speed.yaml, conf/model/NAME.yaml"""
 
 
+@command(again)
 def main(arguments: Sequence[str]) -> int:
     """Measure and print; the raw values go to <results_dir>/speed/. Returns the exit status: 0, or 2 for bad input."""
-    from bench.config import choices
-    from methods.errors import UserError
+    from bench.config import Conf
 
-    if {"-h", "--help"} & set(arguments):
-        print(USAGE.format(**{f"{group}s": ", ".join(choices(group)) for group in ("method", "model")}))
+    conf, overrides = Conf.given(arguments)
+    if {"-h", "--help"} & set(overrides):
+        print(USAGE.format(**{f"{group}s": ", ".join(conf.choices(group)) for group in ("method", "model")}))
         return 0
-    try:
-        measure(arguments)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+    measure(conf, overrides)
     return 0
 
 
-def measure(arguments: Sequence[str]) -> None:
+def measure(conf: Conf, overrides: Sequence[str]) -> None:
     """Run the whole measurement. Raises UserError for a mistake in the configuration."""
     import torch
 
     from bench import environment
-    from bench.config import compose_config, locate, make_folder, plain
-    from bench.session import DEFAULT_THREADS, fitting, rehearse
-    from methods.engine.checkpoint import pick_device, resolve
+    from bench.assembly import DEFAULT_THREADS, fitting, rehearse, target_folder
+    from bench.places import make_folder
+    from bench.settings import Run, Speed
+    from bench.types import settings_of
+    from methods.engine.checkpoint import pick_device
 
-    config = checked(plain(compose_config("speed", arguments)))
-    model = config["model"]
-    own = [text for text in arguments if text.startswith("model")]
-    runs = {name: plain(compose_config("config", [f"method={name}", *own])) for name in config["methods"]}
-    for run in runs.values():
-        for dtype in config["dtypes"]:
-            rehearse({**run, "model": {**model, "dtype": dtype}}, tokenizer=model["weights"] != "random")
-    results = make_folder(config["results_dir"])
-    folder = resolve(locate(model["path"]), model["revision"], weights=model["weights"] != "random")
-    device = pick_device(model["device"])
+    of_methods = [text for text in overrides if text.startswith("method.")]
+    speed = settings_of(Speed, conf.compose("speed", [text for text in overrides if text not in of_methods]).values)
+    of_model = [text for text in overrides if text.startswith("model")]
+    runs = []
+    for name in speed.listed("methods"):
+        keys = conf.compose("config", [f"method={name}", *of_model]).values["method"]
+        own = [text for text in of_methods if text.partition("=")[0].removeprefix("method.") in keys]
+        runs.append(Run.of(conf.compose("config", [f"method={name}", *of_model, *own])))
+    models = [replace(speed.model, dtype=dtype) for dtype in speed.listed("dtypes")]
+    for run in runs:
+        for model in models:
+            rehearse(replace(run, model=model), tokenizer=model.weights != "random")
+    results = make_folder(speed.results_dir)
+    folder = target_folder(speed.model)
+    device = pick_device(speed.model.device)
     sections = []
-    for dtype in config["dtypes"]:
-        for threads in config["threads"] if device.type == "cpu" else [None]:
+    for model in models:
+        for threads in speed.listed("threads") if device.type == "cpu" else [None]:
             torch.set_num_threads(threads or DEFAULT_THREADS)
-            with fitting({**model, "dtype": dtype}, folder):
-                found = section(config, runs, folder, dtype)
-            found |= {"dtype": dtype, "threads": torch.get_num_threads()}
+            with fitting(model, folder):
+                found = section(speed, [replace(run, model=model) for run in runs], folder)
+            found |= {"dtype": model.dtype, "threads": torch.get_num_threads()}
             sections.append(found)
             print(format_section(found, str(device)), flush=True)
-    file = make_folder(str(results / "speed")) / f"{model['name']}.json"
-    record = {"config": config, **environment.describe(device.type, DEFAULT_THREADS), "sections": sections}
+    file = make_folder(str(results / "speed")) / f"{speed.model.name}.json"
+    record = {"config": asdict(speed), **environment.describe(device.type, DEFAULT_THREADS), "sections": sections}
     file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(f"raw values in {file}")
 
 
-def checked(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration with single values as lists. Raises UserError for values out of range."""
-    from methods.errors import UserError
-
-    lists = {key: config[key] for key in ("methods", "dtypes", "threads", "rows")}
-    lists = {key: value if isinstance(value, list) else [value] for key, value in lists.items()}
-    for key, values in lists.items():
-        if not values or any(isinstance(value, int) and value < 1 for value in values):
-            raise UserError(f"{key}={json.dumps(values)}: must be a list, not empty, of names or numbers from 1")
-    for key in ("prompt_tokens", "max_new_tokens", "repeats", "past", "passes"):
-        if config[key] < 1:
-            raise UserError(f"{key}={config[key]}: must be at least 1")
-    return {**config, **lists}
-
-
-def section(config: dict[str, Any], runs: dict[str, dict[str, Any]], folder: Path, dtype: str) -> dict[str, Any]:
-    """Everything measured for one dtype and the threads that are set now; runs: each method's configuration."""
-    from bench.session import build, load_target
+def section(speed: Speed, runs: Sequence[Run], folder: Path) -> dict[str, Any]:
+    """Everything measured for one dtype and the threads that are set now; runs: each method's, with that dtype."""
+    from bench.assembly import Parts, build, load_target
     from bench.speed.engine import make_prompts, paired, pass_costs, read_bandwidth, summarise
 
-    target = load_target({**config["model"], "dtype": dtype}, folder, seed=0)
-    prompts = make_prompts(config, folder, target)
+    target = load_target(runs[0].model, folder, seed=0)
+    prompts = make_prompts(speed, folder, target)
     found: dict[str, Any] = {
         "weight_bytes": target.weight_bytes,
         "read_bytes_per_s": read_bandwidth(target.weight_bytes, target.device),
-        "pass_ms": pass_costs(target, config["rows"], config["past"], config["passes"]),
+        "pass_ms": pass_costs(target, speed.listed("rows"), speed.past, speed.passes),
         "methods": {},
     }
-    for name, run in runs.items():
-        sides = build({**run, "model": {**config["model"], "dtype": dtype}}, folder, target)
-        pairs = list(paired(sides, prompts, config["max_new_tokens"], config["repeats"]))
-        found["methods"][name] = summarise(pairs)
+    for run in runs:
+        sides = build(Parts.gather(run, rehearsed=True), target)
+        pairs = list(paired(sides, prompts, speed.max_new_tokens, speed.repeats))
+        found["methods"][run.method_name] = summarise(pairs)
     return found
 
 

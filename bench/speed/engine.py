@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+    from bench.assembly import Sides
     from bench.measure import Timed
-    from bench.session import Sides
+    from bench.settings import Speed
     from methods.engine.llama import Llama
 
 
@@ -27,19 +28,19 @@ class Pair:
     vanilla: Timed
 
 
-def make_prompts(config: dict[str, Any], folder: Path, target: Llama) -> list[list[int]]:
+def make_prompts(speed: Speed, folder: Path, target: Llama) -> list[list[int]]:
     """Prompt ids: the first question of each subtask, or random ids for a model of random weights."""
     import torch
 
     from bench.chat import Chat, Message
     from bench.questions import SUBTASKS, find_questions, read_questions, select
 
-    if config["model"]["weights"] == "random":
+    if speed.model.weights == "random":
         drawn = torch.Generator().manual_seed(0)
-        shape = (len(SUBTASKS), config["prompt_tokens"])
+        shape = (len(SUBTASKS), speed.prompt_tokens)
         return torch.randint(target.config.vocab_size, shape, generator=drawn).tolist()
-    questions = read_questions(find_questions(config["data"]["path"], built_in=config["model"]["built_in"]))
-    chat = Chat(folder, config["model"]["chat_template"])
+    questions = read_questions(find_questions(speed.data.path, built_in=speed.model.built_in))
+    chat = Chat(folder, speed.model.chat_template)
     first = select(questions, subtasks=SUBTASKS, limit=1, question_ids=None, shard="0/1")
     return [chat.prompt_ids([Message("user", question.turns[0])]) for question in first]
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.config import compose_config, plain
+from bench.config import installed
 from bench.train import loop, packing
 from bench.train.conversations import Encoded
 from bench.train.kangaroo import Distillation, initialise
@@ -134,7 +134,8 @@ def throughput(model: str, steps: int) -> dict[str, Any]:
     """Tokens/s of both sides, step by step in turns, and the largest relative difference of their losses."""
     from transformers import AutoModelForCausalLM
 
-    config = plain(compose_config("train", ["method=kangaroo", f"model={model}", "data.path=joey", "output=unused"]))
+    overrides = ["method=kangaroo", f"model={model}", "data.path=joey", "output=unused"]
+    config = installed().compose("train", overrides).values
     settings = loop.Settings(**{key: value for key, value in config["loop"].items() if key != "_target_"})
     exit_layer = config["method"]["exit_layer"]
     source = ModelSource.load({**config["model"], "dtype": "float32"}, torch.device("cpu"))
@@ -192,7 +193,8 @@ def peak_memory(side: str) -> dict[str, float]:
     import psutil
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    chosen = plain(compose_config("train", ["model=vicuna-7b", "data.path=joey", "output=unused"]))["loop"]
+    overrides = ["model=vicuna-7b", "data.path=joey", "output=unused"]
+    chosen = installed().compose("train", overrides).values["loop"]
     del chosen["_target_"]
     settings = loop.Settings(**{**chosen, "batch": 1, "accumulation": 1})
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, LENGTH).astype(np.int32)

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from bench.config import check_settings, choices, compose_config, plain
+from bench.command import command, goes_on
 from methods.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from bench.config import Conf
+    from bench.settings import Train
 
 USAGE = """usage: python -m bench.train [method=NAME] [model=NAME] data.path=FILE output=FOLDER [key=value ...]
        accelerate launch --num_processes N -m bench.train ...
@@ -15,53 +21,48 @@ models:  {models}
 keys and their defaults: conf/train.yaml, conf/train/METHOD.yaml, conf/recipe/MODEL-METHOD.yaml"""
 
 
-def main(overrides: list[str]) -> int:
+@command(lambda arguments: goes_on(arguments).replace("where it stopped", "from the last checkpoint"))
+def main(arguments: Sequence[str]) -> int:
     """Run what `train._target_` of conf/train.yaml names, with the overrides. Returns the exit status."""
+    from bench.config import Conf
     from bench.train.launch import start_missing_processes
 
+    conf, overrides = Conf.given(arguments)
     if {"-h", "--help"} & set(overrides):
-        print(USAGE.format(methods=", ".join(choices("train")), models=", ".join(choices("model"))))
+        print(USAGE.format(methods=", ".join(conf.choices("train")), models=", ".join(conf.choices("model"))))
         return 0
+    start_missing_processes(list(arguments))
     try:
-        start_missing_processes(overrides)
-        train(overrides)
-    except UserError as error:
+        train(compose(conf, overrides))
+    except UserError:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # of several processes one says it
-            print(error, file=sys.stderr)
+            raise
         return 2
-    except KeyboardInterrupt:
-        over = next((text for text in reversed(overrides) if text.startswith("resume=")), "") == "resume=false"
-        again = "the same command without resume=false" if over else "the same command"
-        print(f"interrupted; {again} continues from the last checkpoint", file=sys.stderr)
-        return 130
     return 0
 
 
-def train(overrides: list[str]) -> object:
-    """Compose, then train. Raises UserError for anything the user can mend."""
-    method = next((text.split("=", 1)[1] for text in overrides if text.startswith("method=")), None)
-    if method in choices("method") and method not in choices("train"):
-        raise UserError(f"method={method}: there is nothing to train; {nearest(str(method), choices('train'))}")
-    config = plain(compose_config("train", overrides))
-    check_settings(config["loop"], "loop")
-    check_settings({key: value for key, value in config["train"].items() if key != "loop_settings"}, "train")
-    if config["threads"] is not None:
+def compose(conf: Conf, overrides: Sequence[str]) -> Train:
+    """conf/train.yaml with the overrides. Raises UserError for anything the user can mend."""
+    from bench.settings import Train
+
+    methods, trained = conf.choices("method"), conf.choices("train")
+    for name in (text.removeprefix("method=") for text in overrides if text.startswith("method=")):
+        if name in methods and name not in trained:
+            raise UserError(f"method={name}: there is nothing to train; {nearest(name, trained)}")
+    return Train.of(conf.compose("train", overrides))
+
+
+def train(settings: Train) -> object:
+    """Train. Raises UserError for anything the user can mend."""
+    from bench.binder import bind
+
+    bind(settings.loop, "loop")  # by the names that a user gives
+    bound = bind(settings.train, "train", model=settings.model.name)
+    if settings.threads is not None:
         import torch
 
-        if config["threads"] < 1:
-            raise UserError(f"threads={config['threads']}: must be at least 1, or null for all")
-        torch.set_num_threads(config["threads"])
-    return build(config["train"])
-
-
-def build(node: object) -> object:
-    """Call what a node's `_target_` names with its other keys, inner nodes first. Errors pass through unchanged."""
-    from hydra.utils import get_object
-
-    if isinstance(node, dict):
-        values = {key: build(value) for key, value in node.items() if key != "_target_"}
-        return get_object(node["_target_"])(**values) if "_target_" in node else values
-    return [build(value) for value in node] if isinstance(node, list) else node
+        torch.set_num_threads(settings.threads)
+    return bound.fetch(model=settings.model).make()
 
 
 if __name__ == "__main__":

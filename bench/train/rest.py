@@ -5,7 +5,6 @@ python -m bench.train method=rest model=vicuna-7b data.path=sharegpt.json output
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -15,20 +14,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.config import locate
 from bench.files import replace_file
+from bench.places import locate
+from bench.settings import Model
 from bench.train import conversations
 from bench.train.conversations import Render
+from methods.digest import file_sha256, sha256
 from methods.engine.checkpoint import resolve
-from methods.engine.llama import Llama
 from methods.engine.vocabulary import Vocabulary
 from methods.errors import UserError
-from methods.rest import FILE_NAME, FORMAT, SEPARATOR, VERSION, Rest
+from methods.rest import FILE_NAME, FORMAT, SEPARATOR, VERSION
 
 Tokens = NDArray[np.int32]
 
 BUILT_IN = "joey"
-BUILT_IN_TEXT = Path(__file__).resolve().parents[1] / "assets" / "joey" / "rest.jsonl.gz"  # about 0.7 M tokens
 CACHE = Path("results") / ".cache"
 BATCH = 256  # conversations tokenised together
 PIECE_CHARS = 1 << 20  # a plain text is tokenised in pieces of about this length, cut at line ends
@@ -79,23 +78,18 @@ def build(*, model: dict[str, Any], data: dict[str, Any], output: str, seed: int
     return file
 
 
-def load(target: Llama, *, datastore: str | None, tokenizer: str, revision: str | None, **lookup: int) -> Rest:
-    """The REST method; `datastore: joey` stands for the built-in text's, which is made when it is first wanted.
+def prepare(*, text: str, model: Model, cache: Path = CACHE) -> Path:
+    """The datastore of a text for a model's tokenizer, made when it is first wanted.
 
-    That takes seconds, and the file is eight times as large as the text.
+    It is kept in the cache, named after the text's content and the tokenizer: a changed one is made anew.
     """
-    if datastore == BUILT_IN:
-        datastore = str(built_in(tokenizer, revision))
-    return Rest(target, datastore=datastore, tokenizer=tokenizer, revision=revision, **lookup)
-
-
-def built_in(tokenizer: str, revision: str | None, cache: Path = CACHE) -> Path:
-    """joey's datastore in the cache, named after its text and the tokenizer: a changed one is made anew."""
-    folder = resolve(tokenizer, revision, weights=False)
-    facts = (Vocabulary.read(folder).sha256, hashlib.sha256(BUILT_IN_TEXT.read_bytes()).hexdigest(), VERSION)
-    file = cache / f"joey-rest-{hashlib.sha256(repr(facts).encode()).hexdigest()[:12]}.safetensors"
+    source = Path(locate(text))
+    folder = resolve(locate(model.path), model.revision, weights=False)
+    facts = (Vocabulary.read(folder).sha256, file_sha256(source), VERSION)
+    file = cache / f"{source.name.partition('.')[0]}-{sha256(repr(facts))[:12]}.safetensors"
     if not file.is_file():
-        build(model={"path": str(folder)}, data={"path": str(BUILT_IN_TEXT), "limit": None}, output=str(file), seed=0)
+        data = {"path": str(source), "limit": None}
+        build(model={**vars(model), "path": str(folder)}, data=data, output=str(file), seed=0)
     return file
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from bench.chat import Chat, Message
-from bench.config import locate
+from bench.places import locate
 from bench.train import conversations
 from bench.train.conversations import Encoded, Render
 from bench.train.loop import Data

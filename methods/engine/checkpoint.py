@@ -75,7 +75,7 @@ def load_model(
         slots = _slots(config, built)
         harmless = (*HARMLESS, "lm_head.weight") if config.tied else HARMLESS
         _fill(folder, slots, harmless)
-    return Llama(config, built)
+    return Llama(config, built, folder)
 
 
 def read_tensors(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -226,8 +227,9 @@ class Llama:
         logits = model.head(model.run(states, positions, cache, slice(2, None)))      # the rest, from there
     """
 
-    def __init__(self, config: ModelConfig, weights: Weights) -> None:
+    def __init__(self, config: ModelConfig, weights: Weights, folder: Path | None = None) -> None:
         self.config = config
+        self.folder = folder  # of the checkpoint, whose tokenizer some methods ask for
         self.weights = weights
         self.device = weights.embedding.device
         self.dtype = weights.embedding.dtype

@@ -8,8 +8,10 @@ import pytest
 import yaml
 
 from bench import experiment
-from bench.config import CONF, choices, compose_config, plain
+from bench.config import choices, installed
 from bench.experiment import Arguments, make_cell, read_experiment
+from bench.places import CONF
+from bench.train.__main__ import compose
 from tests.bench.small_run import QUESTIONS, write_questions
 from tests.bench.train.chat_model import SPECIAL, WORDS, write_chat_model, write_sharegpt
 
@@ -77,18 +79,18 @@ def test_table_2_has_every_architecture(common: list[str], tmp_path: Path) -> No
 def test_one_draft_serves_all_thresholds(common: list[str], tmp_path: Path) -> None:
     experiment_, others = read_experiment("threshold", "custom").narrowed(common[:7])
     arguments = Arguments("threshold", "custom", tmp_path, others, [o.removeprefix("training.") for o in common[7:]])
-    cells = [make_cell(experiment_, arguments, overrides) for overrides in experiment_.cells()]
+    cells = [make_cell(installed(), experiment_, arguments, overrides) for overrides in experiment_.cells()]
     assert len(cells) == 18 and len({cell.output for cell in cells}) == 1
     changed = Arguments("threshold", "custom", tmp_path, others, [*arguments.train, "loop.lr=1"])
-    assert make_cell(experiment_, changed, next(experiment_.cells())).output != cells[0].output
+    assert make_cell(installed(), experiment_, changed, next(experiment_.cells())).output != cells[0].output
 
 
 def test_a_configured_or_given_draft_is_not_trained() -> None:
     threshold, exit_layer = read_experiment("threshold", "joey"), read_experiment("exit_layer", "joey")
-    cell = make_cell(threshold, Arguments("threshold", "joey", Path("x"), [], []), next(threshold.cells()))
-    assert cell.train is None and cell.output is None and "method.gamma=4" in cell.run
+    cell = make_cell(installed(), threshold, Arguments("threshold", "joey", Path("x"), [], []), next(threshold.cells()))
+    assert cell.train is None and cell.output is None and cell.run.method["gamma"] == 4
     given = Arguments("exit_layer", "joey", Path("x"), ["method.checkpoint=somewhere"], [])
-    assert make_cell(exit_layer, given, next(exit_layer.cells())).train is None
+    assert make_cell(installed(), exit_layer, given, next(exit_layer.cells())).train is None
 
 
 @pytest.mark.parametrize(
@@ -102,9 +104,9 @@ def test_every_experiment_composes(name: str, model: str) -> None:
     training = [f"{key}={json.dumps(value)}" for key, value in chosen.training.items()]
     for cell in cells:
         own = [f"model={model}", *(f"{key}={json.dumps(value)}" for key, value in cell.items())]
-        plain(compose_config("config", [*own, *settings]))
+        installed().compose("config", [*own, *settings])
         if cell["method"] in choices("train"):
-            plain(compose_config("train", [*own, *training, "output=x"]))
+            installed().compose("train", [*own, *training, "output=x"])
 
 
 def test_the_threshold_grid_is_the_papers() -> None:
@@ -139,8 +141,8 @@ def test_a_training_text_that_changes_begins_a_new_draft(tmp_path: Path) -> None
     names = set()
     for content in ("[1]", "[1, 2]", "[1]"):
         text.write_text(content)
-        experiment.training_hash.cache_clear()
-        names.add(experiment.training_hash(("method=kangaroo", "model=joey", f"data.path={text}")))
+        overrides = ["method=kangaroo", "model=joey", f"data.path={text}", "output=anywhere"]
+        names.add(experiment.training_hash(compose(installed(), overrides)))
     assert len(names) == 2
 
 

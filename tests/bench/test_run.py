@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.config import installed
 from bench.records import HASHES
-from bench.run import all_methods, default_method, expand_methods, main
+from bench.run import all_methods, expand_methods, main
 from tests.bench.small_run import QUESTIONS, SmallRun, lines, write_questions
 
 SIDES = ("method", "baseline")
@@ -213,8 +214,8 @@ def test_nan_logits_fail_the_turn_and_the_run_goes_on(small: SmallRun, tmp_path:
 
     build = session.build
 
-    def broken(config, folder):
-        sides = build(config, folder)
+    def broken(parts):
+        sides = build(parts)
         sides.target.weights.embedding[sides.target.weights.embedding.shape[0] - 1] = float("nan")
         return sides
 
@@ -232,12 +233,12 @@ def out_of_memory(*_: object, **__: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "place", ["bench.session.load_model", "methods.kangaroo.Adapter.load", "methods.kangaroo.KVCache"]
+    "place", ["bench.assembly.load_model", "methods.kangaroo.Adapter.load", "methods.kangaroo.KVCache"]
 )
 def test_a_model_that_does_not_fit_into_memory_is_one_line(
     small: SmallRun, tmp_path: Path, capsys, monkeypatch, place: str
 ) -> None:
-    monkeypatch.setattr("bench.session.rehearse", lambda config: None)
+    monkeypatch.setattr("bench.assembly.rehearse", lambda settings: None)
     monkeypatch.setattr(place, out_of_memory)
     line = refused(capsys, small.overrides(results_dir=tmp_path))
     assert line.startswith(
@@ -287,19 +288,19 @@ def test_a_tokenizer_of_another_model_fails_the_turn(small: SmallRun, tmp_path: 
 def test_what_shows_without_weights_is_said_before_they_are_read(
     small: SmallRun, tmp_path: Path, capsys, monkeypatch, changes: dict
 ) -> None:
-    monkeypatch.setattr("bench.session.file_hashes", None)
-    monkeypatch.setattr("bench.session.load_model", None)
+    monkeypatch.setattr("bench.assembly.file_hashes", None)
+    monkeypatch.setattr("bench.assembly.load_model", None)
     refused(capsys, small.overrides(**{"results_dir": tmp_path, **changes}))
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("method", ["vanilla", *all_methods(), "hf_generate"])
+@pytest.mark.parametrize("method", ["vanilla", *all_methods(installed()), "hf_generate"])
 def test_every_method_can_be_rehearsed(tmp_path: Path, monkeypatch, method: str) -> None:
-    from bench import session
-    from bench.config import compose_config, plain
+    from bench import assembly
+    from bench.settings import Run
 
-    monkeypatch.setattr(session, "suppress", lambda *_: nullcontext())
-    session.rehearse(plain(compose_config("config", [f"method={method}"])))
+    monkeypatch.setattr(assembly, "suppress", lambda *_: nullcontext())
+    assembly.rehearse(Run.of(installed().compose("config", [f"method={method}"])))
 
 
 def test_threads_null_is_all_of_them_again(small: SmallRun, tmp_path: Path, monkeypatch) -> None:
@@ -319,14 +320,14 @@ def test_a_mismatch_fails_the_run(small: SmallRun, tmp_path: Path, monkeypatch) 
 
     build = session.build
 
-    def other_baseline(config, folder):
+    def other_baseline(parts):
         from dataclasses import replace
 
         from methods.decoder import Decoder
         from methods.engine.checkpoint import load_model
 
-        sides = build(config, folder)
-        other = load_model(folder, weights="random", seed=5)
+        sides = build(parts)
+        other = load_model(parts.folder, weights="random", seed=5)
         return replace(sides, baseline=Decoder(other, Vanilla(other)))
 
     monkeypatch.setattr(session, "build", other_baseline)
@@ -381,7 +382,7 @@ def test_shards_split_the_questions(small: SmallRun, tmp_path: Path) -> None:
     [
         ({"method": "kangaro"}, "method=kangaro: unknown; did you mean kangaroo?"),
         ({"model": "joye"}, "model=joye: unknown; did you mean joey?"),
-        ({"task": "maths"}, "task=maths: unknown;"),
+        ({"task": "maths"}, "task=maths: "),
         ({"limt": 3}, "limt: unknown override; did you mean limit?"),
         ({"method__gama": 3}, "method.gama: unknown override; did you mean method.gamma?"),
         ({"method__gamma": 0}, "method.gamma=0: must be at least 1"),
@@ -390,8 +391,8 @@ def test_shards_split_the_questions(small: SmallRun, tmp_path: Path) -> None:
         ({"method__checkpoint": "/nowhere/adapter"}, "method.checkpoint=/nowhere/adapter"),
         ({"model__path": "/nowhere/model"}, "model.path=/nowhere/model"),
         ({"model__device": "cuda"}, "model.device=cuda: no CUDA device"),
-        ({"model__device": "tpu"}, "model.device=tpu is unknown"),
-        ({"model__dtype": "float8"}, "model.dtype=float8 is unknown"),
+        ({"model__device": "tpu"}, "model.device=tpu: must be auto or cpu or cuda"),
+        ({"model__dtype": "float8"}, "model.dtype=float8: must be auto or float32"),
         (
             {"model__chat_template": "vicunia"},
             "model.chat_template=vicunia: no such file or template; did you mean vicuna?",
@@ -403,7 +404,7 @@ def test_shards_split_the_questions(small: SmallRun, tmp_path: Path) -> None:
         ({"threads": 0}, "threads=0: must be at least 1"),
         ({"shard": "2/2"}, "shard=2/2: wanted part/parts"),
         ({"question_ids": "[7]"}, "question_ids: 7 is not among"),
-        ({"baseline": "both"}, "baseline=both: unknown"),
+        ({"baseline": "both"}, "baseline=both: must be paired or none"),
         ({"temperature": -1}, "temperature=-1: must be 0"),
         ({"model__context": 1}, "context=1: must be between 2 and the model's 256"),
         ({"method__gamma": 2.5}, "method.gamma=2.5: must be an integer"),
@@ -447,13 +448,13 @@ def test_help_is_quick_and_needs_no_torch() -> None:
 
 
 def test_method_lists_become_one_job_each() -> None:
-    assert expand_methods(["limit=2", "method=kangaroo,vanilla"]) == [
+    assert expand_methods(installed(), ["limit=2", "method=kangaroo,vanilla"]) == [
         ["limit=2", "method=kangaroo"],
         ["limit=2", "method=vanilla"],
     ]
-    everything = [job[0] for job in expand_methods(["method=all"])]
+    everything = [job[0] for job in expand_methods(installed(), ["method=all"])]
     assert everything == [f"method={name}" for name in ("kangaroo", "lookahead", "medusa", "rest")]
-    assert default_method() == "kangaroo"
+    assert installed().compose("config", []).choices["method"] == "kangaroo"
 
 
 def test_one_methods_mistake_keeps_no_other_from_running(small: SmallRun, tmp_path: Path, capsys) -> None:
@@ -461,7 +462,7 @@ def test_one_methods_mistake_keeps_no_other_from_running(small: SmallRun, tmp_pa
         results_dir=tmp_path, repeats=1, limit=1, method="medusa,vanilla", method__checkpoint=None
     )
     assert main(overrides) == 2
-    assert "no Medusa heads configured" in capsys.readouterr().err
+    assert "wanted: Medusa heads" in capsys.readouterr().err
     assert [file.parent.parent.name for file in tmp_path.glob("runs/*/*/*/metrics.json")] == ["vanilla"]
 
 
@@ -494,17 +495,22 @@ def test_mistakes_in_a_sweep_are_one_line(capsys, arguments: list[str], message:
 
 
 def test_a_sweep_over_all_methods_may_follow_other_overrides(monkeypatch, tmp_path: Path) -> None:
+    from bench.session import Outcome
+
     asked = []
     monkeypatch.setattr(sys, "argv", ["bench.run"])
-    monkeypatch.setattr("bench.session.run", lambda config, command: asked.append(config["method_name"]) or 0)
+    monkeypatch.setattr(
+        "bench.session.run", lambda settings, command: asked.append(settings.method_name) or Outcome(0, tmp_path)
+    )
     assert main(["limit=1", "-m", "method=all,vanilla", f"results_dir={tmp_path}"]) == 0
-    assert asked == [*all_methods(), "vanilla"]
+    assert asked == [*all_methods(installed()), "vanilla"]
 
 
 @pytest.mark.parametrize("given", ["", "rest.safetensors"])
 def test_a_datastore_is_part_of_what_was_measured(small: SmallRun, tmp_path: Path, given: str) -> None:
-    from bench.session import _hashes
+    from bench.binder import bind, file_hashes
 
     (tmp_path / "rest.safetensors").write_bytes(b"store")
-    hashes = _hashes({"method": {"datastore": str(tmp_path / given)}}, small.folder / "model")
-    assert hashes["draft/rest.safetensors"] == hashlib.sha256(b"store").hexdigest()
+    node = installed().compose("config", ["method=rest", f"method.datastore={tmp_path / given}"]).values["method"]
+    ((key, path),) = bind(node, "method").fetch().files()
+    assert key == "method.datastore" and file_hashes(path)["rest.safetensors"] == hashlib.sha256(b"store").hexdigest()

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from bench.config import compose_config
+from bench.config import installed
 from bench.speed import packing, rest
 from methods.rest import SEPARATOR
 
 
 def test_rest_is_measured_with_the_settings_of_its_configuration(capsys) -> None:
-    method = compose_config("config", ["method=rest"]).method
-    assert {"depth": method.continuation, "occurrences": method.occurrences, "nodes": method.nodes} == rest.LOOKUP
-    assert range(method.min_span, method.max_span + 1) == rest.SPANS
+    method = installed().compose("config", ["method=rest"]).values["method"]
+    sizes = {"depth": method["continuation"], "occurrences": method["occurrences"], "nodes": method["nodes"]}
+    assert sizes == rest.LOOKUP and range(method["min_span"], method["max_span"] + 1) == rest.SPANS
     found = rest.measure(20_000, 1_000, rounds=1)
     assert len(found.lookup_us) == len(found.spans) == 1_000 and found.built_tokens_per_s > 0
     assert {0, 2, 16} <= set(found.spans), "contexts match over every span, and not at all"

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.train.__main__ import main, train
+from bench.config import installed
+from bench.train.__main__ import compose, main, train
 from bench.train.launch import wanted_processes
 from tests.bench.train.chat_model import interrupt_at, write_chat_model, write_sharegpt
 
@@ -81,7 +82,7 @@ def test_processes_that_the_launcher_did_not_start():
         (["loop.batch=1.5"], "loop.batch=1.5: must be an integer"),
         (["loop.lr=abc"], "loop.lr=abc: must be a number"),
         (["loop.epochs=inf"], "loop.epochs=Infinity: must be a number"),
-        (["loop.betas=[a,b]"], "loop.betas=['a', 'b']: two numbers from 0 to below 1 are wanted"),
+        (["loop.betas=[a,b]"], 'loop.betas=["a", "b"]: must be [a number, ...]'),
         (["method.exit_layer=1.5"], "train.exit_layer=1.5: must be an integer"),
         (["method=medusa", "train.heads=abc"], "train.heads=abc: must be an integer"),
         (["train.save_dtype=int64"], "train.save_dtype=int64 is unknown"),
@@ -157,4 +158,4 @@ def test_an_unreadable_state_is_named(overrides, tmp_path, capsys):
     resumed = [*overrides[:-1], "resume=true", f"output={tmp_path}"]
     assert main(resumed) == 2
     assert "training_state.pt: not a training state" in capsys.readouterr().err
-    assert train([*overrides, f"output={tmp_path}"])
+    assert train(compose(installed(), [*overrides, f"output={tmp_path}"]))

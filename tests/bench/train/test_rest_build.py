@@ -15,15 +15,19 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from tokenizers.processors import TemplateProcessing
 
-from bench.joey.__main__ import STAGES
+from bench.config import installed
+from bench.joey.__main__ import ASSETS, STAGES
+from bench.settings import Run
 from bench.train import rest
 from bench.train.__main__ import main
-from bench.train.rest import BUILT_IN_TEXT, byte_code, suffix_array
+from bench.train.rest import byte_code, suffix_array
 from methods.rest import FILE_NAME, SEPARATOR
 from tests.bench.train.chat_model import NO_SYSTEM, SPECIAL, TEMPLATE, WORDS, tokenizer
 
 IDS = {word: i for i, word in enumerate([*SPECIAL, *WORDS])} | {"|": SEPARATOR}
 STORED = "<s> <user> w0 w1 <bot> w2 </s> | <s> <user> w3 <bot> w4 w5 </s> |"
+
+SHIPPED = ASSETS / "rest.jsonl.gz"
 
 
 def talk(*texts: str) -> dict[str, Any]:
@@ -150,22 +154,26 @@ def test_more_symbols_than_three_bytes_hold_are_refused() -> None:
 
 def test_the_text_that_ships_for_joey_is_what_make_joey_writes(tmp_path: Path) -> None:
     STAGES["rest"](tmp_path, tmp_path, 0)
-    written = tmp_path / BUILT_IN_TEXT.name
-    assert gzip.decompress(written.read_bytes()) == gzip.decompress(BUILT_IN_TEXT.read_bytes())
-    assert all(file.read_bytes()[4:8] == bytes(4) for file in (written, BUILT_IN_TEXT)), "no time is written"
+    written = tmp_path / SHIPPED.name
+    assert gzip.decompress(written.read_bytes()) == gzip.decompress(SHIPPED.read_bytes())
+    assert all(file.read_bytes()[4:8] == bytes(4) for file in (written, SHIPPED)), "no time is written"
 
 
-def test_the_built_in_datastore_is_made_once(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_datastore_that_is_wanted_is_made_once(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = tmp_path / "rest.jsonl.gz"
+    text = tmp_path / "talks.jsonl.gz"
     text.write_bytes(gzip.compress(as_lines(TALKS).encode()))
-    monkeypatch.setattr(rest, "BUILT_IN_TEXT", text)
-    first = rest.built_in(str(model), None, tmp_path)
-    assert "2 documents; 16 tokens" in capsys.readouterr().out
-    assert rest.built_in(str(model), None, tmp_path) == first and not capsys.readouterr().out
+    target = Run.of(installed().compose("config", ["model=custom", f"model.path={model}"])).model
+
+    def prepared() -> Path:
+        return rest.prepare(text=str(text), model=target, cache=tmp_path)
+
+    first = prepared()
+    assert first.name.startswith("talks-") and "2 documents; 16 tokens" in capsys.readouterr().out
+    assert prepared() == first and not capsys.readouterr().out
     text.write_bytes(gzip.compress(as_lines(TALKS[:1]).encode()))
-    assert rest.built_in(str(model), None, tmp_path) != first
+    assert prepared() != first
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,191 @@
+"""What a run is put together from: target, method and baseline, rehearsed before anything large is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import environment
+from bench.binder import Bound, bind, file_hashes
+from bench.chat import Chat, chat_files
+from bench.digests import sha256
+from bench.measure import Generator
+from bench.places import ROOT, locate
+from bench.settings import Model, Run
+from methods.decoder import Decoder
+from methods.engine.checkpoint import empty_weights, load_model, pick_device, pick_dtype, read_config, resolve
+from methods.engine.llama import Llama
+from methods.errors import UserError, first_line
+from methods.vanilla import Vanilla
+
+DEFAULT_THREADS = torch.get_num_threads()  # before a run has set another number
+
+
+@dataclass(frozen=True)
+class Sides:
+    """What is compared: the method and, unless it was switched off, vanilla on the same weights."""
+
+    target: Llama
+    method: Generator
+    baseline: Generator | None
+    extra_parameters: int
+    datastore_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A configuration whose files are on this disk. Loaded by `build`."""
+
+    settings: Run
+    folder: Path  # the target's
+    method: Bound
+
+    @classmethod
+    def gather(cls, settings: Run, *, rehearsed: bool) -> Parts:
+        """Find every file; before the target's weights, which may be a long download away, `rehearse`.
+
+        rehearsed: this configuration has run before, and is right. Raises UserError for what is wrong.
+        """
+        bound = _bind(settings)
+        parts = None if rehearsed else rehearse(settings)
+        folder = target_folder(settings.model)
+        return replace(parts, folder=folder) if parts else cls(settings, folder, bound.fetch(model=settings.model))
+
+    def information(self, command: str) -> dict[str, Any]:
+        """What run.json says of this run before anything is loaded."""
+        settings, model = self.settings, self.settings.model
+        device = pick_device(model.device)
+        git = environment.git_state(ROOT)
+        drafts = dict(self.method.files())
+        hashes = {f"target/{name}": digest for name, digest in file_hashes(self.folder).items()}
+        for path in drafts.values():
+            hashes |= {f"draft/{name}": digest for name, digest in file_hashes(path).items()}
+        return {
+            "config": settings.record(),
+            "command": command,
+            "model": model.name,
+            "method": settings.method_name,
+            "demonstration": model.built_in,
+            "dtype": str(pick_dtype(model.dtype, device, read_config(self.folder))).removeprefix("torch."),
+            "git": git,
+            "commit": git["commit"],
+            "files": {key: {"path": str(path)} for key, path in drafts.items()},
+            "checkpoint_sha256": hashes,
+            "chat_sha256": {file.name: sha256(file) for file in chat_files(self.folder, model.chat_template)},
+            **environment.describe(device.type, torch.get_num_threads()),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+
+
+def target_folder(model: Model) -> Path:
+    """Where the target lies, downloaded if need be."""
+    return resolve(locate(model.path), model.revision, weights=model.weights != "random")
+
+
+def rehearse(settings: Run, *, tokenizer: bool = True) -> Parts:
+    """Raises UserError for what is wrong with model, tokenizer or method, as far as it shows without the weights.
+
+    The sides are put on a target that has the right shapes and no storage; a method that asks for values of its weights
+    cannot be made here, and is left to `build`.
+    """
+    bound, model = _bind(settings), settings.model
+    folder = resolve(locate(model.path), model.revision, weights=False)
+    target = _hollow(model, folder)
+    if tokenizer:
+        Chat(folder, model.chat_template)
+    parts = Parts(settings, folder, bound.fetch(model=model))
+    with _made_without_storage():
+        _sides(parts, target)
+    return parts
+
+
+@contextmanager
+def _made_without_storage() -> Iterator[None]:
+    """What a user can mend passes; whatever else a constructor raises may be due to the missing storage."""
+    failed: UserError | None = None
+    with suppress(Exception):
+        try:
+            yield
+        except UserError as error:
+            failed = error
+    if failed is not None:
+        raise failed
+
+
+def _bind(settings: Run) -> Bound:
+    return bind(settings.method, "method", model=settings.model.name)
+
+
+def _hollow(model: Model, folder: Path) -> Llama:
+    """The target without storage."""
+    shape = read_config(folder)
+    dtype = pick_dtype(model.dtype, pick_device(model.device), shape)
+    return Llama(shape, empty_weights(shape, dtype, torch.device("meta")), folder)
+
+
+def load_target(model: Model, folder: Path, *, seed: int) -> Llama:
+    """The target as conf/model describes it, ready to decode."""
+    target = load_model(folder, dtype=model.dtype, device=model.device, weights=model.weights, seed=seed)
+    target.pack()
+    return target
+
+
+def build(parts: Parts, target: Llama | None = None) -> Sides:
+    """Put the method and the baseline on the target, which is loaded unless it is given.
+
+    Raises UserError when they cannot be made, or do not fit into memory.
+    """
+    settings = parts.settings
+    with fitting(settings.model, parts.folder):
+        loaded = target or load_target(settings.model, parts.folder, seed=settings.seed)
+        try:
+            return _sides(parts, loaded)
+        except (UserError, MemoryError, RuntimeError) as error:
+            if isinstance(error, UserError) or out_of_memory(error):
+                raise
+            raise _unmakeable(settings, error) from error
+        except Exception as error:  # a method's own mistake
+            raise _unmakeable(settings, error) from error
+
+
+def _unmakeable(settings: Run, error: Exception) -> UserError:
+    what = f"{type(error).__name__}: {first_line(error)}"
+    return UserError(f"method: {settings.method['_target_']} cannot be made ({what})")
+
+
+@contextmanager
+def fitting(model: Model, folder: Path) -> Iterator[None]:
+    """Raises UserError for what does not fit into memory, naming the keys that decide how much is needed."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        size = _hollow(model, folder).weight_bytes / 1e9
+        raise UserError(
+            f"model.path={model.path}, model.dtype={model.dtype}: out of memory, the weights alone take "
+            f"{size:.2g} GB ({first_line(error)}); a smaller model, dtype or model.context needs less"
+        ) from error
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """On a CPU torch raises a plain RuntimeError."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+def _sides(parts: Parts, target: Llama) -> Sides:
+    settings = parts.settings
+    context, temperature, seed = settings.model.context, settings.temperature, settings.seed
+    decoder = partial(Decoder, target, context=context, temperature=temperature, seed=seed)
+    made = parts.method.make(target=target)
+    # Another library's generate is measured as it is; a method of ours is put into the loop.
+    method = made if hasattr(made, "generate") else decoder(made)
+    baseline = decoder(Vanilla(target)) if settings.baseline == "paired" else None
+    return Sides(target, method, baseline, made.extra_parameters, getattr(made, "datastore_bytes", None))

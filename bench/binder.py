@@ -1,0 +1,145 @@
+"""A configuration's `_target_` node -> the object it names: types checked, files found, hashed and labelled.
+
+What a constructor's annotations mark (methods/files.py) is a file: a path, a hub id, or a node of its own whose
+`_target_` makes it when it is first wanted. No other place knows which settings are files.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin
+
+from hydra.utils import get_object
+
+from bench.chat import CHAT_FILES
+from bench.digests import sha256
+from bench.places import locate
+from bench.types import check_type, kinds_of
+from methods.engine.checkpoint import resolve, weight_files
+from methods.errors import UserError, first_line, nearest
+from methods.files import Checkpoint, DataFile
+
+TARGET = "_target_"
+CONTEXT = ("target", "model")  # parameters that the caller gives, not the configuration
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A node that fits the signature it names. `fetch`, then `make`."""
+
+    key: str
+    target: Callable[..., Any]
+    arguments: Mapping[str, Any]
+    markers: Mapping[str, Checkpoint | DataFile] = field(default_factory=dict)  # by argument
+
+    def fetch(self, **context: Any) -> Bound:
+        """With every file on this disk, and everything that stands inside made.
+
+        Raises UserError for a file that is wanted and not given, or cannot be had.
+        """
+        found: dict[str, Any] = {}
+        for name, value in self.arguments.items():
+            made = value.fetch(**context).make(**context) if isinstance(value, Bound) else value
+            found[name] = self._found(name, made) if name in self.markers else made
+        return replace(self, arguments=found)
+
+    def make(self, **context: Any) -> Any:
+        """What the target makes of its arguments, and of what it takes of the context. Its errors pass unchanged."""
+        takes = inspect.signature(self.target).parameters
+        given = {name: value for name, value in context.items() if name in takes}
+        return self.target(**{**given, **self.arguments})
+
+    def files(self) -> Iterator[tuple[str, Path]]:
+        """(dotted key, path) of every file that was fetched."""
+        for name in self.markers:
+            if self.arguments.get(name) is not None:
+                yield f"{self.key}.{name}", Path(self.arguments[name])
+
+    def _found(self, name: str, given: str | Path | None) -> Path | None:
+        key, marker = f"{self.key}.{name}", self.markers[name]
+        if given is None:
+            return None
+        if isinstance(given, Path):
+            return given
+        if isinstance(marker, Checkpoint):
+            return resolve(locate(given), key=key)
+        path = Path(locate(given)).expanduser()
+        return path / marker.name if marker.name and path.is_dir() else path
+
+
+def bind(node: Mapping[str, Any], key: str, *, model: str = "") -> Bound:
+    """Hold a node against the signature it names; nothing is read, loaded or made.
+
+    key: the node's place in the configuration; model: name of the model, for what it has no file for. Raises UserError
+    that lists every key that is missing, unknown or of another type.
+    """
+    target = _target(node, key)
+    parameters, kinds = inspect.signature(target).parameters, kinds_of(target)
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    rest = next((kinds[p.name] for p in parameters.values() if p.kind is p.VAR_KEYWORD), Any)
+    given = {name: value for name, value in node.items() if name != TARGET}
+    own = [name for name, parameter in parameters.items() if parameter.kind is not parameter.VAR_KEYWORD]
+    named = [name for name in own if name not in CONTEXT or name in given]
+    faults = [f"{key}.{name}: unknown; {nearest(name, named)}" for name in given if name not in named and not takes_all]
+    wanted = [name for name in named if parameters[name].default is inspect.Parameter.empty]
+    faults += [f"{key}.{name} is missing: give {key}.{name}=VALUE" for name in wanted if name not in given]
+    markers = {name: marker for name in named if (marker := _marker(kinds[name]))}
+    arguments: dict[str, Any] = {}
+    for name, value in given.items():
+        try:
+            arguments[name] = _bound(f"{key}.{name}", value, kinds.get(name, rest), markers.get(name), model)
+        except UserError as error:
+            faults.append(str(error))
+    if faults:
+        raise UserError("; ".join(faults))
+    return Bound(key, target, arguments, markers)
+
+
+def draft_key(node: Mapping[str, Any]) -> str | None:
+    """The argument that names what a method's training makes: the first marked one that it cannot do without."""
+    kinds = kinds_of(_target(node, "method"))
+    return next((name for name, kind in kinds.items() if _marker(kind) and not _optional(kind)), None)
+
+
+def file_hashes(path: Path) -> dict[str, str]:
+    """SHA-256 by name: of a file; or of a checkpoint folder's weight files, index and JSON, but for its tokenizer's."""
+    if path.is_dir():
+        texts = {file for file in path.glob("*.json") if file.name not in CHAT_FILES}
+        return {file.name: sha256(file) for file in sorted({*texts, *weight_files(path)})}
+    return {path.name: sha256(path)} if path.is_file() else {}
+
+
+def _bound(key: str, value: Any, kind: Any, marker: Checkpoint | DataFile | None, model: str) -> Any:
+    """A value that fits its annotation; a node inside is bound as well."""
+    if isinstance(value, Mapping) and TARGET in value:
+        return bind(value, key, model=model)
+    if marker is None:
+        check_type(key, value, kind)
+    elif value is None and not _optional(kind):
+        whose = f" for model={model}" if model else ""
+        raise UserError(f"{key}: none is configured{whose}; wanted: {marker.what}, by file, folder or hub id")
+    else:
+        check_type(key, value, str | None)
+    return value
+
+
+def _target(node: Mapping[str, Any], key: str) -> Callable[..., Any]:
+    try:
+        found = get_object(node[TARGET])
+        inspect.signature(found)
+    except Exception as error:  # whatever importing somebody's module raises
+        raise UserError(f"{key}.{TARGET}={node[TARGET]}: {first_line(error)}") from error
+    return found
+
+
+def _marker(kind: Any) -> Checkpoint | DataFile | None:
+    if get_origin(kind) is Annotated:
+        return next((part for part in get_args(kind)[1:] if isinstance(part, (Checkpoint, DataFile))), None)
+    return next((marker for part in get_args(kind) if (marker := _marker(part))), None)
+
+
+def _optional(kind: Any) -> bool:
+    return get_origin(kind) is not Annotated and type(None) in get_args(kind)

@@ -1,0 +1,175 @@
+"""Settings of the commands: what each key may be. Hydra ends here; below, these objects are handed on."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from bench.config import Composed
+from bench.types import settings_of
+from methods.errors import UserError
+
+LARGEST_SEED = 2**63 - 1  # what torch's generators take
+COLDEST = 1e-3  # below this temperature logits leave the range of half precision
+Node = dict[str, Any]  # `_target_` and its arguments, see bench.binder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """conf/model."""
+
+    name: str
+    path: str
+    revision: str | None
+    weights: Literal["checkpoint", "random"]
+    dtype: Literal["auto", "float32", "float16", "bfloat16"]
+    device: Literal["auto", "cpu", "cuda"]
+    context: int | None
+    chat_template: str | None
+    system_prompt: str | None
+    template_arguments: dict[str, Any] | None
+    exit_layer: int
+    built_in: bool
+    threads: int | None
+
+    def __post_init__(self) -> None:
+        if self.name in ("", ".", "..") or "/" in self.name or not self.name.isprintable():
+            raise UserError(f"model.name={self.name!a}: names a folder of the results; valid: a name without /")
+        check_threads("model.threads", self.threads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Where questions come from besides a set of conf/questions."""
+
+    path: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """conf/config.yaml: one configuration to measure."""
+
+    method_name: str
+    method: Node
+    model: Model
+    task: str | list[str]
+    data: Data
+    limit: int | None
+    question_ids: int | list[int] | None
+    shard: str
+    max_new_tokens: int
+    temperature: float
+    repeats: int
+    baseline: Literal["paired", "none"]
+    seed: int
+    threads: int | None
+    warmup_turns: int
+    results_dir: str
+    resume: bool
+
+    @classmethod
+    def of(cls, composed: Composed) -> Run:
+        """Raises UserError for a value of another type, or out of range."""
+        return settings_of(cls, {**composed.values, "method_name": composed.choices["method"]})
+
+    def __post_init__(self) -> None:
+        check_least(1, repeats=self.repeats, max_new_tokens=self.max_new_tokens)
+        check_least(0, warmup_turns=self.warmup_turns)
+        check_threads("threads", self.threads)
+        check_seed(self.seed)
+        if self.temperature != 0 and self.temperature < COLDEST:
+            raise UserError(f"temperature={self.temperature}: must be 0 (greedy) or at least {COLDEST}")
+
+    @property
+    def ids(self) -> list[int] | None:
+        """question_ids as a list."""
+        return [self.question_ids] if isinstance(self.question_ids, int) else self.question_ids
+
+    def record(self) -> dict[str, Any]:
+        """As plain dictionaries, for run.json."""
+        return {**asdict(self), "question_ids": self.ids}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """What a training reads, see bench.train.source.DataSource."""
+
+    path: str
+    limit: int | None
+    held_out: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """conf/train.yaml: one draft to train."""
+
+    model: Model
+    method: Node
+    train: Node
+    loop: Node
+    data: Text
+    output: str
+    resume: bool
+    seed: int
+    threads: int | None
+
+    @classmethod
+    def of(cls, composed: Composed) -> Train:
+        """Raises UserError for a value of another type, or out of range."""
+        return settings_of(cls, composed.values)
+
+    def __post_init__(self) -> None:
+        check_threads("threads", self.threads)
+        check_seed(self.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """conf/speed.yaml: what bench.speed measures."""
+
+    model: Model
+    methods: str | list[str]
+    dtypes: str | list[str]
+    threads: int | list[int | None] | None
+    data: Data
+    prompt_tokens: int
+    max_new_tokens: int
+    repeats: int
+    rows: int | list[int]
+    past: int
+    passes: int
+    results_dir: str
+
+    def __post_init__(self) -> None:
+        check_least(1, **{name: getattr(self, name) for name in ("prompt_tokens", "max_new_tokens", "repeats")})
+        check_least(1, past=self.past, passes=self.passes)
+        for name in ("methods", "dtypes", "threads", "rows"):
+            values = self.listed(name)
+            if not values or any(isinstance(value, int) and value < 1 for value in values):
+                raise UserError(f"{name}={values}: must be a list, not empty, of names or numbers from 1")
+
+    def listed(self, name: str) -> list[Any]:
+        """A setting that may be one value or several."""
+        value = getattr(self, name)
+        return value if isinstance(value, list) else [value]
+
+
+def check_least(least: int, **values: int) -> None:
+    """Raises UserError for a value below the least."""
+    for key, value in values.items():
+        if value < least:
+            raise UserError(f"{key}={value}: must be an integer of at least {least}")
+
+
+def check_threads(key: str, threads: int | None) -> None:
+    """Raises UserError unless this machine has so many processors."""
+    most = os.cpu_count() or 1
+    if threads is not None and not 1 <= threads <= most:
+        raise UserError(f"{key}={threads}: must be at least 1 and at most this machine's {most}, or null for all")
+
+
+def check_seed(seed: int) -> None:
+    """Raises UserError for what no random generator takes."""
+    if not 0 <= seed <= LARGEST_SEED:
+        raise UserError(f"seed={seed}: must be 0 or above, and at most {LARGEST_SEED}")
