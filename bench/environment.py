@@ -38,6 +38,8 @@ def cpu_name() -> str:
 
 def git_state(root: Path) -> dict[str, Any]:
     """Commit of the project's checkout and whether it has changes; both None outside a checkout."""
+    if not (root / ".git").exists():  # installed, perhaps below somebody else's repository
+        return {"commit": None, "dirty": None}
     commit = _git(root, "rev-parse", "HEAD")
     changes = _git(root, "status", "--porcelain")
     return {"commit": commit, "dirty": None if changes is None else bool(changes)}
