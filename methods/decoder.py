@@ -11,7 +11,7 @@ from torch import Tensor
 
 from methods.draft import Draft
 from methods.engine.kv_cache import KVCache
-from methods.engine.llama import Llama
+from methods.engine.llama import Llama, Taps
 from methods.errors import UserError
 from methods.sampling import Acceptance, greedy, speculative
 
@@ -20,7 +20,7 @@ from methods.sampling import Acceptance, greedy, speculative
 class Prefill:
     """What a method may use of the prompt's pass."""
 
-    tapped: Tensor  # [n, hidden] states of the prompt after the method's tap layer
+    tapped: tuple[Tensor, ...]  # for each of the method's taps, the prompt's states [n, hidden] before that layer
     final: Tensor  # [1, hidden] state of the last prompt token after the final norm
     cache: KVCache  # the target's, for methods that draft with the target's own first layers
 
@@ -31,8 +31,11 @@ class Verification:
 
     path: tuple[int, ...]  # accepted rows, the pending token's row 0 first
     tokens: tuple[int, ...]  # the tokens they emit: accepted candidates and the bonus token
+    tapped: tuple[Tensor, ...]  # [rows, hidden] as in Prefill, of the taps that the draft did not resume behind
     final: Tensor  # [rows, hidden] states after the final norm
+    logits: Tensor  # [rows, vocab]
     predicted: Tensor  # [rows] the target's argmax after each row
+    extra_predicted: tuple[int, ...] = ()  # the argmax of row 0 and of each extra row, on the host
 
 
 @dataclass(frozen=True)
@@ -52,21 +55,25 @@ class Generation:
     stop: str  # "eos", "length" (max_new_tokens) or "context"
 
 
-class Method(Protocol):
-    """A way of drafting. The decoder asks nothing else of it."""
-
-    tap_layer: int  # layers of the target whose states the method takes (0: the embeddings)
-    max_rows: int  # most rows of one target pass: pending token, candidates and extra rows
-    extra_parameters: int  # parameters beyond the target's
-
-    def start(self, prompt: Tensor, prefill: Prefill) -> None:
-        """Forget everything and begin a sequence with prompt [n]."""
+class Drafter(Protocol):
+    """Drafts for one sequence, and goes with it: nothing of one question can outlive it."""
 
     def propose(self, tokens: list[int], room: int) -> Draft:
         """Candidates after `tokens`, whose last is pending; `room` is the deepest candidate the context can hold."""
 
     def observe(self, verification: Verification) -> None:
         """Take in the outcome of a pass; not called for the last pass of a sequence."""
+
+
+class Method(Protocol):
+    """A way of drafting: weights and settings. The decoder asks nothing else of it."""
+
+    taps: tuple[int, ...]  # layers of the target before which the method wants states (0: embeddings; L: the last's)
+    max_rows: int  # most rows of one target pass: pending token, candidates and extra rows
+    extra_parameters: int  # parameters beyond the target's
+
+    def start(self, prompt: list[int], prefill: Prefill) -> Drafter:
+        """Begin a sequence."""
 
 
 class Phases(Protocol):
@@ -104,71 +111,119 @@ class Decoder:
         if temperature < 0:
             raise UserError(f"temperature={temperature}: must be 0 (greedy) or above")
         self.model, self.method, self.temperature, self.seed = model, method, temperature, seed
-        # A pass may hold more rows than the sequence has places left: the branches of a tree share positions.
-        self.cache = model.new_cache(self.context + method.max_rows)
         self.positions = torch.arange(self.context, device=model.device)
+        self.cache = self.new_cache()
 
-    def generate(self, prompt: Tensor, max_new_tokens: int, phases: Phases | None = None) -> Generation:
-        """Decode prompt [n] (int64, on the model's device) until EOS, max_new_tokens or a full context.
+    def new_cache(self) -> KVCache:
+        """A cache for one sequence; a pass may hold more rows than there are places left: branches share them."""
+        return self.model.new_cache(self.context + self.method.max_rows)
 
-        Raises UserError when the prompt is empty or fills the context, NonFiniteLogits when no token can be chosen.
+    def begin(
+        self, prompt: Tensor, max_new_tokens: int, phases: Phases | None = None, cache: KVCache | None = None
+    ) -> Sequence:
+        """Prefill prompt [n] (int64, on the model's device); the sequence goes on by `step`.
+
+        cache: from `new_cache`, for sequences that are under way side by side; by default the decoder's own, whose last
+        sequence ends. Raises UserError when the prompt is empty or fills the context, NonFiniteLogits when no token can
+        be chosen.
         """
-        phases = phases or NoPhases()
         length = len(prompt)
         limit = min(max_new_tokens, self.context - length)
         if length == 0 or limit < 1:
             raise UserError(f"prompt of {length} tokens: must be 1 to {self.context - 1} to leave room in the context")
-        self.random = torch.Generator().manual_seed(self.seed)
-        with torch.inference_mode():
-            with phases.prefill():
-                first = self._prefill(prompt)
-            tokens = [*prompt.tolist(), *self._cut(first, limit)]
-            steps: list[Step] = []
-            while not self._ended(tokens, length, limit):
-                with phases.draft():
-                    draft = self.method.propose(tokens, self.context - len(tokens))
-                with phases.verify():
-                    verification = self._verify(draft, tokens)
-                emitted = self._cut(verification.tokens, length + limit - len(tokens))
-                tokens.extend(emitted)
-                steps.append(Step(drafted=draft.tree.size, emitted=len(emitted)))
-                if not self._ended(tokens, length, limit):
-                    with phases.draft():
-                        self.method.observe(verification)
-        stop = "eos" if tokens[-1] in self.model.config.eos_token_ids else "length"
-        if stop == "length" and len(tokens) - length < max_new_tokens:
+        return Sequence(self, prompt, limit, max_new_tokens, phases or NoPhases(), cache or self.cache)
+
+    def generate(self, prompt: Tensor, max_new_tokens: int, phases: Phases | None = None) -> Generation:
+        """Decode prompt [n] until EOS, max_new_tokens or a full context. Raises as `begin` does."""
+        sequence = self.begin(prompt, max_new_tokens, phases)
+        while not sequence.ended:
+            sequence.step()
+        return sequence.generation()
+
+
+class Sequence:
+    """One sequence under way: its tokens, cache, drafter and random numbers."""
+
+    @torch.inference_mode()
+    def __init__(
+        self, decoder: Decoder, prompt: Tensor, limit: int, wanted: int, phases: Phases, cache: KVCache
+    ) -> None:
+        self.decoder, self.model, self.cache, self.phases = decoder, decoder.model, cache, phases
+        self.eos = self.model.config.eos_token_ids
+        self.random = torch.Generator().manual_seed(decoder.seed)
+        self.length, self.limit, self.wanted = len(prompt), limit, wanted
+        self.steps: list[Step] = []
+        with phases.prefill():
+            self.tokens, first = self._prefill(prompt)
+        self.tokens += self._cut(first, limit)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the sequence has its last token."""
+        return len(self.tokens) - self.length == self.limit or self.tokens[-1] in self.eos
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """Draft, verify, accept."""
+        tokens, phases = self.tokens, self.phases
+        with phases.draft():
+            draft = self.drafter.propose(tokens, self.decoder.context - len(tokens))
+        with phases.verify():
+            verification = self._verify(draft)
+        emitted = self._cut(verification.tokens, self.length + self.limit - len(tokens))
+        tokens.extend(emitted)
+        self.steps.append(Step(drafted=draft.tree.size, emitted=len(emitted)))
+        if not self.ended:
+            with phases.draft():
+                self.drafter.observe(verification)
+
+    def generation(self) -> Generation:
+        """What was generated so far."""
+        stop = "eos" if self.tokens[-1] in self.eos else "length"
+        if stop == "length" and len(self.tokens) - self.length < self.wanted:
             stop = "context"
-        return Generation(tokens=tuple(tokens[length:]), steps=tuple(steps), stop=stop)
+        return Generation(tokens=tuple(self.tokens[self.length :]), steps=tuple(self.steps), stop=stop)
 
-    def _prefill(self, prompt: Tensor) -> tuple[int, ...]:
-        """Run the prompt and return the first token."""
-        model, tap, positions = self.model, self.method.tap_layer, self.positions[: len(prompt)]
+    def _prefill(self, prompt: Tensor) -> tuple[list[int], tuple[int, ...]]:
+        """Run the prompt; returns it as a list, and the first token."""
+        model, taps = self.model, Taps(self.decoder.method.taps)
         self.cache.reset()
-        tapped = model.run(model.embed(prompt), positions, self.cache, slice(0, tap))
-        final = model.norm(model.run(tapped, positions, self.cache, slice(tap, None))[-1:])
+        positions = self.decoder.positions[: self.length]
+        hidden = model.run(model.embed(prompt), positions, self.cache, slice(0, None), taps=taps)
+        final = model.norm(hidden[-1:])
         logits = model.lm_head(final)
-        self.method.start(prompt, Prefill(tapped=tapped, final=final, cache=self.cache))
-        return self._accept(logits, logits.argmax(-1), Draft.empty(model.device)).tokens
+        tokens: list[int] = prompt.tolist()
+        self.drafter = self.decoder.method.start(tokens, Prefill(taps.collected(), final, self.cache))
+        return tokens, self._accept(logits, logits.argmax(-1), Draft.empty(model.device)).tokens
 
-    def _verify(self, draft: Draft, tokens: list[int]) -> Verification:
+    def _verify(self, draft: Draft) -> Verification:
         """One target pass over [pending, candidates, extra rows]; the cache keeps what is accepted."""
-        model, base, rows = self.model, len(tokens) - 1, draft.tree.size + 1
+        model, base, rows = self.model, len(self.tokens) - 1, draft.tree.size + 1
         if draft.tree.is_chain and draft.extra is None:
-            positions, mask = self.positions[base : base + rows], None
+            positions, mask = self.decoder.positions[base : base + rows], None
         else:
             positions, mask = self._layout(draft, base)
         if draft.hidden is None:
-            pending = torch.full((1,), tokens[-1], device=model.device)
+            pending = torch.full((1,), self.tokens[-1], device=model.device)
             extra = () if draft.extra is None else (draft.extra.tokens,)
             hidden, first = model.embed(torch.cat((pending, draft.tokens, *extra))), 0
         else:
-            hidden, first = draft.hidden, self.method.tap_layer
-        final = model.norm(model.run(hidden, positions, self.cache, slice(first, None), mask))
+            hidden, first = draft.hidden.states, draft.hidden.layer
+        taps = Taps(self.decoder.method.taps)
+        final = model.norm(model.run(hidden, positions, self.cache, slice(first, None), mask, taps))
         logits = model.lm_head(final)
         predicted = logits.argmax(-1)
-        accepted = self._accept(logits[:rows], predicted[:rows], draft)
+        accepted = self._accept(logits[:rows], predicted, draft)
         self.cache.keep(base, accepted.path)
-        return Verification(path=accepted.path, tokens=accepted.tokens, final=final, predicted=predicted)
+        return Verification(
+            path=accepted.path,
+            tokens=accepted.tokens,
+            tapped=taps.collected(),
+            final=final,
+            logits=logits,
+            predicted=predicted,
+            extra_predicted=accepted.extra,
+        )
 
     def _layout(self, draft: Draft, base: int) -> tuple[Tensor, Tensor]:
         """Positions [rows] and mask [rows, base + rows] of a pass that is not a plain chain."""
@@ -184,15 +239,11 @@ class Decoder:
         return base + offsets, mask
 
     def _accept(self, logits: Tensor, predicted: Tensor, draft: Draft) -> Acceptance:
-        if self.temperature > 0:
-            return speculative(logits, draft, self.temperature, self.random)
+        if self.decoder.temperature > 0:
+            return speculative(logits, predicted, draft, self.decoder.temperature, self.random)
         return greedy(logits, predicted, draft)
 
     def _cut(self, tokens: tuple[int, ...], room: int) -> tuple[int, ...]:
         """What is emitted of `tokens`: up to the first EOS (included), and no more than there is room for."""
-        eos = self.model.config.eos_token_ids
-        end = next((i + 1 for i, token in enumerate(tokens) if token in eos), len(tokens))
+        end = next((i + 1 for i, token in enumerate(tokens) if token in self.eos), len(tokens))
         return tokens[: min(end, room)]
-
-    def _ended(self, tokens: list[int], prompt_length: int, limit: int) -> bool:
-        return len(tokens) - prompt_length == limit or tokens[-1] in self.model.config.eos_token_ids

@@ -66,6 +66,24 @@ class Tree:
         )
 
     @classmethod
+    def on_device(cls, parents: Tensor, deepest: int) -> Tree:
+        """The same from parents [n] int64 that are on the device already: nothing is read by the host.
+
+        deepest: most levels that there can be, which fixes every shape. A candidate must come after its parent.
+        """
+        rows = torch.cat((parents.new_zeros(1), parents + 1))
+        order = torch.arange(len(rows), device=parents.device)
+        ancestors = [order]
+        for _ in range(deepest):
+            ancestors.append(rows[ancestors[-1]])
+        climb = torch.stack(ancestors, 1)  # [n + 1, deepest + 1]
+        depths = (climb > 0).sum(1)
+        mask = torch.zeros(len(rows), len(rows), dtype=torch.bool, device=parents.device)
+        mask.scatter_(1, climb, True)
+        down = (depths[:, None] - torch.arange(deepest + 1, device=parents.device)).clamp(min=0)
+        return cls(parents=rows, depths=depths, mask=mask, paths=climb.gather(1, down), is_chain=False)
+
+    @classmethod
     @lru_cache(maxsize=256)
     def chain(cls, length: int, device: torch.device) -> Tree:
         """Candidates in single file: each follows the one before. Without any, a target pass is a plain step."""
@@ -86,16 +104,23 @@ class Extra:
 
 
 @dataclass(frozen=True)
-class Draft:
-    """Candidates for one target pass.
+class Resumed:
+    """Where a target pass goes on, when the method itself has run the first layers on what it drafted.
 
-    `hidden` [n + 1, hidden] holds the states of [pending, *tokens] after the method's tap layer, when the method has
-    computed them already; the cache of those layers then has these rows too.
+    The cache of those layers has these rows already.
     """
+
+    states: Tensor  # [n + 1, hidden] of [pending, *candidates] before `layer`
+    layer: int
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Candidates for one target pass."""
 
     tokens: Tensor  # [n] int64
     tree: Tree
-    hidden: Tensor | None = None
+    hidden: Resumed | None = None  # None: the pass begins with the embeddings
     extra: Extra | None = None
 
     @classmethod

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from methods.adapters import Adapter
 from methods.decoder import Prefill, Verification
-from methods.draft import Draft, Tree
+from methods.draft import Draft, Resumed, Tree
 from methods.engine.config import read_json
 from methods.engine.kv_cache import KVCache
 from methods.engine.llama import Llama, Rope
@@ -48,56 +48,25 @@ class Kangaroo:
             raise UserError(f"method.eta={eta}: must be between 0 and 1")
         if not 0 <= exit_layer <= layers:
             raise UserError(f"method.exit_layer={exit_layer}: must be between 0 and the model's {layers} layers")
-        self.target, self.gamma, self.eta = target, gamma, eta
-        self.tap_layer, self.max_rows = exit_layer, gamma + 1
+        self.target, self.gamma, self.eta, self.exit_layer = target, gamma, eta, exit_layer
+        self.taps, self.max_rows = (exit_layer,), gamma + 1
         folder = Path(checkpoint)
         self.adapter = Adapter.load(folder, target, variant)
         trained = read_json(folder / "config.json").get("exit_layer", exit_layer)
         if trained != exit_layer:
             raise UserError(f"method.exit_layer={exit_layer}: the adapter in {folder} was trained for {trained}")
-        self.draft_head = self.adapter.head or target.weights.lm_head
+        self.head = self.adapter.head or target.weights.lm_head
         self.extra_parameters = sum(p.numel() for p in self.adapter.parameters())
         config = self.adapter.config
         self.rope = Rope(config, config.context, target.dtype, target.device)
         self.positions = torch.arange(config.context, device=target.device)
-        self.adapter_cache = self._new_adapter_cache(0)
 
-    def start(self, prompt: Tensor, prefill: Prefill) -> None:
+    def start(self, prompt: list[int], prefill: Prefill) -> SelfDraft:
         """Run the adapter over the exit-layer states of the whole prompt."""
-        self.cache = prefill.cache
-        if self.adapter_cache.capacity != self.cache.capacity:  # the decoder's context, known with its first prompt
-            self.adapter_cache = self._new_adapter_cache(self.cache.capacity)
-        self.adapter_cache.reset()
-        self.seen = 0  # states of the sequence that the adapter has been run on
-        self._adapt(prefill.tapped)
-        self.unseen = prefill.tapped[:0]
+        return SelfDraft(self, prefill)
 
-    def propose(self, tokens: list[int], room: int) -> Draft:
-        """Draft until the confidence falls below eta, or gamma tokens, or the context is full."""
-        base = len(tokens) - 1
-        states = [self._exit_state(torch.full((1,), tokens[-1], device=self.target.device), base)]
-        new_rows = torch.cat((self.unseen, states[0]))
-        drafted: list[Tensor] = []
-        while len(drafted) < min(self.gamma, room):
-            logits = self.draft_head(self._adapt(new_rows)[-1:])
-            confidence, token = torch.softmax(logits.float(), -1).max(-1)
-            drafted.append(token)
-            states.append(self._exit_state(token, base + len(drafted)))
-            new_rows = states[-1]
-            if confidence.item() < self.eta:
-                break
-        self.base, self.states = base, torch.cat(states)
-        tree = Tree.chain(len(drafted), self.target.device)
-        return Draft(tokens=torch.cat(drafted), tree=tree, hidden=self.states)
-
-    def observe(self, verification: Verification) -> None:
-        """Drop rejected rows from the adapter's cache; note the accepted state it never saw, if all were accepted."""
-        accepted = len(verification.path)
-        self.unseen = self.states[self.seen - self.base : accepted]
-        self.seen = min(self.seen, self.base + accepted)
-        self.adapter_cache.truncate(self.seen)
-
-    def _new_adapter_cache(self, capacity: int) -> KVCache:
+    def new_adapter_cache(self, capacity: int) -> KVCache:
+        """The adapter's own keys and values, for one sequence."""
         config = self.adapter.config
         return KVCache(
             layers=int(self.adapter.parts.attention),
@@ -108,12 +77,49 @@ class Kangaroo:
             device=self.target.device,
         )
 
+
+class SelfDraft:
+    """Kangaroo's draft model on one sequence."""
+
+    def __init__(self, method: Kangaroo, prefill: Prefill) -> None:
+        self.method, self.target, self.cache = method, method.target, prefill.cache
+        self.adapter_cache = method.new_adapter_cache(prefill.cache.capacity)
+        self.seen = 0  # states of the sequence that the adapter has been run on
+        (exits,) = prefill.tapped
+        self._adapt(exits)
+        self.unseen = exits[:0]
+
+    def propose(self, tokens: list[int], room: int) -> Draft:
+        """Draft until the confidence falls below eta, or gamma tokens, or the context is full."""
+        method, base = self.method, len(tokens) - 1
+        states = [self._exit_state(torch.full((1,), tokens[-1], device=self.target.device), base)]
+        new_rows = torch.cat((self.unseen, states[0]))
+        drafted: list[Tensor] = []
+        while len(drafted) < min(method.gamma, room):
+            logits = method.head(self._adapt(new_rows)[-1:])
+            confidence, token = torch.softmax(logits.float(), -1).max(-1)
+            drafted.append(token)
+            states.append(self._exit_state(token, base + len(drafted)))
+            new_rows = states[-1]
+            if confidence.item() < method.eta:
+                break
+        self.base, self.states = base, torch.cat(states)
+        tree = Tree.chain(len(drafted), self.target.device)
+        return Draft(tokens=torch.cat(drafted), tree=tree, hidden=Resumed(self.states, method.exit_layer))
+
+    def observe(self, verification: Verification) -> None:
+        """Drop rejected rows from the adapter's cache; note the accepted state it never saw, if all were accepted."""
+        accepted = len(verification.path)
+        self.unseen = self.states[self.seen - self.base : accepted]
+        self.seen = min(self.seen, self.base + accepted)
+        self.adapter_cache.truncate(self.seen)
+
     def _exit_state(self, token: Tensor, position: int) -> Tensor:
         """State [1, hidden] of token [1] after the exit layer."""
-        positions = self.positions[position : position + 1]
-        return self.target.run(self.target.embed(token), positions, self.cache, slice(0, self.tap_layer))
+        positions = self.method.positions[position : position + 1]
+        return self.target.run(self.target.embed(token), positions, self.cache, slice(0, self.method.exit_layer))
 
     def _adapt(self, states: Tensor) -> Tensor:
-        positions = self.positions[self.seen : self.seen + len(states)]
+        positions = self.method.positions[self.seen : self.seen + len(states)]
         self.seen += len(states)
-        return self.adapter(states, self.rope, positions, self.adapter_cache)
+        return self.method.adapter(states, self.method.rope, positions, self.adapter_cache)

@@ -51,7 +51,7 @@ class Lookahead:
     missing there are more columns: each pass adds a row and gives up a column. After that each pass gives up row 0.
     """
 
-    tap_layer = 0
+    taps: tuple[int, ...] = ()
     extra_parameters = 0
 
     def __init__(
@@ -68,48 +68,50 @@ class Lookahead:
         largest = max(rows * (window + level - 1 - rows) for rows in range(1, level))
         self.max_rows = guesses * self.longest + largest  # the window's count has the pending token
 
-    def start(self, prompt: Tensor, prefill: Prefill) -> None:
+    def start(self, prompt: list[int], prefill: Prefill) -> Window:
         """An empty pool, and the window's first row: random tokens of the prompt behind the pending one."""
-        self.pool = Pool(self.guesses)
-        drawn = random.Random(self.seed).choices(prompt.tolist(), k=self.window + self.level - 3)
+        return Window(self, prompt)
+
+
+class Window:
+    """Window and pool of one sequence."""
+
+    def __init__(self, method: Lookahead, prompt: list[int]) -> None:
+        self.method, self.pool = method, Pool(method.guesses)
+        drawn = random.Random(method.seed).choices(prompt, k=method.window + method.level - 3)
         self.rows = [[-1, *drawn]]  # the first is the pending token, known when a pass begins
-        self.window_at: int | None = None
+        self.fits = False  # whether the window rides along in the pass under way
 
     def propose(self, tokens: list[int], room: int) -> Draft:
         """The pool's n-grams after the pending token, and the window as extra rows.
 
         Where the context has no room for the window's farthest token, the window stays away and the pool as it is.
         """
+        device = self.method.device
         self.rows[0][0] = tokens[-1]
-        length = min(self.longest, room)
+        length = min(self.method.longest, room)
         ngrams = self.pool.starting_with(tokens[-1])
         candidates = [token for ngram in ngrams for token in ngram[1 : length + 1]]
         rows, columns = len(self.rows), len(self.rows[0])
-        fits = rows + columns - 2 <= room
-        # The window's last row begins here among the rows of the pass; the pending token is row 0 of both.
-        self.window_at = len(candidates) + (rows - 1) * columns if fits else None
+        self.fits = rows + columns - 2 <= room
         extra = None
-        if fits and rows * columns > 1:
+        if self.fits:
             shown = [token for row in self.rows for token in row]
-            offsets, mask = window_layout(rows, columns, len(candidates), self.device)
-            extra = Extra(tokens=upload(shown[1:], self.device), offsets=offsets, mask=mask)
+            offsets, mask = window_layout(rows, columns, len(candidates), device)
+            extra = Extra(tokens=upload(shown[1:], device), offsets=offsets, mask=mask)
         return Draft(
-            tokens=upload(candidates, self.device),
-            tree=parallel_chains(len(ngrams), length, self.device),
+            tokens=upload(candidates, device),
+            tree=parallel_chains(len(ngrams), length, device),
             extra=extra,
         )
 
     def observe(self, verification: Verification) -> None:
         """Advance the window by one row: what the target says after the last one."""
-        if self.window_at is None:
+        if not self.fits:
             return
         columns = len(self.rows[0])
-        if len(self.rows) > 1:
-            new = verification.predicted[self.window_at : self.window_at + columns].tolist()
-        else:  # the pending token is row 0 of the pass, the others stand behind the candidates
-            predicted = verification.predicted.tolist()
-            new = [predicted[0], *predicted[self.window_at + 1 : self.window_at + columns]]
-        if len(self.rows) == self.level - 1:
+        new = list(verification.extra_predicted[-columns:])  # the pending token is the window's first
+        if len(self.rows) == self.method.level - 1:
             for ngram in zip(*self.rows, new, strict=True):
                 self.pool.add(ngram)
             self.rows = [*self.rows[1:], new]

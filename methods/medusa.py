@@ -95,7 +95,7 @@ class Medusa:
     values that do not fit.
     """
 
-    tap_layer = 0
+    taps: tuple[int, ...] = ()
 
     def __init__(
         self,
@@ -121,14 +121,22 @@ class Medusa:
         self.trees = by_depth(self.nodes, self.width, target.device)
         self.max_rows = len(self.nodes) + 1
 
-    def start(self, prompt: Tensor, prefill: Prefill) -> None:
+    def start(self, prompt: list[int], prefill: Prefill) -> HeadDraft:
         """The heads look at the state from which the target predicted the first token."""
-        self.final = prefill.final
+        return HeadDraft(self, prefill.final)
+
+
+class HeadDraft:
+    """Medusa's heads on one sequence. final: the state [1, hidden] from which the pending token was predicted."""
+
+    def __init__(self, method: Medusa, final: Tensor) -> None:
+        self.method, self.final = method, final
 
     def propose(self, tokens: list[int], room: int) -> Draft:
         """The tree filled with the heads' choices, cut to the depth that the context has room for."""
-        tree = self.trees[min(room, len(self.trees)) - 1]
-        choices = self.heads(self.final).topk(self.width).indices  # [heads, width]
+        trees = self.method.trees
+        tree = trees[min(room, len(trees)) - 1]
+        choices = self.method.heads(self.final).topk(self.method.width).indices  # [heads, width]
         return Draft(tokens=choices.view(-1)[tree.index], tree=tree.shape)
 
     def observe(self, verification: Verification) -> None:

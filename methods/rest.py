@@ -20,7 +20,6 @@ from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from methods.decoder import Prefill, Verification
 from methods.draft import Draft, Tree, upload
@@ -185,7 +184,7 @@ class Rest:
     Raises UserError for values out of range and for a datastore that does not fit.
     """
 
-    tap_layer = 0
+    taps: tuple[int, ...] = ()
     extra_parameters = 0
 
     def __init__(
@@ -224,8 +223,9 @@ class Rest:
         self.spans, self.continuation = range(min_span, max_span + 1), continuation
         self.limits = {"occurrences": occurrences, "nodes": nodes}
 
-    def start(self, prompt: Tensor, prefill: Prefill) -> None:
-        """Nothing to prepare: the context comes with every step."""
+    def start(self, prompt: list[int], prefill: Prefill) -> Rest:
+        """Nothing to prepare: the context comes with every step, so one drafter serves all sequences."""
+        return self
 
     def propose(self, tokens: list[int], room: int) -> Draft:
         """The tree of continuations, or nothing when no suffix of the context occurs."""

@@ -17,15 +17,18 @@ class Acceptance:
 
     path: tuple[int, ...]  # accepted rows, the pending token's row 0 first
     tokens: tuple[int, ...]  # emitted tokens: the accepted candidates and the bonus token
+    extra: tuple[int, ...] = ()  # with extra rows: the argmax of row 0 and of each of them
 
 
 def greedy(logits: Tensor, predicted: Tensor, draft: Draft) -> Acceptance:
     """Deepest path on which every candidate is the target's argmax; the argmax after it is the bonus token.
 
-    logits [rows, vocab] of the pending token and the candidates, predicted [rows] their argmax. Costs one transfer to
-    the host. Raises NonFiniteLogits when a row of the path has no finite maximum.
+    logits [rows, vocab] of the pending token and the candidates, predicted [rows + extra rows] the argmax. Costs one
+    transfer to the host, which takes along the extra rows' argmax. Raises NonFiniteLogits when a row of the path has no
+    finite maximum.
     """
-    tree = draft.tree
+    tree, rows = draft.tree, len(logits)
+    beside, predicted = _beside(predicted, draft), predicted[:rows]
     if tree.size == 0:
         path, emitted, length = tree.paths[0], predicted, tree.depths
     else:
@@ -36,14 +39,23 @@ def greedy(logits: Tensor, predicted: Tensor, draft: Draft) -> Acceptance:
         path = tree.paths.index_select(0, best)[0]  # indexing with a number on the device would wait for it
         emitted = predicted[path]
     finite = logits[path, emitted].isfinite().all()
-    host = torch.cat((path, emitted, length, finite[None])).tolist()
+    host = torch.cat((*beside, path, emitted, length, finite[None])).tolist()
+    ahead = sum(map(len, beside))
+    known, host = tuple(host[:ahead]), host[ahead:]
     if not host[-1]:
         raise NonFiniteLogits("the target's logits are NaN or infinite")
     accepted_rows, width = host[-2] + 1, len(path)
-    return Acceptance(path=tuple(host[:accepted_rows]), tokens=tuple(host[width : width + accepted_rows]))
+    return Acceptance(path=tuple(host[:accepted_rows]), tokens=tuple(host[width : width + accepted_rows]), extra=known)
 
 
-def speculative(logits: Tensor, draft: Draft, temperature: float, generator: torch.Generator) -> Acceptance:
+def _beside(predicted: Tensor, draft: Draft) -> tuple[Tensor, ...]:
+    """The argmax of row 0 and of the extra rows, where there are any."""
+    return () if draft.extra is None else (predicted[:1], predicted[draft.tree.size + 1 :])
+
+
+def speculative(
+    logits: Tensor, predicted: Tensor, draft: Draft, temperature: float, generator: torch.Generator
+) -> Acceptance:
     """Lossless sampling: emitted tokens are distributed as the target's softmax(logits / temperature).
 
     A candidate proposed with certainty has draft probability 1, so speculative sampling (Leviathan et al., arXiv
@@ -54,6 +66,7 @@ def speculative(logits: Tensor, draft: Draft, temperature: float, generator: tor
         raise NonFiniteLogits("the target's logits are NaN or infinite")
     probabilities = torch.softmax(logits.float() / temperature, -1).cpu()
     tokens, parents = draft.tokens.tolist(), draft.tree.parents.tolist()
+    known = tuple(token for part in _beside(predicted, draft) for token in part.tolist())
     path, emitted = [0], []
     while True:
         left = probabilities[path[-1]].clone()
@@ -66,6 +79,6 @@ def speculative(logits: Tensor, draft: Draft, temperature: float, generator: tor
             left[token] = 0
         if accepted is None:
             emitted.append(int(torch.multinomial(left, 1, generator=generator)))
-            return Acceptance(path=tuple(path), tokens=tuple(emitted))
+            return Acceptance(path=tuple(path), tokens=tuple(emitted), extra=known)
         path.append(accepted)
         emitted.append(tokens[accepted - 1])

@@ -25,7 +25,6 @@ from methods.files import Checkpoint
 
 
 class Linear:
-    tap_layer = 0
     taps = ()
     max_rows = 2
 

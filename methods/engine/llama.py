@@ -219,6 +219,26 @@ def feed_forward(hidden: Tensor, weights: LayerWeights, config: ModelConfig) -> 
     return weights.down.add(hidden, F.silu(gate) * up)
 
 
+class Taps:
+    """Collects the states before some layers, [n, hidden] each, while a pass runs through them.
+
+    Layer num_layers stands for what the last one gives, before the final norm.
+    """
+
+    def __init__(self, layers: tuple[int, ...]) -> None:
+        self.layers = layers
+        self._states: dict[int, Tensor] = {}
+
+    def see(self, layer: int, states: Tensor) -> None:
+        """Keep the states if the layer is wanted."""
+        if layer in self.layers:
+            self._states[layer] = states
+
+    def collected(self) -> tuple[Tensor, ...]:
+        """The states in the order of `layers`. Those below the layer where a pass began are not among them."""
+        return tuple(self._states[layer] for layer in self.layers if layer in self._states)
+
+
 class Llama:
     """The target model: embed, run any range of layers, head.
 
@@ -267,15 +287,25 @@ class Llama:
         return F.embedding(tokens, self.weights.embedding)
 
     def run(
-        self, hidden: Tensor, positions: Tensor, cache: KVCache | None, layers: slice, mask: Mask | None = None
+        self,
+        hidden: Tensor,
+        positions: Tensor,
+        cache: KVCache | None,
+        layers: slice,
+        mask: Mask | None = None,
+        taps: Taps | None = None,
     ) -> Tensor:
         """Residual stream [n, hidden] through a range of layers.
 
         positions [n] int64 index the rotary table. With a cache the rows are appended to each layer of the range and
         attend to all it holds; mask [n, held slots], True = may attend, None = causal. Without a cache the rows see
-        only each other, or with lengths for a mask only those of their own sequence.
+        only each other, or with lengths for a mask only those of their own sequence. taps: where to put the states
+        before some layers of the range, and those that leave it.
         """
-        indices = range(*layers.indices(self.config.num_layers))
+        first, last, _ = layers.indices(self.config.num_layers)
+        indices = range(first, last)
+        taps = taps or Taps(())
+        taps.see(first, hidden)
         if not indices:
             return hidden
         config = self.config
@@ -286,6 +316,7 @@ class Llama:
             weights = self.weights.layers[layer]
             hidden = self_attention(hidden, weights, config, rotation, mask, cache, layer)
             hidden = feed_forward(hidden, weights, config)
+            taps.see(layer + 1, hidden)
         return hidden
 
     def norm(self, hidden: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from methods.decoder import Decoder
 from methods.engine.kv_cache import KVCache
 from methods.kangaroo import Kangaroo
+from methods.lookahead import Lookahead
 from methods.medusa import Medusa
 from methods.vanilla import Vanilla
 from tests.methods.test_medusa import random_heads, write_heads
@@ -110,4 +111,16 @@ def test_medusa_waits_once_a_step(tmp_path: Path, transfers: list[str]) -> None:
     transfers.clear()
     with Operations() as operations:
         generation = decoder.generate(prompt, 20)
+    assert transfers == ["tolist"] * (2 + len(generation.steps)) and operations.waiting() == 0
+
+
+@pytest.mark.parametrize(("window", "level"), [(5, 3), (1, 2)])
+def test_lookahead_waits_once_a_step(transfers: list[str], window: int, level: int) -> None:
+    model = tiny_llama()
+    method = Lookahead(model, window=window, level=level, guesses=3, max_accept=None, seed=0)
+    decoder, prompt = Decoder(model, method), torch.tensor([5, 6, 7])
+    decoder.generate(prompt, 40)  # lays out its masks
+    transfers.clear()
+    with Operations() as operations:
+        generation = decoder.generate(prompt, 40)
     assert transfers == ["tolist"] * (2 + len(generation.steps)) and operations.waiting() == 0

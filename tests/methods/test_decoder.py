@@ -32,7 +32,7 @@ class Oracle:
     Extra rows, when asked for, must change nothing.
     """
 
-    tap_layer = 0
+    taps = (0, 2, 4)
     max_rows = 40
     extra_parameters = 0
 
@@ -40,9 +40,10 @@ class Oracle:
         self.truth, self.length, self.right, self.branches, self.extra = truth, length, right, branches, extra
         self.seen: list[Verification] = []
 
-    def start(self, prompt: torch.Tensor, prefill: Prefill) -> None:
+    def start(self, prompt: list[int], prefill: Prefill) -> Oracle:
         self.prompt_length = len(prompt)
-        assert prefill.tapped.shape[0] == len(prompt) and prefill.final.shape[0] == 1
+        assert [len(states) for states in prefill.tapped] == [len(prompt)] * 3 and prefill.final.shape[0] == 1
+        return self
 
     def propose(self, tokens: list[int], room: int) -> Draft:
         assert room >= 1

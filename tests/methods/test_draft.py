@@ -39,3 +39,21 @@ def test_candidate_before_its_parent_is_refused(parents: list[int]) -> None:
 def test_empty_draft_is_a_plain_step() -> None:
     draft = Draft.empty(CPU)
     assert draft.tree.size == 0 and draft.tokens.shape == (0,)
+
+
+@pytest.mark.parametrize("deepest", [6, 9])
+def test_a_tree_made_on_the_device_is_the_same(deepest: int) -> None:
+    generator = torch.Generator().manual_seed(deepest)
+    for size in (1, 5, 30):
+        depths, parents = [0], []
+        for row in range(size):
+            shallow = [place for place in range(row + 1) if depths[place] < 6]
+            place = shallow[int(torch.randint(len(shallow), (), generator=generator))]
+            parents.append(place - 1)
+            depths.append(depths[place] + 1)
+        built, made = Tree.build(parents, CPU), Tree.on_device(torch.tensor(parents), deepest)
+        for name in ("parents", "depths", "mask"):
+            assert torch.equal(getattr(built, name), getattr(made, name)), name
+        width = built.paths.shape[1]
+        assert torch.equal(built.paths, made.paths[:, :width])
+        assert (made.paths[:, width:] == torch.arange(size + 1)[:, None]).all()

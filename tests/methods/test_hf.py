@@ -59,8 +59,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory):
 
 
 def hf(engine: Llama, folder: Path, **changes: Any) -> HfGenerate:
-    settings = {"revision": None, "context": None, "temperature": 0, "prompt_lookup": None, **changes}
-    return HfGenerate(engine, config=str(folder), **settings)
+    settings = {"context": None, "temperature": 0, "prompt_lookup": None, **changes}
+    return HfGenerate(Llama(engine.config, engine.weights, folder), **settings)
 
 
 def ending(engine: Llama, *eos: int) -> Llama:

@@ -194,7 +194,6 @@ def test_parameters_are_counted_as_the_paper_counts(random_pair) -> None:
         ({"eta": -0.1}, "method.eta=-0.1: must be between 0 and 1"),
         ({"exit_layer": -1}, "method.exit_layer=-1: must be between 0 and the model's 4 layers"),
         ({"exit_layer": 5}, "method.exit_layer=5: must be between 0 and the model's 4 layers"),
-        ({"checkpoint": None}, "method.checkpoint: this model has no adapter configured"),
     ],
 )
 def test_values_out_of_range_are_refused(random_pair, changes: dict, message: str) -> None:

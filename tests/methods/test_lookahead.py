@@ -155,7 +155,7 @@ def test_a_step_is_one_target_pass_with_both_branches(pair, monkeypatch: pytest.
     run = engine.run
     monkeypatch.setattr(engine, "run", lambda hidden, *a, **k: (passes.append(len(hidden)), run(hidden, *a, **k))[1])
     result = decoder.generate(torch.tensor(PROMPTS[2]), 40)
-    rows = passes[2:]  # prefill is two calls, before and after the tap layer
+    rows = passes[1:]  # behind prefill
     assert len(rows) == len(result.steps)
     assert rows[:4] == [10, 2 * 9, 3 * 8, 4 * 7], "rows are filled one per step, each for a column"
     assert rows[4:] == [28 + step.drafted for step in result.steps[4:]]

@@ -181,8 +181,7 @@ def test_a_step_is_one_target_pass_over_a_tree_built_once(pair, monkeypatch: pyt
     monkeypatch.setattr(engine, "run", lambda hidden, *a, **k: (passes.append(len(hidden)), run(hidden, *a, **k))[1])
     monkeypatch.setattr(draft.Tree, "build", lambda *_: pytest.fail("a tree was laid out while decoding"))
     result = decoder.generate(torch.tensor(PROMPTS[0]), 30)
-    per_prefill = 2  # before and after the tap layer
-    assert passes[per_prefill:] == [64] * len(result.steps)
+    assert passes[1:] == [64] * len(result.steps)
 
 
 def test_tokens_stop_at_eos_anywhere_in_a_block(pair) -> None:
@@ -295,8 +294,6 @@ def test_values_out_of_range_are_refused(tmp_path: Path, changes: dict[str, Any]
 
 def test_a_folder_without_heads_is_refused(tmp_path: Path) -> None:
     target = tiny_llama(vocab_size=48)
-    with pytest.raises(UserError, match=r"method\.checkpoint: this model has no Medusa heads configured"):
-        Medusa(target, checkpoint=None, heads=4, tree="chain", nodes=1, calibration=None)
     with pytest.raises(UserError, match=r"no config\.json in this folder"):
         medusa(target, tmp_path)
     folder = write_heads(tmp_path, random_heads())

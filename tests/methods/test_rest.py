@@ -16,6 +16,7 @@ import torch
 
 from bench.train.rest import join, write
 from methods.decoder import Decoder, Step
+from methods.engine.llama import Llama
 from methods.engine.vocabulary import Vocabulary
 from methods.errors import UserError
 from methods.rest import FILE_NAME, SEPARATOR, Datastore, Rest
@@ -40,7 +41,8 @@ def write_datastore(folder: Path, documents: list[list[int]], tokenizer: Path) -
 
 
 def rest(model, datastore: Path, tokenizer: Path, **limits: Any) -> Rest:
-    return Rest(model, datastore=str(datastore), tokenizer=str(tokenizer), revision=None, **{**LIMITS, **limits})
+    target = Llama(model.config, model.weights, tokenizer)
+    return Rest(target, datastore=str(datastore), **{**LIMITS, **limits})
 
 
 class Reference:
@@ -210,7 +212,7 @@ def test_ids_beyond_16_and_17_bits(tmp_path: Path) -> None:
 def test_what_is_recorded(stored) -> None:
     model, _, datastore, tokenizer = stored
     method = rest(model, datastore, tokenizer)
-    assert (method.extra_parameters, method.max_rows, method.tap_layer) == (0, 65, 0)
+    assert (method.extra_parameters, method.max_rows, method.taps) == (0, 65, ())
     assert method.datastore_bytes == (datastore / FILE_NAME).stat().st_size
 
 
@@ -320,21 +322,18 @@ def test_another_tokenizer_is_refused_and_both_are_named(stored, tmp_path: Path)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"datastore": None}, "method.datastore: this model has no datastore configured"),
         ({"datastore": "/nowhere/rest"}, "method.datastore=/nowhere/rest: no such file; build one: python -m bench"),
         ({"min_span": 0}, "method.min_span=0: must be at least 1"),
         ({"nodes": 0}, "method.nodes=0: must be at least 1"),
         ({"continuation": 0}, "method.continuation=0: must be at least 1"),
         ({"occurrences": 0}, "method.occurrences=0: must be at least 1"),
         ({"max_span": 1}, "method.max_span=1: must be at least method.min_span=2"),
-        ({"tokenizer": "/nowhere"}, "model.path=/nowhere: no such folder"),
     ],
 )
 def test_values_out_of_range_are_refused(stored, changes: dict[str, Any], message: str) -> None:
     model, _, datastore, tokenizer = stored
-    values = {"datastore": str(datastore), "tokenizer": str(tokenizer), "revision": None, **LIMITS, **changes}
     with pytest.raises(UserError, match=message):
-        Rest(model, **values)
+        rest(model, changes.pop("datastore", datastore), tokenizer, **changes)
 
 
 def test_tokens_the_model_has_no_row_for_are_refused(tmp_path: Path) -> None:

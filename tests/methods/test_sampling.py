@@ -50,7 +50,7 @@ def test_non_finite_logits_are_refused(bad: float) -> None:
     with pytest.raises(NonFiniteLogits):
         greedy(logits, logits.argmax(-1), draft)
     with pytest.raises(NonFiniteLogits):
-        speculative(logits, draft, 1.0, torch.Generator())
+        speculative(logits, logits.argmax(-1), draft, 1.0, torch.Generator())
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
@@ -61,7 +61,7 @@ def test_first_sampled_token_is_distributed_as_the_target_says(temperature: floa
     draws = 4000
     counts = torch.zeros(5)
     for _ in range(draws):
-        counts[speculative(logits, draft, temperature, generator).tokens[0]] += 1
+        counts[speculative(logits, logits.argmax(-1), draft, temperature, generator).tokens[0]] += 1
     expected = torch.softmax(logits[0].double() / temperature, -1) * draws
     assert chisquare(counts.double().numpy(), expected.numpy()).pvalue > 1e-3
 
@@ -71,7 +71,7 @@ def test_second_sampled_token_depends_on_the_accepted_first() -> None:
     draft, generator = draft_of([1, 2], [-1, 0]), torch.Generator().manual_seed(2)
     counts = torch.zeros(3)
     for _ in range(6000):
-        tokens = speculative(logits, draft, 1.0, generator).tokens
+        tokens = speculative(logits, logits.argmax(-1), draft, 1.0, generator).tokens
         if len(tokens) > 1:
             assert tokens[0] == 1
             counts[tokens[1]] += 1
