@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
@@ -151,18 +150,6 @@ def check_settings(node: Mapping[str, Any], prefix: str) -> None:
     for key, value in node.items():
         if key != "_target_":
             check_type(f"{prefix}.{key}", value, parameters[key].annotation if key in parameters else rest)
-
-
-def make_folder(path: str, key: str = "results_dir") -> Path:
-    """A folder to write into. Raises UserError where there can be none."""
-    folder = Path(path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{key}={path}: {error.strerror}; valid: a folder that can be written to") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"{key}={path}: may not be written to; valid: a folder that can be written to")
-    return folder
 
 
 def locate(value: Any) -> Any:

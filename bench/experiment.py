@@ -294,7 +294,7 @@ def run_folder(cell: Cell) -> Path:
 
 def report(experiment: Experiment, arguments: Arguments, cells: Sequence[Cell]) -> None:
     """Tables and figures of exactly these cells, and a short table on the screen."""
-    from bench.recorded import read_run
+    from bench.records.frame import read_run
     from bench.report.collect import group_runs
     from bench.report.command import write_collection
 
@@ -312,8 +312,8 @@ def report(experiment: Experiment, arguments: Arguments, cells: Sequence[Cell]) 
 
 def summary(entries: Sequence[Any], experiment: Experiment) -> list[list[str]]:
     """A header, then for each entry the settings that the grid varies, CR and speedup with its interval."""
-    from bench.metrics import show, show_interval
-    from bench.recorded import flatten
+    from bench.records.identity import flatten
+    from bench.words import show, show_interval
 
     keys = list(dict.fromkeys(key for grid in experiment.grids for key in grid if key != "method"))
     rows = [["method", *(key.rpartition(".")[2] for key in keys), "CR", "speedup [95 %]", "extra parameters"]]

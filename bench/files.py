@@ -48,6 +48,18 @@ def replace_tensors(path: Path, content: Any) -> None:
     replace_file(path, write)
 
 
+def make_folder(path: str, key: str = "results_dir") -> Path:
+    """A folder to write into. Raises UserError where there can be none."""
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{key}={path}: {error.strerror}; valid: a folder that can be written to") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{key}={path}: may not be written to; valid: a folder that can be written to")
+    return folder
+
+
 def _usual_mode() -> int:
     mask = os.umask(0)
     os.umask(mask)

@@ -114,7 +114,8 @@ def _sweep(overrides: Sequence[str]) -> int:
     import hydra
     from hydra.core.hydra_config import HydraConfig
 
-    from bench.config import CONF, check_sweep, make_folder
+    from bench.config import CONF, check_sweep
+    from bench.files import make_folder
     from methods.errors import UserError
 
     lists = [o if not o.startswith("method=") else "method=" + ",".join(_named(o.partition("=")[2])) for o in overrides]

@@ -19,13 +19,14 @@ from tqdm import tqdm
 
 from bench import environment
 from bench.chat import Chat, Message, chat_files
-from bench.config import ROOT, check_settings, check_type, locate, make_folder
+from bench.config import ROOT, check_settings, check_type, locate
 from bench.digests import sha256
 from bench.fidelity import NEAR_TIE, Fidelity, compare
+from bench.files import make_folder
 from bench.measure import Generator, Timed, timed_generation
-from bench.metrics import format_table, summarise_run
 from bench.questions import Question, find_questions, read_questions, select
 from bench.records import Place, RunDirectory, Turn
+from bench.words import format_table, summarise_run
 from methods.decoder import Decoder
 from methods.engine.checkpoint import (
     empty_weights,

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from bench.questions import subtask_of
-from bench.recorded import FAILURE_COLUMNS, Run, TurnColumns, json_lines
+from bench.records.frame import FAILURE_COLUMNS, Run, TurnColumns, json_lines
 from methods.errors import UserError
 
 MODELS = ("vicuna-7b", "vicuna-13b", "vicuna-33b")

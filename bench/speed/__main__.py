@@ -39,7 +39,8 @@ def measure(arguments: Sequence[str]) -> None:
     import torch
 
     from bench import environment
-    from bench.config import compose_config, locate, make_folder, plain
+    from bench.config import compose_config, locate, plain
+    from bench.files import make_folder
     from bench.session import DEFAULT_THREADS, fitting, rehearse
     from methods.engine.checkpoint import pick_device, resolve
 

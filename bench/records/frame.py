@@ -1,6 +1,6 @@
 """Run directories read back: one data frame with a row per turn, and what run.json says of machine and config.
 
-`bench.records` writes these files; here they are read for statistics, without torch. Missing values are NaN or None.
+Missing values are NaN or None.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ import orjson
 import pandas as pd
 
 from bench.questions import SUBTASKS, subtask_of
+from bench.records.identity import differences, environment
 from methods.errors import UserError
 
 CTAR_POSITIONS = range(1, 7)
 FAILURE_COLUMNS = ["question_id", "subtask", "repeat", "turn", "status", "error"]
-# Runs that differ in one of these were measured by different rulers.
-HARDWARE_KEYS = ("cpu", "cores", "gpu", "driver", "cuda", "threads")
 
 
 @dataclass(frozen=True)
@@ -223,39 +222,10 @@ def read_run(folder: Path) -> Run:
     )
 
 
-def environment(info: Mapping[str, Any]) -> dict[str, Any]:
-    """What must be equal before two runs' times may meet: hardware, dtype and versions, as flat keys."""
-    model = (info.get("config") or {}).get("model") or {}
-    found = {key: info.get(key) for key in HARDWARE_KEYS}
-    memory, python = info.get("memory_bytes"), info.get("python")
-    found["memory_gib"] = round(memory / 2**30) if memory else None
-    found["dtype"] = info.get("dtype") or (model.get("dtype") if isinstance(model, dict) else None)
-    found["python"] = ".".join(str(python).split(".")[:2]) if python else None
-    packages = info.get("packages") or {}
-    return found | {f"packages.{name}": version for name, version in sorted(packages.items())}
-
-
-def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """(key, value in a, value in b) of every key on which two flat mappings differ."""
-    return [(key, a.get(key), b.get(key)) for key in dict.fromkeys([*a, *b]) if a.get(key) != b.get(key)]
-
-
 def asked_otherwise(runs: Sequence[Run]) -> int:
     """Questions whose first prompt was not the same in all runs: another question file, or another chat template."""
     asked = pd.concat([run.answers.loc[run.answers.turn == 0, ["question_id", "prompt_sha256"]] for run in runs])
     return int((asked.dropna().drop_duplicates().question_id.value_counts() > 1).sum())
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested config as one level of dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{name}.")
-        else:
-            flat[name] = value
-    return flat
 
 
 def require_same_environment(a: Run, b: Run, action: str) -> None:

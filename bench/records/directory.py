@@ -3,55 +3,19 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.config import make_folder
-from bench.fidelity import Fidelity
-from bench.measure import Timed
-from bench.questions import Question
+from bench.files import make_folder
+from bench.records.identity import IDENTITY, config_hash
+from bench.records.lines import Place, Turn, head, line
 from methods.errors import UserError
 
 SCHEMA_VERSION = 1
-# Change where results go or how a run is started, not what is measured.
-NOT_MEASURED = ("results_dir", "resume", "launcher")
-# Runs that differ in one of these were made by other rulers and never share a folder.
-HASHES = ("checkpoint_sha256", "questions_sha256", "chat_sha256")
-IDENTITY = ("cpu", "cores", "gpu", "driver", "cuda", "threads", "dtype", "python", "packages", *HASHES, "commit")
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One recorded turn of one side."""
-
-    prompt_ids: tuple[int, ...]
-    text: str
-    timed: Timed
-    fidelity: Fidelity | None = None  # answers only; None: not checked
-
-
-@dataclass(frozen=True)
-class Place:
-    """Which question and repeat a line belongs to."""
-
-    question: Question
-    repeat: int
-
-    @property
-    def key(self) -> tuple[int, int]:
-        return self.question.question_id, self.repeat
-
-
-def config_hash(config: Mapping[str, Any]) -> str:
-    """Twelve hexadecimal digits that name a configuration."""
-    measured = {key: value for key, value in config.items() if key not in NOT_MEASURED}
-    return hashlib.sha256(json.dumps(measured, sort_keys=True).encode()).hexdigest()[:12]
 
 
 class RunDirectory:
@@ -115,13 +79,13 @@ class RunDirectory:
     def write(self, place: Place, envelope: Mapping[str, Any], answer: list[Turn], baseline: list[Turn] | None) -> None:
         """Record one question on both sides. The answer comes last: a baseline line without one is cut on resume."""
         if baseline is not None:
-            _append(self.baseline, _line(place, envelope, baseline))
-        _append(self.answers, _line(place, envelope, answer))
+            _append(self.baseline, line(place, envelope, baseline))
+        _append(self.answers, line(place, envelope, answer))
         self.done.add(place.key)
 
     def write_failure(self, place: Place, envelope: Mapping[str, Any], turn: int, status: str, error: str) -> None:
         """Record that a question's turn failed or was skipped; the question is out of both sides."""
-        _append(self.failures, {**_head(place), **envelope, "turn": turn, "status": status, "error": error})
+        _append(self.failures, {**head(place), **envelope, "turn": turn, "status": status, "error": error})
         self.done.add(place.key)
 
     def close(self) -> None:
@@ -176,50 +140,6 @@ def _difference(folder: Path, identity: Mapping[str, Any]) -> str | None:
         if before != now:
             return f"{key} was {json.dumps(before)}, is {json.dumps(now)}"
     return None
-
-
-def _head(place: Place) -> dict[str, Any]:
-    question = place.question
-    return {
-        "question_id": question.question_id,
-        "category": question.category,
-        "subtask": question.subtask,
-        "repeat": place.repeat,
-    }
-
-
-def _line(place: Place, envelope: Mapping[str, Any], turns: list[Turn]) -> dict[str, Any]:
-    """A line that Spec-Bench's own evaluation reads, with our per-turn lists in the same choice."""
-    for turn in turns:
-        emitted = sum(step.emitted for step in turn.timed.generation.steps)
-        assert emitted + 1 == len(turn.timed.generation.tokens), "steps and tokens disagree"
-    generations = [turn.timed.generation for turn in turns]
-    choice: dict[str, Any] = {
-        "index": 0,
-        "turns": [turn.text for turn in turns],
-        "decoding_steps": [len(generation.steps) for generation in generations],
-        "new_tokens": [len(generation.tokens) for generation in generations],
-        "wall_time": [turn.timed.wall_s for turn in turns],
-        "accept_lengths": [step.emitted for generation in generations for step in generation.steps],
-        "token_ids": [list(generation.tokens) for generation in generations],
-        "prompt_tokens": [len(turn.prompt_ids) for turn in turns],
-        "prompt_sha256": [prompt_hash(turn.prompt_ids) for turn in turns],
-        "steps": [[[step.drafted, step.emitted] for step in generation.steps] for generation in generations],
-        "stop": [generation.stop for generation in generations],
-        "prefill_s": [turn.timed.prefill_s for turn in turns],
-        "draft_s": [turn.timed.draft_s for turn in turns],
-        "verify_s": [turn.timed.verify_s for turn in turns],
-        "peak_memory_bytes": [turn.timed.peak_memory_bytes for turn in turns],
-        "status": ["ok"] * len(turns),
-    }
-    if any(turn.fidelity for turn in turns):
-        choice["fidelity"] = [asdict(turn.fidelity) if turn.fidelity else None for turn in turns]
-    return {**_head(place), **envelope, "choices": [choice]}
-
-
-def prompt_hash(prompt_ids: tuple[int, ...]) -> str:
-    """SHA-256 of prompt ids, as 32-bit little-endian integers."""
-    return hashlib.sha256(b"".join(token.to_bytes(4, "little") for token in prompt_ids)).hexdigest()
 
 
 def _append(file: Path, record: Mapping[str, Any]) -> None:
