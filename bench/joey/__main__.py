@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+from bench.environment import cpu_name
+
 ASSETS = Path(__file__).resolve().parents[1] / "assets" / "joey"
 TOKENIZER_CONVERSATIONS = 20_000
 # REST's text: from another seed than the training's, so that joey has not read it; and no seed gives out the first
@@ -94,15 +96,6 @@ STAGES: dict[str, Callable[[Path, Path, int], None]] = {
 }
 
 
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor()
-
-
 def _record(out: Path, stage: str, values: dict[str, object]) -> None:
     """Add what a stage took to training/recipe.json, with the machine it ran on."""
     import torch
@@ -110,7 +103,7 @@ def _record(out: Path, stage: str, values: dict[str, object]) -> None:
     path = out / "training" / "recipe.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     recorded = json.loads(path.read_text()) if path.exists() else {}
-    machine = {"cpu": _cpu_name(), "torch": torch.__version__, "python": platform.python_version()}
+    machine = {"cpu": cpu_name(), "torch": torch.__version__, "python": platform.python_version()}
     recorded[stage] = {**recorded.get(stage, {}), **values, **machine}
     path.write_text(json.dumps(recorded, indent=2) + "\n")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from bench import words
 from bench.records.frame import Run, asked_otherwise, merge, ordered_subtasks, read_run
-from bench.records.identity import HARDWARE_KEYS, differences, environment, flatten
+from bench.records.identity import HARDWARE, differences, environment, flatten
 from methods.errors import UserError
 
 # Config keys that say where or how a run was done, not what was measured.
@@ -277,7 +277,7 @@ def machine_labels(environments: dict[str, dict[str, Any]]) -> dict[str, str]:
 
 def _machine_label(found: dict[str, Any]) -> str:
     """One phrase for a machine: GPU or CPU, cores, threads, dtype."""
-    if not any(found.get(key) for key in HARDWARE_KEYS):
+    if not any(found.get(key) for key in HARDWARE):
         return "machine not recorded"
     parts = [str(found.get("gpu") or found.get("cpu") or "unknown processor")]
     if not found.get("gpu"):

@@ -127,7 +127,7 @@ def test_only_imported_files_need_no_results(spec_bench, tmp_path):
         ("nonsense\n{}\n", "line 1: not valid JSON"),
         (
             '{"question_id": 1, "category": "qa", "choices": [{"turns": ["a"], "new_tokens": [], "wall_time": [1]}]}\n',
-            "line 1: turns, new_tokens, wall_time and decoding_steps have different lengths",
+            "line 1: new_tokens does not hold one value for each of 1 turns",
         ),
     ],
 )
