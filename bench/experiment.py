@@ -268,7 +268,7 @@ def _written(settings: Mapping[str, Any]) -> list[str]:
 
 def report(experiment: Experiment, arguments: Arguments, folders: Sequence[Path]) -> None:
     """Tables and figures of exactly these cells, and a short table on the screen."""
-    from bench.recorded import read_run
+    from bench.records.frame import read_run
     from bench.report.collect import group_runs
     from bench.report.command import write_collection
 
@@ -286,8 +286,8 @@ def report(experiment: Experiment, arguments: Arguments, folders: Sequence[Path]
 
 def summary(entries: Sequence[Any], experiment: Experiment) -> list[list[str]]:
     """A header, then for each entry the settings that the grid varies, CR and speedup with its interval."""
-    from bench.metrics import show, show_interval
-    from bench.recorded import flatten
+    from bench.records.identity import flatten
+    from bench.words import show, show_interval
 
     keys = list(dict.fromkeys(key for grid in experiment.grids for key in grid if key != "method"))
     rows = [["method", *(key.rpartition(".")[2] for key in keys), "CR", "speedup [95 %]", "extra parameters"]]

@@ -10,17 +10,19 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from methods.errors import UserError
+from methods.errors import UserError, first_line
 
 
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside `path`, flush to the disk, then take its place.
+def replace_file(path: Path, write: Callable[[Path], object], key: str = "output") -> None:
+    """Write beside `path`, flush to the disk, then take its place. Where a link stood, it goes; what it named stays.
 
-    Raises UserError when the disk does not take it; whatever stood at `path` is then untouched.
+    key: what the user sets to choose the folder. Raises UserError when the disk does not take the file; whatever stood
+    at `path` is then untouched.
     """
     fresh = path.with_name(f".{path.name}.partial")  # one name, so that a killed write leaves no more than one file
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        fresh.unlink(missing_ok=True)
         write(fresh)
         with fresh.open("rb") as file:
             os.fsync(file.fileno())
@@ -29,12 +31,13 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is a RuntimeError to torch's zip writer
         _remove(fresh)
         kept = "; the file that was there is untouched" if path.is_file() else ""
-        raise UserError(f"output={path.parent}: {path.name} cannot be written ({_reason(error)}){kept}") from error
+        raise UserError(f"{key}={path.parent}: {path.name} cannot be written ({_reason(error)}){kept}") from error
 
 
-def replace_text(path: Path, text: str) -> None:
-    """`replace_file` with text."""
-    replace_file(path, lambda file: file.write_text(text, encoding="utf-8"))
+def replace_text(path: Path, text: str, key: str = "output") -> None:
+    """`replace_file` with text; of characters that UTF-8 has none for, their numbers."""
+    content = text.encode("utf-8", "backslashreplace")
+    replace_file(path, lambda file: file.write_bytes(content), key)
 
 
 def replace_tensors(path: Path, content: Any) -> None:
@@ -46,6 +49,18 @@ def replace_tensors(path: Path, content: Any) -> None:
             torch.save(content, opened)
 
     replace_file(path, write)
+
+
+def make_folder(path: str, key: str = "results_dir") -> Path:
+    """A folder to write into. Raises UserError where there can be none."""
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{key}={path}: {error.strerror}; valid: a folder that can be written to") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{key}={path}: may not be written to; valid: a folder that can be written to")
+    return folder
 
 
 def _usual_mode() -> int:
@@ -66,4 +81,4 @@ def _reason(error: BaseException) -> str:
         if isinstance(link, OSError) and link.strerror:
             return link.strerror
         link = link.__context__
-    return str(error).splitlines()[0]
+    return first_line(error)

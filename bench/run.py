@@ -96,7 +96,7 @@ def _sweep(conf: Conf, overrides: Sequence[str]) -> int:
     from omegaconf import OmegaConf
 
     from bench.config import CONF, Composed, plain
-    from bench.places import make_folder
+    from bench.files import make_folder
     from bench.settings import Run
     from methods.errors import UserError
 

@@ -18,12 +18,12 @@ from bench.assembly import DEFAULT_THREADS, Parts, Sides, build, out_of_memory
 from bench.chat import Chat, Message
 from bench.digests import sha256
 from bench.fidelity import NEAR_TIE, Fidelity, compare
+from bench.files import make_folder
 from bench.measure import Generator, Timed, timed_generation
-from bench.metrics import format_table, summarise_run
-from bench.places import make_folder
 from bench.questions import SUBTASKS, Question, find_questions, read_questions, select
 from bench.records import Place, RunDirectory, Turn
 from bench.settings import Run
+from bench.words import format_table, summarise_run
 from methods.engine.llama import Llama
 from methods.errors import NonFiniteLogits, UserError, first_line, nearest
 

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+from bench.environment import cpu_name
+
 ASSETS = Path(__file__).resolve().parents[1] / "assets" / "joey"
 TOKENIZER_CONVERSATIONS = 20_000
 # REST's text: from another seed than the training's, so that joey has not read it; and no seed gives out the first
@@ -98,8 +100,6 @@ STAGES: dict[str, Callable[[Path, Path, int], None]] = {
 def _record(out: Path, stage: str, values: dict[str, object]) -> None:
     """Add what a stage took to training/recipe.json, with the machine it ran on."""
     import torch
-
-    from bench.environment import cpu_name
 
     path = out / "training" / "recipe.json"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ import pandas as pd
 
 from bench.metrics import question_table
 from bench.questions import BUILT_IN, cached_file
-from bench.recorded import Run
+from bench.records.frame import Run
 from bench.report.collect import Collection, Group
 from bench.report.tables import title
 

@@ -10,18 +10,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bench import metrics
-from bench.recorded import (
-    HARDWARE_KEYS,
-    Run,
-    asked_otherwise,
-    differences,
-    environment,
-    flatten,
-    merge,
-    ordered_subtasks,
-    read_run,
-)
+from bench import words
+from bench.records.frame import Run, asked_otherwise, merge, ordered_subtasks, read_run
+from bench.records.identity import HARDWARE, differences, environment, flatten
 from methods.errors import UserError
 
 # Config keys that say where or how a run was done, not what was measured.
@@ -171,7 +162,7 @@ def _group(machine: str, model: str, runs: list[Run], slug: str) -> Group:
     merged.sort(key=_order)
     labels = _labels(merged)
     entries = tuple(
-        Entry(run, label, metrics.summarise(run), index)
+        Entry(run, label, words.summary(run), index)
         for run, label, index in zip(merged, labels, _indices(merged), strict=True)
     )
     group = Group(machine, environment(runs[0].info), model, entries, slug=slug)
@@ -238,7 +229,7 @@ def _group_warnings(entries: Sequence[Entry]) -> list[str]:
         texts.append(f"not all methods answered the same questions ({counts}): compare them with care")
     if other := asked_otherwise([entry.run for entry in entries]):
         texts.append(
-            f"{metrics.plural('question', other)} asked with another prompt in some runs (another question file or "
+            f"{words.plural('question', other)} asked with another prompt in some runs (another question file or "
             "chat template): compare them with care"
         )
     commits = {str((entry.run.info.get("git") or {}).get("commit")) for entry in entries}
@@ -286,10 +277,10 @@ def machine_labels(environments: dict[str, dict[str, Any]]) -> dict[str, str]:
 
 def _machine_label(found: dict[str, Any]) -> str:
     """One phrase for a machine: GPU or CPU, cores, threads, dtype."""
-    if not any(found.get(key) for key in HARDWARE_KEYS):
+    if not any(found.get(key) for key in HARDWARE):
         return "machine not recorded"
     parts = [str(found.get("gpu") or found.get("cpu") or "unknown processor")]
     if not found.get("gpu"):
-        parts += [metrics.plural("core", found["cores"])] if found.get("cores") else []
-        parts += [metrics.plural("thread", found["threads"])] if found.get("threads") else []
+        parts += [words.plural("core", found["cores"])] if found.get("cores") else []
+        parts += [words.plural("thread", found["threads"])] if found.get("threads") else []
     return ", ".join([*parts, *([str(found["dtype"])] if found.get("dtype") else [])])

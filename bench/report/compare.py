@@ -9,16 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bench.metrics import Interval, geometric_mean, plural, question_table, ratio_interval, show, summarise
-from bench.recorded import (
-    Run,
-    asked_otherwise,
-    differences,
-    flatten,
-    ordered_subtasks,
-    read_run,
-    require_same_environment,
-)
+from bench.metrics import Interval, geometric_mean, question_table, ratio_interval
+from bench.records.frame import Run, asked_otherwise, ordered_subtasks, read_run, require_same_environment
+from bench.records.identity import differences, flatten
+from bench.words import plural, show, summary
 from methods.errors import UserError
 
 # Facts of run.json that may differ between runs of one machine, and that a reader wants to know of.
@@ -117,7 +111,7 @@ def format_comparison(a: Run, b: Run) -> str:
 
 def _caveats(name: str, run: Run) -> list[str]:
     """Whether a run's answers are its baseline's, and its warnings of the whole and of the overall figures."""
-    found = summarise(run)
+    found = summary(run)
     counts = [
         f"{found['overall'][key]} {key.replace('_', ' ')}" for key in ("equal", "near_tie", "mismatch", "unchecked")
     ]

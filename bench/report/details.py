@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from bench.metrics import show, show_interval
-from bench.recorded import CTAR_POSITIONS
+from bench.records.frame import CTAR_POSITIONS
+from bench.words import show, show_interval
 
 Row = dict[str, Any]
 

@@ -17,7 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure
 
-from bench.recorded import CTAR_POSITIONS
+from bench.records.frame import CTAR_POSITIONS
 from bench.report import published
 from bench.report.ablations import figure_exit_layer, figure_threshold, step_cost
 from bench.report.collect import Collection, Group

@@ -9,8 +9,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from bench.metrics import OVERHEAD_LIMIT, SPREAD_LIMIT, plural, show, show_interval
-from bench.recorded import flatten
+from bench.records.identity import flatten
 from bench.report import published
 from bench.report.answers import first_divergences, payloads
 from bench.report.collect import INCIDENTAL, Collection, Entry, Group
@@ -27,6 +26,7 @@ from bench.report.tables import (
     table1_rows,
     title,
 )
+from bench.words import OVERHEAD_LIMIT, SPREAD_LIMIT, plural, show, show_interval
 
 HERE = Path(__file__).resolve().parent
 

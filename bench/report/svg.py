@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup, escape
 
-from bench.metrics import show
-from bench.recorded import CTAR_POSITIONS
+from bench.records.frame import CTAR_POSITIONS
 from bench.report import published
 from bench.report.collect import Entry, Group
 from bench.report.tables import title
+from bench.words import show
 
 WIDTH = 380  # units; close to a phone's width, so that text keeps its size there
 COLOURS = 12  # classes m0..m11 of page.css

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.metrics import show, show_interval
-from bench.recorded import CTAR_POSITIONS
+from bench.records.frame import CTAR_POSITIONS
 from bench.report import published
 from bench.report.collect import Collection, Entry, Group
+from bench.words import show, show_interval
 
 PAPER_ORDER = ("translation", "qa", "summarization", "math_reasoning", "rag", "mt_bench")
 TITLES = {

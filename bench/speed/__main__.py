@@ -45,7 +45,7 @@ def measure(conf: Conf, overrides: Sequence[str]) -> None:
 
     from bench import environment
     from bench.assembly import DEFAULT_THREADS, fitting, rehearse, target_folder
-    from bench.places import make_folder
+    from bench.files import make_folder
     from bench.settings import Run, Speed
     from bench.types import settings_of
     from methods.engine.checkpoint import pick_device

@@ -25,7 +25,7 @@ def test_a_file_that_did_not_change_is_read_once(tmp_path: Path, monkeypatch) ->
     file, cache = tmp_path / "weights", tmp_path / "deep" / "cache.json"
     digest = large(file, b"a")
     assert sha256(file, cache) == digest
-    monkeypatch.setattr(digests, "_digest", lambda file: "read")
+    monkeypatch.setattr(digests, "file_sha256", lambda file: "read")
     link = tmp_path / "link"
     link.symlink_to(file)
     assert sha256(link, cache) == digest

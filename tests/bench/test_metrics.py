@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 
 from bench import metrics
-from bench.recorded import merge, read_run
+from bench.records.frame import merge, read_run
+from bench.words import figure_warnings, format_table, summarise_run, summary
 from methods.errors import UserError
 from tests.bench.report.simulate import MACHINE, Plan, Truth, write_run
 
@@ -51,7 +52,7 @@ def test_speedup_is_spec_benchs(tmp_path):
     for name in ("answers", "baseline"):
         choices = [line["choices"][0] for line in lines(folder / f"{name}.jsonl")]
         rates[name] = np.mean([sum(c["new_tokens"]) / sum(c["wall_time"]) for c in choices])
-    assert metrics.summarise_run(folder)["overall"]["speedup"] == pytest.approx(rates["answers"] / rates["baseline"])
+    assert summarise_run(folder)["overall"]["speedup"] == pytest.approx(rates["answers"] / rates["baseline"])
 
 
 def test_pooled_speedup_is_all_tokens_over_all_seconds(tmp_path):
@@ -60,13 +61,13 @@ def test_pooled_speedup_is_all_tokens_over_all_seconds(tmp_path):
     for name in ("answers", "baseline"):
         choices = [line["choices"][0] for line in lines(folder / f"{name}.jsonl")]
         pooled[name] = sum(sum(c["new_tokens"]) for c in choices) / sum(sum(c["wall_time"]) for c in choices)
-    found = metrics.summarise_run(folder)["overall"]["speedup_pooled"]
+    found = summarise_run(folder)["overall"]["speedup_pooled"]
     assert found == pytest.approx(pooled["answers"] / pooled["baseline"])
 
 
 def test_known_truth_is_found(tmp_path):
     truth = Truth(acceptance=0.7, step_cost=0.4, gamma=5, noise=0.01, question_noise=0.01)
-    found = metrics.summarise_run(write_run(tmp_path, Plan(truth=truth, per_category=40, tokens=400, repeats=1)))
+    found = summarise_run(write_run(tmp_path, Plan(truth=truth, per_category=40, tokens=400, repeats=1)))
     overall = found["overall"]
     assert overall["cr"] == pytest.approx(truth.cr, rel=0.02)
     assert overall["ctar"] == pytest.approx(truth.ctar, abs=0.015)
@@ -80,21 +81,21 @@ def test_known_truth_is_found(tmp_path):
 
 
 def test_average_is_the_mean_of_six_subtasks_or_missing(tmp_path):
-    found = metrics.summarise_run(write_run(tmp_path, Plan()))
+    found = summarise_run(write_run(tmp_path, Plan()))
     six = [row["speedup"] for row in found["subtasks"].values()]
     assert found["overall"]["speedup_average"] == pytest.approx(np.mean(six))
-    partial = metrics.summarise_run(write_run(tmp_path, Plan(categories=("qa", "rag"), seed=1)))
+    partial = summarise_run(write_run(tmp_path, Plan(categories=("qa", "rag"), seed=1)))
     assert partial["overall"]["speedup_average"] is None
 
 
 def test_repeats_do_not_narrow_the_interval(tmp_path):
     """Repeats of a question are no new questions: three copies of each measurement leave the interval as it is."""
     folder = write_run(tmp_path, Plan(repeats=1))
-    once = metrics.summarise_run(folder)["overall"]
+    once = summarise_run(folder)["overall"]
     for name in ("answers.jsonl", "baseline.jsonl"):
         copies = [json.dumps(line | {"repeat": repeat}) for repeat in range(3) for line in lines(folder / name)]
         (folder / name).write_text("".join(copy + "\n" for copy in copies))
-    thrice = metrics.summarise_run(folder)["overall"]
+    thrice = summarise_run(folder)["overall"]
     assert thrice["repeats"] == 3
     for name in ("speedup", "speedup_paired"):
         assert thrice[f"{name}_low"] == pytest.approx(once[f"{name}_low"])
@@ -154,37 +155,37 @@ def test_intervals_of_whole_benchmarks_cover_the_truth_in_95_of_100(questions):
 
 def test_vanilla_has_cr_exactly_one(tmp_path):
     plan = Plan(method="vanilla", truth=Truth(gamma=0, step_cost=0.0))
-    found = metrics.summarise_run(write_run(tmp_path, plan))
+    found = summarise_run(write_run(tmp_path, plan))
     assert found["overall"]["cr"] == 1
     assert found["overall"]["ctar"] == [0] * 6
     assert "interval includes 1" not in str(found["warnings"])
 
 
 def test_no_baseline_is_missing_not_one(tmp_path):
-    found = metrics.summarise_run(write_run(tmp_path, Plan(baseline=False)))
+    found = summarise_run(write_run(tmp_path, Plan(baseline=False)))
     for name in metrics.SPEED_FIGURES:
         assert found["overall"][name] is None
     assert found["overall"]["cr"] > 1
     assert any("no baseline" in w["text"] for w in found["warnings"])
-    assert "1.00" not in metrics.format_table(found)
+    assert "1.00" not in format_table(found)
 
 
 def test_one_question_has_no_interval(tmp_path):
-    found = metrics.summarise_run(write_run(tmp_path, Plan(per_category=1, categories=("qa",))))
+    found = summarise_run(write_run(tmp_path, Plan(per_category=1, categories=("qa",))))
     assert found["overall"]["speedup"] is not None
     assert found["overall"]["speedup_low"] is None and found["overall"]["speedup_paired_high"] is None
     assert any(w["text"] == "1 question: no interval" for w in found["warnings"])
 
 
 def test_one_repeat_has_no_spread(tmp_path):
-    found = metrics.summarise_run(write_run(tmp_path, Plan(repeats=1)))
+    found = summarise_run(write_run(tmp_path, Plan(repeats=1)))
     assert found["overall"]["spread"] is None
     assert any("one repeat" in w["text"] for w in found["warnings"])
 
 
 def test_unstable_repeats_and_an_interval_around_one_are_warned_of(tmp_path):
     plan = Plan(truth=Truth(acceptance=0.3, step_cost=0.43, noise=0.5), categories=("qa",), per_category=6)
-    found = metrics.summarise_run(write_run(tmp_path, plan))
+    found = summarise_run(write_run(tmp_path, plan))
     texts = [w["text"] for w in found["warnings"] if w["scope"] == "overall"]
     assert found["overall"]["spread"] > 0.1
     assert any("repeats differ" in text for text in texts)
@@ -194,13 +195,13 @@ def test_unstable_repeats_and_an_interval_around_one_are_warned_of(tmp_path):
 
 def test_failed_questions_leave_both_sides(tmp_path):
     folder = write_run(tmp_path, Plan(failed_questions=2))
-    found = metrics.summarise_run(folder)
+    found = summarise_run(folder)
     assert (found["overall"]["questions"], found["failed_questions"]) == (58, 2)
     # a question that failed in one repeat only, and stands in answers and baseline for the others
     failure = {"question_id": 9, "category": "qa", "subtask": "qa", "repeat": 0, "turn": 0, "status": "skipped"}
     with (folder / "failures.jsonl").open("a") as file:
         file.write(json.dumps(failure | {"error": "prompt of 900 tokens"}) + "\n")
-    again = metrics.summarise_run(folder)
+    again = summarise_run(folder)
     assert again["skipped_questions"] == 1
     assert again["overall"]["questions"] == 57
 
@@ -208,13 +209,13 @@ def test_failed_questions_leave_both_sides(tmp_path):
 def test_a_repeat_that_was_not_finished_makes_no_spread(tmp_path):
     plan = Plan(repeats=2, truth=Truth(noise=0.001))
     folder = write_run(tmp_path, plan)
-    whole = metrics.summarise_run(folder)["overall"]["spread"]
+    whole = summarise_run(folder)["overall"]["spread"]
     for name in ("answers.jsonl", "baseline.jsonl"):
         by_repeat = {0: [], 1: []}
         for line in (folder / name).read_text().splitlines(keepends=True):
             by_repeat[json.loads(line)["repeat"]].append(line)
         (folder / name).write_text("".join(by_repeat[0] + by_repeat[1][:3]))
-    found = metrics.summarise_run(folder)
+    found = summarise_run(folder)
     assert whole < 0.01 and found["overall"]["spread"] < 0.01
     assert any(w["text"] == "repeat 2 of 2 is incomplete: 3 of 60 questions" for w in found["warnings"])
 
@@ -224,7 +225,7 @@ def test_a_paired_interval_around_one_is_warned_of():
     row |= {"speedup": 1.2, "speedup_low": 1.1, "speedup_high": 1.4}
     row |= {"speedup_paired": 1.05, "speedup_paired_low": 0.9, "speedup_paired_high": 1.2}
     found = {"subtasks": {}, "overall": row, "method": "rest"}
-    assert [w["text"] for w in metrics.figure_warnings(found)] == [
+    assert [w["text"] for w in figure_warnings(found)] == [
         "the paired speedup's interval includes 1: some questions are faster, others slower"
     ]
 
@@ -233,13 +234,13 @@ def test_answers_without_a_partner_are_left_out(tmp_path):
     folder = write_run(tmp_path, Plan(repeats=1))
     path = folder / "baseline.jsonl"
     path.write_text("".join(line + "\n" for line in path.read_text().splitlines()[:-4]))
-    found = metrics.summarise_run(folder)
+    found = summarise_run(folder)
     assert found["unpaired"] == 4 and found["overall"]["questions"] == 56
     assert any("without a partner" in w["text"] for w in found["warnings"])
 
 
 def test_lossless_counts(tmp_path):
-    found = metrics.summarise_run(write_run(tmp_path, Plan(repeats=2, mismatched_turns=1, tied_turns=2)))
+    found = summarise_run(write_run(tmp_path, Plan(repeats=2, mismatched_turns=1, tied_turns=2)))
     overall = found["overall"]
     assert (overall["mismatch"], overall["near_tie"], overall["equal"]) == (2, 4, 2 * 70 - 6)
     assert any("not lossless" in w["text"] for w in found["warnings"])
@@ -249,7 +250,7 @@ def test_torn_last_line_is_left_out_and_said(tmp_path):
     folder = write_run(tmp_path, Plan(repeats=1))
     path = folder / "answers.jsonl"
     path.write_bytes(path.read_bytes()[:-50])
-    found = metrics.summarise_run(folder)
+    found = summarise_run(folder)
     assert found["overall"]["questions"] == 59
     assert any("cut off" in w["text"] for w in found["warnings"])
 
@@ -271,7 +272,7 @@ def test_a_broken_line_is_named(tmp_path, damage, message):
     text[2] = damage(json.loads(text[2]))
     path.write_text("\n".join(text) + "\n")
     with pytest.raises(UserError, match=f"answers.jsonl line 3: .*{message}"):
-        metrics.summarise_run(folder)
+        summarise_run(folder)
 
 
 def _miscounted(record: dict) -> dict:
@@ -281,7 +282,7 @@ def _miscounted(record: dict) -> dict:
 
 def test_a_folder_that_is_no_run(tmp_path):
     with pytest.raises(UserError, match=r"no run\.json"):
-        metrics.summarise_run(tmp_path)
+        summarise_run(tmp_path)
 
 
 def test_shards_merge_into_the_whole(tmp_path):
@@ -290,9 +291,9 @@ def test_shards_merge_into_the_whole(tmp_path):
     first = write_run(tmp_path, replace(whole, per_category=2, question_ids=ids[:12], config={"shard": "0/2"}))
     second = write_run(tmp_path, replace(whole, per_category=2, question_ids=ids[12:], config={"shard": "1/2"}, seed=0))
     merged = merge([read_run(first), read_run(second)])
-    found = metrics.summarise(merged)
+    found = summary(merged)
     assert found["overall"]["questions"] == 24
-    parts = [metrics.summarise_run(folder)["overall"]["steps"] for folder in (first, second)]
+    parts = [summarise_run(folder)["overall"]["steps"] for folder in (first, second)]
     assert found["overall"]["steps"] == sum(parts)
 
 
@@ -318,9 +319,9 @@ def test_merging_the_same_questions_twice_is_refused(tmp_path):
 
 
 def test_metrics_are_json_and_the_table_shows_them(tmp_path):
-    found = metrics.summarise_run(write_run(tmp_path, Plan(mismatched_turns=1)))
+    found = summarise_run(write_run(tmp_path, Plan(mismatched_turns=1)))
     again = json.loads(json.dumps(found, allow_nan=False))
-    table = metrics.format_table(again)
+    table = format_table(again)
     assert "joey / kangaroo (demonstration)" in table
     row = again["overall"]
     assert f"{row['speedup']:.2f} [{row['speedup_low']:.2f}, {row['speedup_high']:.2f}]" in table

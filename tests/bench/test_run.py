@@ -170,7 +170,7 @@ def test_a_file_with_another_content_starts_a_new_folder(tmp_path: Path, capsys,
 
 
 def test_shards_of_one_question_file_merge(small: SmallRun, tmp_path: Path) -> None:
-    from bench.recorded import merge, read_run
+    from bench.records.frame import merge, read_run
 
     for part in ("0/2", "1/2"):
         assert main(small.overrides(results_dir=tmp_path, shard=part, repeats=1)) == 0

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from bench.recorded import read_run
+from bench.records.frame import read_run
 from bench.report.command import main
 from bench.report.compare import compare, format_comparison
 from tests.bench.report.simulate import MACHINE, Plan, Truth, write_run

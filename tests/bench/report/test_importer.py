@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import metrics
 from bench.questions import MT_BENCH
-from bench.recorded import read_run
+from bench.records.frame import read_run
 from bench.report.command import main
 from bench.report.importer import import_runs
+from bench.words import summary
 from methods.errors import UserError
 from tests.bench.report.simulate import Plan, write_run
 
@@ -51,7 +51,7 @@ def test_spec_bench_files_are_a_run_with_what_they_know(spec_bench):
     method, vanilla = spec_bench
     (run,) = import_runs([method], [vanilla])
     assert (run.model, run.method) == ("vicuna-7b", "medusa")
-    overall = metrics.summarise(run)["overall"]
+    overall = summary(run)["overall"]
     assert overall["cr"] == 10 / 4
     assert overall["ctar"] == [3 / 4, 2 / 4, 1 / 4, 0, 0, 0]
     assert overall["speedup"] == pytest.approx(2.0)
@@ -60,7 +60,7 @@ def test_spec_bench_files_are_a_run_with_what_they_know(spec_bench):
 
 def test_what_they_cannot_know_is_empty(spec_bench):
     (run,) = import_runs([spec_bench[0]], [spec_bench[1]])
-    overall = metrics.summarise(run)["overall"]
+    overall = summary(run)["overall"]
     unknown = ("step_ms", "draft_ms", "verify_ms", "overhead_share", "step_cost", "drafted_per_step", "decode_speedup")
     assert [overall[name] for name in unknown] == [None] * len(unknown)
     assert (overall["equal"], overall["unchecked"]) == (0, 5)
@@ -83,7 +83,7 @@ def test_the_authors_kangaroo_counts_prefill_as_a_length_which_is_no_step(tmp_pa
         lines = [json.loads(line) | {"model_id": file.parent.name} for line in file.read_text().splitlines()]
         file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     (run,) = import_runs(files, [])
-    found = metrics.summarise(run)
+    found = summary(run)
     assert (run.method, found["overall"]["repeats"]) == ("kangaroo", 3)
     assert found["overall"]["cr"] == 3.0
     assert found["overall"]["speedup"] is None and any("no baseline" in w["text"] for w in found["warnings"])
@@ -96,7 +96,7 @@ def test_failed_turns_leave_both_sides(spec_bench):
     lines[1]["choices"][0]["turns"][0] = "ERROR"
     method.write_text("".join(json.dumps(line) + "\n" for line in lines))
     (run,) = import_runs([method], [vanilla])
-    found = metrics.summarise(run)
+    found = summary(run)
     assert found["failed_questions"] == 1 and found["overall"]["questions"] == 3
 
 
@@ -127,7 +127,7 @@ def test_only_imported_files_need_no_results(spec_bench, tmp_path):
         ("nonsense\n{}\n", "line 1: not valid JSON"),
         (
             '{"question_id": 1, "category": "qa", "choices": [{"turns": ["a"], "new_tokens": [], "wall_time": [1]}]}\n',
-            "line 1: turns, new_tokens, wall_time and decoding_steps have different lengths",
+            "line 1: new_tokens does not hold one value for each of 1 turns",
         ),
     ],
 )
@@ -173,7 +173,7 @@ def test_spec_benchs_scripts_read_our_files(tmp_path, task):
     folder = write_run(tmp_path, Plan(repeats=1))
     answers, baseline = folder / "answers.jsonl", folder / "baseline.jsonl"
     cr, speedup = spec_bench_speed(answers, baseline, task, lambda text: len(text.split()))
-    found = metrics.summarise(read_run(folder))
+    found = summary(read_run(folder))
     row = found["overall"] if task == "overall" else found["subtasks"][task]
     assert cr == pytest.approx(row["cr"]) and speedup == pytest.approx(row["speedup"])
     assert spec_bench_equal(answers, baseline)

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from bench.metrics import show, show_interval
 from bench.report.collect import collect
 from bench.report.details import FIGURES
 from bench.report.page import write_page
 from bench.report.tables import write_tables
+from bench.words import show, show_interval
 from tests.bench.report.browser import chromium, view
 from tests.bench.report.simulate import MACHINE, Plan, Truth, write_run, write_tokenizer
 

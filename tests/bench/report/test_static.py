@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from bench.recorded import read_run
+from bench.records.frame import read_run
 from bench.report import answers
 from bench.report.ablations import figure_threshold, kangaroo_settings, step_cost
 from bench.report.collect import collect, group_runs

@@ -1,0 +1,191 @@
+"""Run directories read back: one data frame with a row per turn, and what run.json says of machine and config.
+
+Missing values are NaN or None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bench.questions import SUBTASKS, subtask_of
+from bench.records.directory import read_info
+from bench.records.identity import differences, environment
+from bench.records.lines import Row, json_lines, key_of, read_rows
+from methods.errors import UserError
+
+CTAR_POSITIONS = range(1, 7)
+COLUMNS = [
+    *("question_id", "category", "subtask", "repeat", "turn", "new_tokens", "prompt_tokens"),
+    *("wall_s", "prefill_s", "draft_s", "verify_s", "steps", "drafted", "emitted"),
+    *(f"over_{w}" for w in CTAR_POSITIONS),
+    *(
+        "peak_memory_bytes",
+        "verdict",
+        "position",
+        "margin",
+        "text",
+        "prompt_sha256",
+        "token_ids",
+        "lengths",
+        "doubtful",
+    ),
+]
+FAILURE_COLUMNS = ["question_id", "subtask", "repeat", "turn", "status", "error"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One configuration's records. `answers` and `baseline` hold one row per turn, see `turn_frame`."""
+
+    folders: tuple[Path, ...]
+    info: dict[str, Any]
+    answers: pd.DataFrame
+    baseline: pd.DataFrame | None
+    failures: pd.DataFrame
+    notes: tuple[str, ...] = ()
+
+    @property
+    def model(self) -> str:
+        return str(self.info.get("model") or "unknown")
+
+    @property
+    def method(self) -> str:
+        return str(self.info.get("method") or "unknown")
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self.info.get("config") or {}
+
+
+def ordered_subtasks(names: Sequence[str]) -> list[str]:
+    """Spec-Bench's order first, then any other name as it first appears."""
+    present = dict.fromkeys(names)
+    return [s for s in SUBTASKS if s in present] + [s for s in present if s not in SUBTASKS]
+
+
+def turn_frame(rows: Sequence[Row]) -> pd.DataFrame:
+    """One line a turn. steps: their number; drafted, emitted: tokens in all; over_w: steps that emitted more than w.
+
+    lengths: emitted tokens of each step, an int array. Numbers that were not recorded are NaN.
+    """
+    return pd.DataFrame([_cells(row) for row in rows], columns=COLUMNS)
+
+
+def _cells(row: Row) -> list[Any]:
+    times = (_number(value) for value in (row.prompt_tokens, row.wall_s, row.prefill_s, row.draft_s, row.verify_s))
+    steps = [np.nan] * 9
+    if row.lengths is not None:
+        drafted = np.nan if row.drafted is None else int(row.drafted.sum())
+        beyond = np.bincount(row.lengths, minlength=8)[::-1].cumsum()[::-1]
+        steps = [len(row.lengths), drafted, int(row.lengths.sum()), *beyond[2:8].tolist()]
+    found = row.fidelity
+    fidelity = [found.verdict, _number(found.position), _number(found.margin)] if found else [None, np.nan, np.nan]
+    return [
+        *(row.question_id, row.category, row.subtask, row.repeat, row.turn, row.new_tokens),
+        *(*times, *steps, _number(row.peak_memory_bytes), *fidelity),
+        *(row.text, row.prompt_sha256, row.token_ids, row.lengths, row.doubtful or 0),
+    ]
+
+
+def _number(value: float | None) -> float:
+    return np.nan if value is None else value
+
+
+def read_turns(path: Path, notes: list[str]) -> pd.DataFrame:
+    """Turn table of an answers.jsonl or baseline.jsonl. Raises UserError naming file and line."""
+    rows: list[Row] = []
+    seen: dict[tuple[int | str, int], int] = {}
+    for number, record in json_lines(path, notes):
+        try:
+            key = key_of(record)
+            if key in seen:
+                raise ValueError(f"question {key[0]} repeat {key[1]} stands already in line {seen[key]}")
+            seen[key] = number
+            rows += read_rows(record)
+        except KeyError as error:
+            raise UserError(f"{path} line {number}: the key {error} is missing") from None
+        except (ValueError, TypeError, IndexError) as error:
+            raise UserError(f"{path} line {number}: {error}") from None
+    return turn_frame(rows)
+
+
+def read_failures(path: Path, notes: list[str]) -> pd.DataFrame:
+    """Failed and skipped turns, one row each: question_id, subtask, repeat, turn, status, error."""
+    rows = []
+    for number, record in json_lines(path, notes) if path.is_file() else ():
+        try:
+            (question_id, repeat), turn = key_of(record), record.get("turn")
+            if not (turn is None or type(turn) is int):
+                raise ValueError("turn is not an integer")
+        except (KeyError, ValueError) as fault:
+            raise UserError(f"{path} line {number}: not a failure of a run ({fault})") from None
+        subtask = record.get("subtask") or subtask_of(str(record.get("category", "unknown")))
+        status, error = (str(record.get(key, given)) for key, given in (("status", "failed"), ("error", "")))
+        rows.append((question_id, str(subtask), repeat, turn, status, error))
+    return pd.DataFrame(rows, columns=FAILURE_COLUMNS)
+
+
+def read_run(folder: Path) -> Run:
+    """Read one run directory. Raises UserError for a missing run.json or answers.jsonl, or a broken line."""
+    info, notes = read_info(folder), list[str]()
+    if info is None:
+        raise UserError(f"{folder}: no run.json in it, so it is not a run directory")
+    answers, baseline = (
+        read_turns(file, notes) if (file := folder / f"{side}.jsonl").is_file() else turn_frame([])
+        for side in ("answers", "baseline")
+    )
+    failures = read_failures(folder / "failures.jsonl", notes)
+    return Run((folder,), info, answers, baseline if len(baseline) else None, failures, tuple(notes))
+
+
+def asked_otherwise(runs: Sequence[Run]) -> int:
+    """Questions whose first prompt was not the same in all runs: another question file, or another chat template."""
+    asked = pd.concat([run.answers.loc[run.answers.turn == 0, ["question_id", "prompt_sha256"]] for run in runs])
+    return int((asked.dropna().drop_duplicates().question_id.value_counts() > 1).sum())
+
+
+def require_same_environment(a: Run, b: Run, action: str) -> None:
+    """Raises UserError naming the first key of hardware, dtype or versions on which two runs differ."""
+    for key, left, right in differences(environment(a.info), environment(b.info)):
+        raise UserError(
+            f"cannot {action} {a.folders[0]} and {b.folders[0]}: {key} is {left!r} in one, {right!r} in "
+            "the other; only runs of one machine, dtype and set of versions go together"
+        )
+
+
+def merge(runs: Sequence[Run]) -> Run:
+    """Shards of one configuration as one run. Raises UserError if environments differ or questions overlap."""
+    first = runs[0]
+    for other in runs[1:]:
+        require_same_environment(first, other, "merge")
+        if (first.model, first.method) != (other.model, other.method):
+            raise UserError(
+                f"cannot merge {first.folders[0]} and {other.folders[0]}: model/method is {first.model}/"
+                f"{first.method} in one, {other.model}/{other.method} in the other"
+            )
+        if (first.baseline is None) != (other.baseline is None):
+            raise UserError(f"cannot merge {first.folders[0]} and {other.folders[0]}: only one has a baseline")
+    if len(runs) == 1:
+        return first
+    answers = pd.concat([run.answers for run in runs], ignore_index=True)
+    again = answers.duplicated(["question_id", "repeat", "turn"])
+    if again.any():
+        raise UserError(
+            f"cannot merge {', '.join(str(r.folders[0]) for r in runs)}: question "
+            f"{answers.question_id[again].iloc[0]} stands in more than one"
+        )
+    baselines = [run.baseline for run in runs if run.baseline is not None]
+    return Run(
+        folders=tuple(folder for run in runs for folder in run.folders),
+        info=first.info,
+        answers=answers,
+        baseline=pd.concat(baselines, ignore_index=True) if baselines else None,
+        failures=pd.concat([run.failures for run in runs], ignore_index=True),
+        notes=tuple(note for run in runs for note in run.notes),
+    )

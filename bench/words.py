@@ -1,0 +1,149 @@
+"""What figures are called and what they mean, in words: warnings, and the table on the screen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bench.metrics import summarise
+from bench.records.frame import CTAR_POSITIONS, Run, read_run
+
+SPREAD_LIMIT = 0.10
+OVERHEAD_LIMIT = 0.10
+# Below this many questions an interval can be too narrow, where a few questions gain much more than the others.
+FEW_QUESTIONS = 20
+
+
+def summary(run: Run) -> dict[str, Any]:
+    """The content of metrics.json: every figure, and what a reader must be warned of. JSON-able."""
+    found = summarise(run)
+    return found | {"warnings": run_warnings(run, found) + figure_warnings(found)}
+
+
+def summarise_run(run_dir: Path) -> dict[str, Any]:
+    """Metrics of one run directory, JSON-able. Raises UserError naming file and line of a broken record."""
+    return summary(read_run(run_dir))
+
+
+def run_warnings(run: Run, found: dict[str, Any]) -> list[dict[str, str]]:
+    """What a reader must know of the run as a whole."""
+    texts = []
+    if found["demonstration"]:
+        texts.append("demonstration on the built-in model: not comparable with published numbers")
+    if not len(run.answers):
+        texts.append("no answers recorded yet")
+    elif run.baseline is None:
+        texts.append("no baseline was run: speedups and step cost are missing")
+    for status in ("failed", "skipped"):
+        if count := found[f"{status}_questions"]:
+            texts.append(f"{plural('question', count)} {status} and left out of both sides")
+    texts += _incomplete_repeats(run)
+    if count := found["unpaired"]:
+        texts.append(f"{plural('answer', count)} without a partner in the baseline, left out")
+    if len(run.answers) and found["overall"]["repeats"] == 1:
+        texts.append("one repeat: the spread over repeats is unknown")
+    if (run.info.get("git") or {}).get("dirty"):
+        texts.append("the working tree had uncommitted changes")
+    return [{"scope": "run", "figure": "", "text": text} for text in [*texts, *run.notes]]
+
+
+def _incomplete_repeats(run: Run) -> list[str]:
+    answered = run.answers[~run.answers.question_id.isin(run.failures.question_id)]
+    counts = answered.groupby("repeat").question_id.nunique()
+    return [
+        f"repeat {number} of {len(counts)} is incomplete: {count} of {plural('question', counts.max())}"
+        for number, count in enumerate(counts, start=1)
+        if count < counts.max()
+    ]
+
+
+def figure_warnings(found: dict[str, Any]) -> list[dict[str, str]]:
+    """Warnings that stand beside a figure: scope is the subtask or "overall"."""
+    result = []
+    for scope, row in [*found["subtasks"].items(), ("overall", found["overall"])]:
+        texts = _row_warnings(row, expect_faster=found["method"] != "vanilla")
+        result += [{"scope": scope, "figure": figure, "text": text} for figure, text in texts]
+    return result
+
+
+def _row_warnings(row: dict[str, Any], expect_faster: bool) -> list[tuple[str, str]]:
+    texts = []
+    if row["speedup"] is not None:
+        if row["speedup_low"] is None:
+            texts.append(("speedup", f"{plural('question', row['questions'])}: no interval"))
+        elif expect_faster and row["speedup_low"] <= 1 <= row["speedup_high"]:
+            texts.append(("speedup", "interval includes 1: not shown to differ from vanilla"))
+        elif (
+            expect_faster
+            and row["speedup_paired_low"] is not None
+            and (row["speedup_paired_low"] <= 1 <= row["speedup_paired_high"])
+        ):
+            texts.append(
+                ("speedup", "the paired speedup's interval includes 1: some questions are faster, others slower")
+            )
+        if row["speedup_low"] is not None and row["questions"] < FEW_QUESTIONS:
+            texts.append(("speedup", f"fewer than {FEW_QUESTIONS} questions: the interval may be too narrow"))
+    if row["spread"] is not None and row["spread"] > SPREAD_LIMIT:
+        texts.append(("spread", f"repeats differ by {row['spread']:.1%}: unstable"))
+    if row["overhead_share"] is not None and row["overhead_share"] > OVERHEAD_LIMIT:
+        texts.append(("overhead_share", f"overhead is {row['overhead_share']:.1%} of wall time"))
+    if row["mismatch"]:
+        texts.append(("mismatch", f"{plural('turn', row['mismatch'])} not lossless"))
+    return texts
+
+
+def plural(word: str, count: int) -> str:
+    """1 question, 2 questions."""
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
+
+
+def show(value: float | None, digits: int = 2) -> str:
+    """A number for a table; a missing one is an empty cell."""
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def show_interval(row: dict[str, Any], name: str = "speedup", digits: int = 2) -> str:
+    """`1.52 [1.48, 1.57]`, or the value alone when it has no interval."""
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    bounds = f" [{low:.{digits}f}, {high:.{digits}f}]" if low is not None and high is not None else ""
+    return show(row[name], digits) + bounds
+
+
+def format_table(metrics: dict[str, Any]) -> str:
+    """Plain-text table of a run for the terminal, with its warnings below."""
+    header = [
+        "subtask",
+        "questions",
+        "speedup [95 %]",
+        "paired [95 %]",
+        "pooled",
+        "CR",
+        *(f"CTAR{w}" for w in CTAR_POSITIONS),
+        "step cost",
+        "equal/tie/mismatch",
+    ]
+    lines = [header]
+    for name, row in [*metrics["subtasks"].items(), ("overall", metrics["overall"])]:
+        lossless = "/".join(str(row[key]) for key in ("equal", "near_tie", "mismatch"))
+        lines.append(
+            [
+                name,
+                str(row["questions"]),
+                show_interval(row),
+                show_interval(row, "speedup_paired"),
+                show(row["speedup_pooled"]),
+                show(row["cr"]),
+                *(show(value) for value in row["ctar"]),
+                show(row["step_cost"]),
+                lossless,
+            ]
+        )
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    aligned = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
+    label = " (demonstration)" if metrics["demonstration"] else ""
+    title = f"{metrics['model']} / {metrics['method']}{label}; speedup: mean tokens/s over questions by the baseline's"
+    scopes: dict[str, list[str]] = {}
+    for warning in metrics["warnings"]:
+        scopes.setdefault(warning["text"], []).append(warning["scope"])
+    notes = [f"! {text}" if where == ["run"] else f"! {', '.join(where)}: {text}" for text, where in scopes.items()]
+    return "\n".join([title, aligned[0].rstrip(), "-" * len(aligned[0]), *(a.rstrip() for a in aligned[1:]), *notes])
