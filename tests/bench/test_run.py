@@ -122,9 +122,16 @@ def lines_that_are_whole(path: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize(
-    ("resume", "advice"), [("true", "the same command continues"), ("False", "the same command without resume=false")]
+    ("number", "resume", "status", "advice"),
+    [
+        (signal.SIGINT, "true", 130, "the same command continues"),
+        (signal.SIGINT, "False", 130, "the same command without resume=false"),
+        (signal.SIGTERM, "true", 143, "the same command continues"),
+    ],
 )
-def test_interrupting_says_how_to_go_on(small: SmallRun, tmp_path: Path, resume: str, advice: str) -> None:
+def test_interrupting_says_how_to_go_on(
+    small: SmallRun, tmp_path: Path, number: int, resume: str, status: int, advice: str
+) -> None:
     overrides = small.overrides(results_dir=tmp_path, max_new_tokens=60, repeats=12, resume=resume)
     process = subprocess.Popen(
         [sys.executable, "-m", "bench.run", *overrides], cwd=ROOT, stderr=subprocess.PIPE, text=True
@@ -133,9 +140,9 @@ def test_interrupting_says_how_to_go_on(small: SmallRun, tmp_path: Path, resume:
     while not list(tmp_path.glob("runs/*/*/*/answers.jsonl")):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, error = process.communicate(timeout=60)
-    assert process.returncode == 130 and advice in error and "Traceback" not in error
+    assert process.returncode == status and advice in error and "Traceback" not in error
 
 
 def test_resume_false_and_another_machine_start_beside(small: SmallRun, tmp_path: Path, capsys) -> None:
