@@ -201,12 +201,13 @@ class Run:
         saved = state.load(self.job.output, self.identity)
         if saved is None:
             return
-        self.job.module.load_state_dict(saved.module)
-        self.optimizer.load_state_dict(saved.optimizer)
-        self.step, self.tokens, self.points = saved.step, saved.tokens, list(saved.points)
-        if self.accelerate.is_main_process:
-            self.window += torch.tensor(saved.window, dtype=torch.float64).to(self.window)
-        state.restore_random(saved.random)
+        with state.readable(self.job.output):
+            self.job.module.load_state_dict(saved.module)
+            self.optimizer.load_state_dict(saved.optimizer)
+            self.step, self.tokens, self.points = saved.step, saved.tokens, list(saved.points)
+            if self.accelerate.is_main_process:
+                self.window += torch.tensor(saved.window, dtype=torch.float64).to(self.window)
+            state.restore_random(saved.random)
 
     def save(self) -> None:
         """Write state and log. A collective call: the log's window is summed over the processes."""

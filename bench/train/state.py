@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ import torch
 
 from bench.files import replace_tensors
 from bench.train.log import Point
+from methods.engine.checkpoint import are_named_tensors
+from methods.engine.config import reading
 from methods.errors import UserError
 
 FILE = "training_state.pt"
@@ -61,15 +63,20 @@ def load(folder: Path, identity: Mapping[str, Any]) -> State | None:
     file = folder / FILE
     if not file.exists():
         return None
-    try:
+    with readable(folder):
         raw = torch.load(file, map_location="cpu", weights_only=True)
         state = State(**dict(raw, points=[Point(**point) for point in raw["points"]]))
-    except (OSError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError, EOFError) as error:
-        raise UserError(
-            f"{file}: not a training state ({error}); resume=false starts over".replace("\n", " ")
-        ) from error
+        if not (isinstance(state.identity, Mapping) and are_named_tensors(state.module)):
+            raise TypeError("identity and module are no mappings of the right kind")
     refuse_another(folder, state.identity, identity)
     return state
+
+
+@contextmanager
+def readable(folder: Path) -> Iterator[None]:
+    """Raises UserError with the remedy for whatever goes wrong while the folder's state is read and put to use."""
+    with reading(folder / FILE, "a training state", "; resume=false starts over"):
+        yield
 
 
 def refuse_another(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

@@ -6,20 +6,19 @@ memory than the model. Files are memory-mapped and reopened every so often, beca
 
 from __future__ import annotations
 
-import hashlib
-import pickle
-import struct
+import os
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
-from methods.engine.config import read_config, read_json
+from methods.digest import file_sha256
+from methods.engine.config import read_config, read_json, reading, shown
 from methods.engine.hub import resolve
 from methods.engine.llama import LayerWeights, Llama, ModelConfig, Weights
 from methods.engine.matrix import Matrix, new_matrix
@@ -101,15 +100,19 @@ def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     return {name: shape for file in weight_files(folder) for name, shape in _shapes(file).items()}
 
 
-def file_hashes(folder: Path, sha256: Callable[[Path], str] | None = None) -> dict[str, str]:
+def file_hashes(folder: Path, sha256: Callable[[Path], str] = file_sha256) -> dict[str, str]:
     """SHA-256 of config.json, the weight files, their index and heads' accuracies, by name of those that are there.
 
-    sha256: what gives a file's digest, if there is something quicker than reading it.
+    sha256: what gives a file's digest, if there is something quicker than reading it. Raises UserError when one cannot
+    be read.
     """
-    digest = sha256 or _sha256
     texts = (folder / "config.json", folder / "head_accuracies.json")
-    files = {*texts, *folder.glob("*.index.json"), *weight_files(folder)}
-    return {file.name: digest(file) for file in sorted(files) if file.is_file()}
+    files = sorted({*texts, *folder.glob("*.index.json"), *weight_files(folder)})
+    hashes = {}
+    for file in filter(Path.is_file, files):
+        with reading(file, "part of a checkpoint"):
+            hashes[file.name] = sha256(file)
+    return hashes
 
 
 def pick_device(device: str) -> torch.device:
@@ -134,7 +137,7 @@ def pick_dtype(dtype: str, device: torch.device, config: ModelConfig) -> torch.d
 def weight_files(folder: Path) -> list[Path]:
     """The files that hold the weights, safetensors before .bin; empty when there are none.
 
-    Raises UserError when an index names a file that is not there.
+    Raises UserError when an index names a file that is not there, or not in the folder.
     """
     for name in (*SINGLE_FILES, *HEAD_FILES):
         if (folder / name).is_file():
@@ -145,8 +148,9 @@ def weight_files(folder: Path) -> list[Path]:
             if not isinstance(listed, dict) or not listed:
                 raise UserError(f"{index}: no weight_map that lists the shards")
             shards = sorted({str(shard) for shard in listed.values()})
-            lost = [shard for shard in shards if not (folder / shard).is_file()]
-            if lost:
+            if outside := [shard for shard in shards if PurePath(shard).is_absolute() or ".." in PurePath(shard).parts]:
+                raise UserError(f"{index}: names {_some(outside)}, outside this folder")
+            if lost := [shard for shard in shards if not os.path.isfile(folder / shard)]:
                 raise UserError(f"{index}: names {_some(lost)}, missing in this folder")
             return [folder / shard for shard in shards]
     return []
@@ -269,7 +273,7 @@ def _check(folder: Path, files: list[Path], wanted: Mapping[str, tuple[int, ...]
 
 def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
     if file.suffix == ".safetensors":
-        with _reading(file), safe_open(file, framework="pt") as opened:
+        with reading(file, "a weight file"), safe_open(file, framework="pt") as opened:
             return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
     return {name: tuple(tensor.shape) for name, tensor in _load_bin(file).items()}
 
@@ -289,6 +293,8 @@ def _copy_some(file: Path, names: list[str], slots: Mapping[str, Tensor], limit_
             if read_bytes > limit_bytes and tensors.mapped:
                 return names[index:]
             tensor = tensors.take(name)
+            if not tensor.is_floating_point():
+                raise UserError(f"{file}: {shown(name)} holds {tensor.dtype}, floating-point numbers are wanted")
             slots[name].copy_(tensor)
             read_bytes += tensor.nbytes
     return []
@@ -303,7 +309,7 @@ class _Opened:
 @contextmanager
 def _opened(file: Path) -> Iterator[_Opened]:
     if file.suffix == ".safetensors":
-        with _reading(file):
+        with reading(file, "a weight file"):
             handle = safe_open(file, framework="pt")
         with handle:
             yield _Opened(take=handle.get_tensor, mapped=True)
@@ -312,33 +318,27 @@ def _opened(file: Path) -> Iterator[_Opened]:
 
 
 def _load_bin(file: Path) -> dict[str, Tensor]:
-    with _reading(file):
+    with reading(file, "a weight file"):
         # The format from before torch 1.6 is no zip archive, cannot be mapped and is read whole.
         tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
-        raise UserError(f"{file}: tensors by name are wanted, this file holds something else")
-    return tensors
+    if not are_named_tensors(tensors):
+        raise UserError(f"{file}: dense tensors by name are wanted, this file holds something else")
+    return dict(tensors)
 
 
-@contextmanager
-def _reading(file: Path) -> Iterator[None]:
-    """Turn the many errors of a broken weight file into one line that names it."""
-    try:
-        yield
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, struct.error) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{file}: not readable as a weight file ({reason})") from error
+def are_named_tensors(content: object) -> bool:
+    """Whether this is a dictionary of plain tensors by name: none sparse, quantized, nested or without storage."""
+    return isinstance(content, dict) and all(isinstance(n, str) and _is_plain(t) for n, t in content.items())
+
+
+def _is_plain(tensor: object) -> bool:
+    odd = ("is_quantized", "is_nested", "is_meta")
+    return (
+        isinstance(tensor, Tensor) and tensor.layout == torch.strided and not any(getattr(tensor, name) for name in odd)
+    )
 
 
 def _some(names: Iterable[str], most: int = 6) -> str:
-    listed = list(names)
+    listed = [shown(name) for name in names]
     more = f" and {len(listed) - most} more" if len(listed) > most else ""
     return ", ".join(listed[:most]) + more
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as opened:
-        while block := opened.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()

@@ -7,12 +7,13 @@ rope_scaling, torch_dtype; rope_parameters, dtype) are few enough to read here.
 from __future__ import annotations
 
 import json
-import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from methods.engine.llama import ModelConfig
-from methods.errors import UserError, nearest
+from methods.errors import UserError, first_line
 
 ARCHITECTURES = {  # by model_type, for configs that name no architecture
     "llama": "LlamaForCausalLM",
@@ -25,6 +26,16 @@ ROPE_KEYS = {
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
+MOST = {  # at least four times the largest model published; anything above is a broken file, and would be allocated
+    "num_hidden_layers": 1 << 10,
+    "num_attention_heads": 1 << 10,
+    "num_key_value_heads": 1 << 10,
+    "head_dim": 1 << 10,
+    "hidden_size": 1 << 16,
+    "intermediate_size": 1 << 18,
+    "vocab_size": 1 << 22,
+}
+MOST_CONTEXT = 1 << 22
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -67,27 +78,51 @@ def read_config(folder: Path) -> ModelConfig:
     )
 
 
+@contextmanager
+def reading(file: Path, what: str, remedy: str = "") -> Iterator[None]:
+    """Turn whatever a broken file makes json, pickle, torch or safetensors raise into one line that names the file.
+
+    A flipped byte of a .bin file alone was seen to raise ten kinds of errors, AssertionError and BadZipFile among them.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        why = first_line(error)
+        if isinstance(error, OSError):
+            why = error.strerror or why
+        elif not isinstance(error, (ValueError, RuntimeError)):  # the text of a KeyError says little without its name
+            why = f"{type(error).__name__}: {why}"
+        raise UserError(f"{file}: not readable as {what} ({why}){remedy}") from error
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object from disk. Raises UserError when it is missing, unreadable or something else."""
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{file.parent}: no {file.name} in this folder") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: not readable as JSON ({error})") from error
+    with reading(file, "JSON"):
+        try:
+            raw = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(f"{file.parent}: no {file.name} in this folder") from None
     if not isinstance(raw, dict):
         raise UserError(f"{file}: a JSON object is wanted, this is a {type(raw).__name__}")
     return raw
 
 
 def _architecture(file: Path, raw: dict[str, Any]) -> str:
-    named = raw.get("architectures") or []
-    name = str(named[0]) if isinstance(named, list) and named else ARCHITECTURES.get(str(raw.get("model_type")))
-    if name is None:
-        name = str(raw.get("model_type"))
+    named, kind = raw.get("architectures") or [], str(raw.get("model_type"))
+    name = str(named[0]) if isinstance(named, list) and named else ARCHITECTURES.get(kind, kind)
     if name not in ARCHITECTURES.values():
-        raise UserError(f"{file}: architecture={name} is not supported; {nearest(name, ARCHITECTURES.values())}")
+        # No guess at a near name: it is a file's, not typed by hand, and Gemma2ForCausalLM is no misspelt Qwen2.
+        valid = ", ".join(ARCHITECTURES.values())
+        raise UserError(f"{file}: architecture={shown(name)} is not supported; valid: {valid}")
     return name
+
+
+def shown(value: object) -> str:
+    """A name from a file, on one line."""
+    text = str(value)
+    return text if text.isprintable() and len(text) < 200 else f"{text[:200]!r}"
 
 
 def _refuse_unsupported(file: Path, raw: dict[str, Any]) -> None:
@@ -101,7 +136,8 @@ def _refuse_unsupported(file: Path, raw: dict[str, Any]) -> None:
     }
     for key, valid in wanted.items():
         if raw.get(key) not in valid:
-            raise UserError(f"{file}: {key}={json.dumps(raw[key])} is not supported; valid: {json.dumps(valid[0])}")
+            given = shown(json.dumps(raw[key]))
+            raise UserError(f"{file}: {key}={given} is not supported; valid: {json.dumps(valid[0])}")
 
 
 def _rope(file: Path, raw: dict[str, Any]) -> dict[str, Any]:
@@ -110,13 +146,14 @@ def _rope(file: Path, raw: dict[str, Any]) -> dict[str, Any]:
     for key in ("rope_scaling", "rope_parameters"):
         value = raw.get(key) or {}
         if not isinstance(value, dict):
-            raise UserError(f"{file}: {key}={json.dumps(value)} must be a JSON object with rope_type, or null")
+            raise UserError(f"{file}: {key}={shown(json.dumps(value))} must be a JSON object with rope_type, or null")
         given |= value
     kind = str(given.get("rope_type", given.get("type", "default")))
     if kind not in ROPE_KEYS:
-        raise UserError(f"{file}: rope_type={kind} is not supported; {nearest(kind, ROPE_KEYS)}")
+        raise UserError(f"{file}: rope_type={shown(kind)} is not supported; valid: {', '.join(ROPE_KEYS)}")
     if any(isinstance(value, dict) for value in given.values()):
-        raise UserError(f"{file}: rope_parameters differ between layers ({', '.join(given)}); one set is supported")
+        layers = shown(", ".join(given))
+        raise UserError(f"{file}: rope_parameters differ between layers ({layers}); one set is supported")
     given.setdefault("rope_theta", raw.get("rope_theta", 10_000.0))
     if "original_max_position_embeddings" in raw:
         given.setdefault("original_max_position_embeddings", raw["original_max_position_embeddings"])
@@ -140,8 +177,8 @@ def _eos_token_ids(folder: Path, raw: dict[str, Any]) -> tuple[int, ...]:
     found: list[int] = []
     for value in (generation.get("eos_token_id"), raw.get("eos_token_id")):
         found += value if isinstance(value, list) else [] if value is None else [value]
-    if not all(isinstance(token, int) and not isinstance(token, bool) for token in found):
-        raise UserError(f"{folder}: eos_token_id={found} must be an integer or a list of integers")
+    if not all(isinstance(token, int) and not isinstance(token, bool) and abs(token) < 1 << 31 for token in found):
+        raise UserError(f"{folder}: eos_token_id={shown(found)} must be an integer or a list of integers, of 32 bits")
     return tuple(dict.fromkeys(found))
 
 
@@ -149,8 +186,9 @@ def _positive(file: Path, raw: dict[str, Any], key: str, default: int | None = N
     value = default if raw.get(key) is None else raw[key]
     if value is None:
         raise UserError(f"{file}: {key} is missing")
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UserError(f"{file}: {key}={value!r} must be a positive integer")
+    most = MOST.get(key, MOST_CONTEXT)
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise UserError(f"{file}: {key}={shown(repr(value))} must be a positive integer of at most {most}")
     return value
 
 
@@ -158,6 +196,6 @@ def _number(file: Path, raw: dict[str, Any], key: str) -> float:
     value = raw.get(key)
     if value is None:
         raise UserError(f"{file}: {key} is missing")
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise UserError(f"{file}: {key}={value!r} must be a positive number")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e30:
+        raise UserError(f"{file}: {key}={shown(repr(value))} must be a positive number below 1e30")
     return float(value)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from methods.engine.config import read_json
+from methods.digest import sha256
+from methods.engine.config import read_json, reading
 from methods.errors import UserError
 
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -34,35 +34,44 @@ class Vocabulary:
         file = next((folder / name for name in FILES if (folder / name).is_file()), None)
         if file is None:
             raise UserError(f"model.path={folder}: no tokenizer; one of {', '.join(FILES)} is wanted")
-        try:
+        with reading(file, "a tokenizer"):
             pieces = _tokenizer_json(read_json(file)) if file.name == FILES[0] else _older(file)
-        except (AttributeError, IndexError, KeyError, TypeError, UnicodeDecodeError) as error:
-            raise UserError(f"{file}: not a tokenizer file that can be read ({type(error).__name__})") from error
-        text = json.dumps(sorted(pieces.items()), ensure_ascii=True)
-        return cls(size=len(pieces), sha256=hashlib.sha256(text.encode()).hexdigest())
+            text = json.dumps(sorted(pieces.items()), ensure_ascii=True)
+        return cls(size=len(pieces), sha256=sha256(text))
 
 
 def _tokenizer_json(content: dict[str, Any]) -> dict[int, str]:
     vocab = content["model"]["vocab"]  # piece -> id, or for unigram models a list of (piece, score)
-    pieces = {i: p for p, i in vocab.items()} if isinstance(vocab, dict) else {i: p for i, (p, _) in enumerate(vocab)}
-    return pieces | {added["id"]: added["content"] for added in content.get("added_tokens", [])}
+    pieces = _by_id(vocab.items() if isinstance(vocab, dict) else ((p, i) for i, (p, _) in enumerate(vocab)))
+    return pieces | _by_id((added["content"], added["id"]) for added in content.get("added_tokens", []))
+
+
+def _by_id(pairs: Iterable[tuple[Any, Any]]) -> dict[int, str]:
+    """(piece, id) pairs as pieces by id. Raises ValueError for what is neither, and for an id that two pieces have."""
+    pieces: dict[int, str] = {}
+    for piece, number in pairs:
+        if type(piece) is not str or type(number) is not int or not 0 <= number < 1 << 31:
+            raise ValueError(f"a text and a number are wanted, not {piece!r:.50} and {number!r:.50}")
+        if pieces.setdefault(number, piece) != piece:
+            raise ValueError(f"id {number} stands for {pieces[number]!r:.50} and for {piece!r:.50}")
+    return pieces
 
 
 def _older(file: Path) -> dict[int, str]:
     """tokenizer.model or vocab.json, with what added_tokens.json adds beside it."""
     if file.name == "vocab.json":
-        pieces = {i: p for p, i in read_json(file).items()}
+        pieces = _by_id(read_json(file).items())
     else:
         pieces = dict(enumerate(_sentencepieces(file.read_bytes())))
     added = file.with_name("added_tokens.json")
-    return pieces | ({i: p for p, i in read_json(added).items()} if added.is_file() else {})
+    return pieces | (_by_id(read_json(added).items()) if added.is_file() else {})
 
 
 def _sentencepieces(model: bytes) -> Iterator[str]:
     """Pieces of a sentencepiece model in the order of their ids (protobuf: field 1 of the model, field 1 of those)."""
     for field, piece in _fields(model):
         if field == 1:
-            yield next(value for number, value in _fields(piece) if number == 1).decode()
+            yield dict(reversed(list(_fields(piece))))[1].decode()
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
@@ -79,12 +88,14 @@ def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
             _, at = _varint(message, at)
         else:
             at += {1: 8, 5: 4}[kind]
+    if at > len(message):
+        raise ValueError("cut short")
 
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:
     """Value of the variable-length integer at `at`, and where the next one begins."""
     value = shift = 0
-    while message[at] & 128:
+    while message[at] & 128 and shift < 63:
         value |= (message[at] & 127) << shift
         at, shift = at + 1, shift + 7
     return value | message[at] << shift, at + 1

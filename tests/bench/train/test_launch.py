@@ -157,5 +157,5 @@ def test_an_unreadable_state_is_named(overrides, tmp_path, capsys):
     (tmp_path / "training_state.pt").write_bytes(b"half a file")
     resumed = [*overrides[:-1], "resume=true", f"output={tmp_path}"]
     assert main(resumed) == 2
-    assert "training_state.pt: not a training state" in capsys.readouterr().err
+    assert "training_state.pt: not readable as a training state" in capsys.readouterr().err
     assert train(compose(installed(), [*overrides, f"output={tmp_path}"]))

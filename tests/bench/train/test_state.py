@@ -1,0 +1,87 @@
+"""A training state that is broken, or holds something else: one line with the remedy."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench.train import state
+from bench.train.log import Point
+from bench.train.state import State
+from methods.errors import UserError
+
+IDENTITY = {"method": "kangaroo", "seed": 0}
+POINT = Point(step=3, part="train", tokens=9, loss=1.0, agreement=0.5, acceptance=0.5, learning_rate=0.1)
+STATE = State(
+    identity=IDENTITY,
+    step=3,
+    tokens=9,
+    window=[0.0] * 4,
+    points=[POINT],
+    module={"norm.weight": torch.ones(4)},
+    optimizer={"state": {}, "param_groups": []},
+    random=[torch.get_rng_state()],
+)
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        state.load(folder, IDENTITY)
+    message = str(caught.value)
+    assert "\n" not in message and "training_state.pt" in message and message.endswith("; resume=false starts over")
+    return message
+
+
+def test_a_state_comes_back(tmp_path: Path) -> None:
+    state.save(tmp_path, STATE)
+    found = state.load(tmp_path, IDENTITY)
+    assert found is not None and (found.step, found.points) == (3, [POINT])
+    assert torch.equal(found.module["norm.weight"], STATE.module["norm.weight"])
+
+
+def test_a_flipped_byte_ends_in_a_state_or_in_one_line(tmp_path: Path) -> None:
+    state.save(tmp_path, replace(STATE, random=[]))
+    file, dice, refused = tmp_path / state.FILE, random.Random(0), 0
+    whole = file.read_bytes()
+    for _ in range(200):
+        torn = bytearray(whole)
+        torn[dice.randrange(len(whole))] = dice.choice((0xE9, dice.randrange(256)))
+        file.write_bytes(torn)
+        try:
+            state.load(tmp_path, IDENTITY)
+        except state.AnotherRun:
+            pass  # the byte was one of the identity
+        except UserError as error:
+            assert "\n" not in str(error) and str(file) in str(error)
+            refused += 1
+    assert refused > 40
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [1, 2],
+        3,
+        {},
+        {"points": 3},
+        {**vars(STATE), "points": [3]},
+        {**vars(STATE), "points": [], "more": 1},
+        {**vars(STATE), "points": [], "identity": 7},
+        {**vars(STATE), "points": [], "module": {3: torch.ones(2)}},
+        {**vars(STATE), "points": [], "module": {"norm.weight": torch.eye(2).to_sparse()}},
+    ],
+    ids=range(9),
+)
+def test_a_file_of_something_else(content: Any, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / state.FILE)
+    refusal(tmp_path)
+
+
+def test_what_does_not_fit_when_it_is_put_to_use(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not readable as a training state"), state.readable(tmp_path):
+        torch.nn.Linear(2, 2).load_state_dict(STATE.module)
