@@ -293,6 +293,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "failed_questions": int(statuses.get("failed", 0)),
         "skipped_questions": int(statuses.get("skipped", 0)),
         "unpaired": lacking,
+        "doubtful_drafts": int(answers.doubtful.sum()),
         "extra_parameters": run.info.get("extra_parameters"),
         "datastore_bytes": run.info.get("datastore_bytes"),
         "overall": overall | {"speedup_average": float(np.mean(speedups)) if complete else None},

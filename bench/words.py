@@ -40,6 +40,8 @@ def run_warnings(run: Run, found: dict[str, Any]) -> list[dict[str, str]]:
     texts += _incomplete_repeats(run)
     if count := found["unpaired"]:
         texts.append(f"{plural('answer', count)} without a partner in the baseline, left out")
+    if count := found["doubtful_drafts"]:
+        texts.append(f"{plural('draft', count)} with a confidence that is not a number: are the draft's weights whole?")
     if len(run.answers) and found["overall"]["repeats"] == 1:
         texts.append("one repeat: the spread over repeats is unknown")
     if (run.info.get("git") or {}).get("dirty"):
@@ -82,7 +84,7 @@ def _row_warnings(row: dict[str, Any], expect_faster: bool) -> list[tuple[str, s
                 ("speedup", "the paired speedup's interval includes 1: some questions are faster, others slower")
             )
         if row["speedup_low"] is not None and row["questions"] < FEW_QUESTIONS:
-            texts.append(("speedup", f"fewer than {FEW_QUESTIONS} questions: the interval may be too narrow"))
+            texts.append(("questions", f"fewer than {FEW_QUESTIONS} questions: the interval may be too narrow"))
     if row["spread"] is not None and row["spread"] > SPREAD_LIMIT:
         texts.append(("spread", f"repeats differ by {row['spread']:.1%}: unstable"))
     if row["overhead_share"] is not None and row["overhead_share"] > OVERHEAD_LIMIT:

@@ -143,9 +143,14 @@ def _place(root: Path, config: Mapping[str, Any]) -> tuple[Path, str]:
 
 
 def _existing(parent: Path, name: str) -> list[Path]:
-    """Folders of one configuration, the latest start first; those without run.json, where none has started, last."""
+    """Folders of one configuration, the latest start first; those in which none has started last."""
+
+    def age(folder: Path) -> tuple[bool, str, int]:
+        info = read_info(folder)
+        return info is not None, (info or {}).get("started") or "", _number(folder)
+
     found = [folder for folder in parent.glob(f"{name}*") if folder.is_dir() and _number(folder)]
-    return sorted(found, key=lambda folder: ((read_info(folder) or {}).get("started") or "", _number(folder)))[::-1]
+    return sorted(found, key=age, reverse=True)
 
 
 def _number(folder: Path) -> int:

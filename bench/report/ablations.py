@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from bench.records.identity import file_keys
 from bench.report import published
 from bench.report.collect import Entry, Group, identity
 from bench.report.style import COLOURS, COLUMN, MARKERS, colour, marker, model_title, plain, shared_legend
@@ -37,7 +38,7 @@ def kangaroo_settings(group: Group) -> pd.DataFrame:
         figures = {key: _number(overall[key]) for key in FIGURES}
         hashes = entry.run.info.get("checkpoint_sha256") or {}
         draft = {name: digest for name, digest in hashes.items() if not name.startswith("target/")}
-        varied = {"method.checkpoint", *(f"method.{key}" for key in SWEPT)}
+        varied = {*file_keys(entry.run.info), *(f"method.{key}" for key in SWEPT)}
         rest = {key: value for key, value in identity(entry.run).items() if key not in varied}
         same = {"draft": json.dumps(draft, sort_keys=True), "rest": json.dumps(rest, sort_keys=True, default=str)}
         rows.append(settings | figures | same | {"started": str(entry.run.info.get("started"))})

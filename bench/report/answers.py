@@ -12,11 +12,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bench.digests import sha256
 from bench.metrics import question_table
 from bench.questions import BUILT_IN, cached_file
 from bench.records.frame import Run
+from bench.records.identity import flatten
+from bench.records.lines import json_lines
 from bench.report.collect import Collection, Group
 from bench.report.tables import title
+from methods.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
@@ -65,43 +69,38 @@ def load_tokenizer(run: Run) -> Any:
     model = run.config.get("model")
     if not isinstance(model, dict) or not model.get("path"):
         return None
-    return _tokenizer(str(model["path"]), model.get("revision"))
+    return _tokenizer(str(model["path"]), str(model["revision"]) if model.get("revision") else None)
 
 
 @cache
 def _tokenizer(path: str, revision: str | None) -> Any:
-    folder = Path(path) if Path(path).exists() else ROOT / path
-    file: Any = folder / "tokenizer.json"
-    if not file.is_file():
-        if folder.exists() or path.count("/") != 1:
-            return None
-        from huggingface_hub import try_to_load_from_cache
-
-        file = try_to_load_from_cache(path, "tokenizer.json", revision=revision)
-        if not isinstance(file, str):
-            return None
+    from huggingface_hub import try_to_load_from_cache
     from tokenizers import Tokenizer
 
-    return Tokenizer.from_file(str(file))
+    try:
+        folders = [Path(path).expanduser(), ROOT / path]
+        file: Any = next((folder / "tokenizer.json" for folder in folders if folder.exists()), None)
+        return Tokenizer.from_file(str(file or try_to_load_from_cache(path, "tokenizer.json", revision=revision)))
+    except Exception:  # the libraries raise anything for odd names and files; the page does without a tokenizer
+        return None
 
 
 def prompts(run: Run) -> dict[Any, list[str]]:
     """Question texts by id from the run's own question file, where it is still there; nothing is downloaded."""
-    data, model = run.config.get("data"), run.config.get("model")
-    if not isinstance(data, dict):
+    if not {"data", "questions"} & run.config.keys():
         return {}
-    built_in = isinstance(model, dict) and bool(model.get("built_in"))
-    file = Path(data["path"]).expanduser() if data.get("path") else BUILT_IN if built_in else cached_file()
-    if not file.is_file():
-        return {}
-    found = {}
-    for line in file.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-            found[record["question_id"]] = [str(turn) for turn in record["turns"]]
-        except (ValueError, KeyError, TypeError):
-            continue  # the run itself checked this file; the report only quotes it
-    return found
+    known, wanted = flatten(run.config), run.info.get("questions_sha256")
+    given = known.get("data.path") or known.get("questions.source")
+    try:
+        files = [Path(given).expanduser(), ROOT / given] if given else []
+        files += [BUILT_IN if known.get("model.built_in") else cached_file()] if wanted or not given else []
+        file = next((file for file in files if file.is_file() and wanted in (None, sha256(file))), None)
+        lines = [record for _, record in json_lines(file, [])] if file else []
+    except (UserError, OSError, TypeError, RuntimeError):
+        return {}  # the run itself read this file; the page does without what it asked
+    asked = [(record.get("question_id"), record.get("turns")) for record in lines]
+    whole = [(key, turns) for key, turns in asked if type(key) in (int, str) and isinstance(turns, list)]
+    return {key: turns for key, turns in whole if set(map(type, turns)) == {str}}
 
 
 def payloads(collection: Collection) -> list[dict[str, Any]]:

@@ -7,17 +7,15 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
 from bench import words
 from bench.records.frame import Run, asked_otherwise, merge, ordered_subtasks, read_run
-from bench.records.identity import HARDWARE, differences, environment, flatten
+from bench.records.identity import HARDWARE, differences, environment, file_keys, measured
+from methods.digest import sha256
 from methods.errors import UserError
-
-# Config keys that say where or how a run was done, not what was measured.
-INCIDENTAL = {"results_dir", "resume", "shard", "data.path", "model.path"}
-PATHS = {"method.checkpoint", "method.datastore", "method.tokenizer"}
 
 CROWDED = 8  # more curves than this in one figure cannot be told apart
 USUAL = ("kangaroo", "medusa", "lookahead", "rest", "vanilla")
@@ -41,8 +39,8 @@ class Entry:
 
         That there are few questions marks no figure: it holds for whole reports, and stands among the warnings once.
         """
-        texts = [w["text"] for w in self.metrics["warnings"] if w["scope"] == subtask and "fewer than" not in w["text"]]
-        return "; ".join(texts)
+        found = [w for w in self.metrics["warnings"] if w["scope"] == subtask and w["figure"] != "questions"]
+        return "; ".join(warning["text"] for warning in found)
 
     @property
     def source(self) -> str:
@@ -104,19 +102,26 @@ class Collection:
 
 
 def collect(results_dir: Path, imported: Sequence[Run] = ()) -> Collection:
-    """Every run below results_dir/runs, grouped. Raises UserError when there is none, or a file is broken."""
+    """Every run below results_dir/runs that can be read, grouped. Raises UserError when there is none."""
     folders = sorted(path.parent for path in results_dir.glob("runs/**/run.json"))
     if not folders and not imported:
         raise UserError(f"{results_dir}: no runs in it; expected {results_dir}/runs/<model>/<method>/<hash>/run.json")
-    collection = group_runs([read_run(folder) for folder in folders] + list(imported))
+    runs, odd = list(imported), []
+    for folder in folders:
+        try:
+            runs.append(read_run(folder))
+        except UserError as error:
+            odd.append(str(error))
+    collection = group_runs(runs, [f"left out: {text}" for text in odd])
     if not collection.groups:
-        raise UserError(f"{results_dir}: {len(folders)} run directories in it, and no answers in any of them yet")
+        why = f"none that can be read: {odd[0]}" if odd else "no answers in any of them yet"
+        raise UserError(f"{results_dir}: {len(folders)} run directories in it, and {why}")
     return collection
 
 
-def group_runs(runs: Iterable[Run]) -> Collection:
-    """Runs with an answer each, by environment and model."""
-    warnings: list[str] = []
+def group_runs(runs: Iterable[Run], warnings: Iterable[str] = ()) -> Collection:
+    """Runs with an answer each, by environment and model. warnings: what is known of others."""
+    warnings = list(warnings)
     by_place: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
         if not len(run.answers) and not len(run.failures):
@@ -132,7 +137,7 @@ def group_runs(runs: Iterable[Run]) -> Collection:
     places = machine_labels({place: environment(members[0].info) for (place, _), members in ordered})
     groups: list[Group] = []
     for (place, model), members in ordered:
-        slug = "_" + re.sub(r"[^\w.-]+", "-", f"{model}_{letters[place]}") if groups else ""
+        slug = f"_{file_name(model)}_{letters[place]}" if groups else ""
         groups.append(replace(_group(letters[place], model, members, slug), machine_label=places[place]))
     return Collection(tuple(groups), tuple(warnings + _scattered_shards(groups)))
 
@@ -141,13 +146,21 @@ def _letter(number: int) -> str:
     return chr(ord("A") + number) if number < 26 else f"A{number}"
 
 
+def file_name(name: str, longest: int = 48) -> str:
+    """A name as part of a file's; a long one ends with a hash of the whole."""
+    plain = re.sub(r"[^\w.-]+", "-", name)
+    return plain if len(plain) <= longest else f"{plain[: longest - 9]}-{sha256(name)[:8]}"
+
+
 def identity(run: Run) -> dict[str, Any]:
     """What was measured: the flat configuration without what says only where and how."""
-    return {key: value for key, value in flatten(run.config).items() if key not in INCIDENTAL}
+    return measured(run.config)
 
 
-def _shard(run: Run) -> str:
-    return str(run.config.get("shard") or "0/1")
+def _shards(run: Run) -> int:
+    """In how many parts the questions were asked."""
+    found = re.fullmatch(r"\d+/(\d{1,6})", str(run.config.get("shard")))
+    return int(found[1]) if found else 1
 
 
 def _group(machine: str, model: str, runs: list[Run], slug: str) -> Group:
@@ -155,10 +168,14 @@ def _group(machine: str, model: str, runs: list[Run], slug: str) -> Group:
     for run in runs:
         key = json.dumps([run.method, identity(run)], sort_keys=True, default=str)
         by_config.setdefault(key, []).append(run)
-    merged: list[Run] = []
+    merged, warnings = list[Run](), list[str]()
     for members in by_config.values():
-        shards = {_shard(run) for run in members}
-        merged += [merge(members)] if len(shards) == len(members) else members
+        shards = {str(run.config.get("shard")) for run in members}
+        try:
+            merged += [merge(members)] if len(shards) == len(members) else members
+        except UserError as error:
+            warnings.append(str(error))
+            merged += members
     merged.sort(key=_order)
     labels = _labels(merged)
     entries = tuple(
@@ -166,7 +183,7 @@ def _group(machine: str, model: str, runs: list[Run], slug: str) -> Group:
         for run, label, index in zip(merged, labels, _indices(merged), strict=True)
     )
     group = Group(machine, environment(runs[0].info), model, entries, slug=slug)
-    return replace(group, warnings=tuple(_group_warnings(entries) + _not_drawn(group)))
+    return replace(group, warnings=(*warnings, *_group_warnings(entries), *_not_drawn(group)))
 
 
 def _not_drawn(group: Group) -> list[str]:
@@ -180,8 +197,9 @@ def _not_drawn(group: Group) -> list[str]:
 
 def _order(run: Run) -> tuple[Any, ...]:
     """Sort key: vanilla first, then by method and its settings (numbers by size, files last), then by start."""
+    files = file_keys(run.info)
     found = [(key, value) for key, value in identity(run).items() if key.startswith("method.")]
-    found.sort(key=lambda setting: (setting[0] in PATHS, setting[0]))
+    found.sort(key=lambda setting: (setting[0] in files, setting[0]))
     settings = [(key, float(v) if isinstance(v, (int, float)) else 0.0, str(v)) for key, v in found]
     return run.method != "vanilla", run.method, settings, str(run.info.get("started"))
 
@@ -198,19 +216,20 @@ def _indices(runs: list[Run]) -> list[int]:
 
 def _labels(runs: list[Run]) -> list[str]:
     """The method's name, with the settings that tell runs of one method apart; paths only where nothing else does."""
-    labels = []
+    named: list[list[str]] = []
     for run in runs:
+        mine, files = identity(run), file_keys(run.info)
         same = [identity(other) for other in runs if other.method == run.method]
-        mine = identity(run)
         varying = sorted({key for other in same for key, _, _ in differences(same[0], other)})
-        short = [key for key in varying if key not in PATHS]
+        short = [key for key in varying if key not in files]
         alike = [other for other in same if not any(other.get(key) != mine.get(key) for key in short)]
         keys = short if all(other == mine for other in alike) else varying
-        parts = [f"{key.rsplit('.', 1)[-1]}={_brief(mine[key])}" for key in keys if key in mine]
-        twins = [other for other in runs if other.method == run.method and identity(other) == mine]
-        if len(twins) > 1:
-            parts.append(f"run {next(n for n, other in enumerate(twins, 1) if other is run)}")
-        labels.append(f"{run.method} ({', '.join(parts)})" if parts else run.method)
+        named.append([run.method, *(f"{key.rsplit('.', 1)[-1]}={_brief(mine[key])}" for key in keys if key in mine)])
+    labels = []
+    for place, (method, *parts) in enumerate(named):
+        if named.count(named[place]) > 1:
+            parts.append(f"run {named[: place + 1].count(named[place])}")
+        labels.append(f"{method} ({', '.join(parts)})" if parts else method)
     return labels
 
 
@@ -236,28 +255,21 @@ def _group_warnings(entries: Sequence[Entry]) -> list[str]:
     if len(commits) > 1:
         texts.append(f"made with {len(commits)} different commits of this harness")
     for entry in entries:
-        expected = int(_shard(entry.run).split("/")[-1]) if "/" in _shard(entry.run) else 1
-        if len(entry.run.folders) < expected:
-            texts.append(f"{entry.label}: {len(entry.run.folders)} of {expected} shards are here")
+        if len(entry.run.folders) < _shards(entry.run):
+            texts.append(f"{entry.label}: {len(entry.run.folders)} of {_shards(entry.run)} shards are here")
     return texts
 
 
 def _scattered_shards(groups: Sequence[Group]) -> list[str]:
     """Shards of one configuration measured on different machines: kept apart, and said."""
-    texts = []
-    for number, group in enumerate(groups):
-        for entry in group.entries:
-            if _shard(entry.run) in ("0/1", "None"):
-                continue
-            for other_group in groups[number + 1 :]:
-                for other in other_group.entries:
-                    if other.run.method == entry.run.method and identity(other.run) == identity(entry.run):
-                        key, left, right = differences(group.environment, other_group.environment)[0]
-                        texts.append(
-                            f"shards of {entry.label} were measured on machines {group.machine} and "
-                            f"{other_group.machine} ({key}: {left!r}, {right!r}) and are not merged"
-                        )
-    return texts
+    return [
+        f"shards of {ours.label} were measured on machines {a.machine} and {b.machine} "
+        f"({found[0][0]}: {found[0][1]!r}, {found[0][2]!r}) and are not merged"
+        for a, b in combinations(groups, 2)
+        if (found := differences(a.environment, b.environment))
+        for ours, theirs in product(a.entries, b.entries)
+        if _shards(ours.run) > 1 and ours.run.method == theirs.run.method and identity(ours.run) == identity(theirs.run)
+    ]
 
 
 def machine_labels(environments: dict[str, dict[str, Any]]) -> dict[str, str]:

@@ -43,6 +43,9 @@ class Settings:
 def parse(arguments: Sequence[str]) -> Settings:
     """key=value arguments; further files may follow import= and baseline=. Raises UserError for anything else."""
     settings = Settings()
+    for argument in arguments:
+        if argument.encode("utf-8", "replace").decode() != argument or "\0" in argument:
+            raise UserError(f"{argument!a}: not valid Unicode")
     if arguments and arguments[0] == "--compare":
         settings.compare = [Path(argument) for argument in arguments[1:]]
         if len(settings.compare) != 2:
@@ -106,14 +109,14 @@ def write_report(settings: Settings) -> list[Path]:
 
 def write_collection(collection: Collection, out: Path) -> list[Path]:
     """Page, tables, figures and records of a collection; returns their paths. Raises UserError for a bad `out`."""
+    from bench.files import make_folder
     from bench.report.figures import write_figures
     from bench.report.frames import write_records
     from bench.report.page import write_page
     from bench.report.tables import write_tables
 
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        tables, figures = write_tables(collection, out), write_figures(collection, out)
-        return [write_page(collection, out), *tables, *figures, write_records(collection, out)]
-    except OSError as error:
-        raise UserError(f"output={out}: the report cannot be written there ({error})") from None
+    make_folder(str(out), "output")
+    for text in collection.warnings:
+        print(text, file=sys.stderr)
+    tables, figures = write_tables(collection, out), write_figures(collection, out)
+    return [write_page(collection, out), *tables, *figures, write_records(collection, out)]

@@ -17,6 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure
 
+from bench.files import replace_file
 from bench.records.frame import CTAR_POSITIONS
 from bench.report import published
 from bench.report.ablations import figure_exit_layer, figure_threshold, step_cost
@@ -44,8 +45,9 @@ def write_figures(collection: Collection, out: Path) -> list[Path]:
 def _saved(figure: Figure, stem: Path) -> list[Path]:
     """PNG and PDF. By their own canvases: savefig would draw every figure once more before each."""
     png, pdf = stem.with_name(stem.name + ".png"), stem.with_name(stem.name + ".pdf")
-    FigureCanvasAgg(figure).print_png(png)
-    FigureCanvasPdf(figure).print_pdf(pdf, metadata={"CreationDate": None})  # same records, same file
+    replace_file(png, FigureCanvasAgg(figure).print_png)
+    pages = FigureCanvasPdf(figure)
+    replace_file(pdf, lambda file: pages.print_pdf(file, metadata={"CreationDate": None}))  # same records, same file
     return [png, pdf]
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from bench.files import replace_file
 from bench.report.collect import Collection
 
 LEFT_OUT = ["text", "token_ids"]  # large, and in answers.jsonl
@@ -20,7 +21,8 @@ def records_frame(collection: Collection) -> pd.DataFrame:
                 if turns is None:
                     continue
                 names = {"machine": group.machine, "model": group.model, "method": entry.label, "side": side}
-                frame = turns.drop(columns=LEFT_OUT).assign(**names, run=str(entry.run.folders[0]))
+                folder = bytes(entry.run.folders[0]).decode(errors="backslashreplace")
+                frame = turns.drop(columns=LEFT_OUT).assign(**names, run=folder)
                 frames.append(frame[[*names, "run", *(c for c in frame.columns if c not in {*names, "run"})]])
     whole = pd.concat(frames, ignore_index=True)
     return whole.assign(question_id=whole.question_id.astype(str))
@@ -28,5 +30,6 @@ def records_frame(collection: Collection) -> pd.DataFrame:
 
 def write_records(collection: Collection, out: Path) -> Path:
     path = out / "records.parquet"
-    records_frame(collection).to_parquet(path, engine="pyarrow", index=False)
+    frame = records_frame(collection)
+    replace_file(path, lambda file: frame.to_parquet(file, engine="pyarrow", index=False))
     return path

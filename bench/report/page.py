@@ -9,10 +9,11 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from bench.records.identity import flatten
+from bench.files import replace_text
+from bench.records.identity import flatten, incidental
 from bench.report import published
 from bench.report.answers import first_divergences, payloads
-from bench.report.collect import INCIDENTAL, Collection, Entry, Group
+from bench.report.collect import Collection, Entry, Group
 from bench.report.details import figure_table
 from bench.report.svg import CHARTS, colour, legend_mark
 from bench.report.tables import (
@@ -61,7 +62,7 @@ def write_page(collection: Collection, out: Path) -> Path:
         paper=published.PAPER,
     )
     path = out / "index.html"
-    path.write_text(text, encoding="utf-8")
+    replace_text(path, text)
     return path
 
 
@@ -121,7 +122,7 @@ def _settings(group: Group) -> dict[str, Any]:
     same = {key: flat[0].get(key) for key in keys if all(one.get(key, "") == flat[0].get(key, "") for one in flat)}
     return {
         "same": same,
-        "varying": [key for key in keys if key not in same and key not in INCIDENTAL],
+        "varying": [key for key in keys if key not in same and not incidental(key)],
         "flat": flat,
         "runs": [
             {

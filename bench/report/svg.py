@@ -203,7 +203,7 @@ def split_chart(group: Group, subtask: str) -> Markup | None:
     found = [(e, row) for e in group.entries if (row := e.row(subtask)) is not None and row["verify_ms"] is not None]
     if not found:
         return None
-    high = max(max(row["step_ms"] or 0, row["baseline_step_ms"] or 0) for _, row in found) * 1.05
+    high = max(1e-3, *(max(row["step_ms"] or 0, row["baseline_step_ms"] or 0) for _, row in found)) * 1.05
     canvas = _rows([e for e, _ in found], f"Time per step, {title(subtask)}", high, "milliseconds per step")
     for place, (entry, row) in enumerate(found):
         y, start = canvas.top + 30 * place + 14, 0.0

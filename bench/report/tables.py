@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.files import replace_text
 from bench.records.frame import CTAR_POSITIONS
 from bench.report import published
 from bench.report.collect import Collection, Entry, Group
@@ -24,6 +26,8 @@ TITLES = {
     "overall": "Overall",
 }
 PUBLISHED = "published"
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+MARKUP = re.compile(r"[\\`*>~|]|\[(?![\d., %]+\](?![(\[:]))|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=\bwww)\.|^[#+-]")
 TABLE1_CAPTION = (
     "Speedup is Spec-Bench's (mean over questions of tokens/s, by the same mean of the baseline); CR is the mean of "
     "tokens per step; Avg. is the mean of the six speedups, as in the paper. "
@@ -130,31 +134,35 @@ def leaderboard_rows(collection: Collection) -> list[dict[str, Any]]:
 
 
 def csv_text(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows with the same keys as CSV; None is an empty cell and floats keep all their digits."""
+    """Rows with the same keys as CSV; None is an empty cell and floats keep all their digits.
+
+    Text that a spreadsheet would take for a formula begins with an apostrophe.
+    """
     out = io.StringIO()
     writer = csv.DictWriter(out, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    for row in rows:
+        formulas = {key: f"'{value}" for key, value in row.items() if str(value)[:1] in FORMULA and type(value) is str}
+        writer.writerow(row | formulas)
     return out.getvalue()
 
 
 def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *body]
-    return (
-        "\n".join("| " + " | ".join(markdown(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
-        + "\n"
-    )
+    return "".join("| " + " | ".join(map(markdown, line)) + " |\n" for line in lines)
 
 
 def markdown(text: str) -> str:
-    """One line in which names that came from a file are no markup."""
-    return " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    """One line in which names that came from a file are no markup; underscores inside words and intervals never are."""
+    plain = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    return MARKUP.sub(lambda found: "\\" + found[0], plain)
 
 
 def tex_escape(text: str) -> str:
     text = " ".join(text.split())
     for plain, escaped in (("\\", r"\textbackslash "), ("_", r"\_"), ("%", r"\%"), ("&", r"\&"), ("#", r"\#"),
-                           ("{", r"\{"), ("}", r"\}"), ("$", r"\$"), ("^", r"\^{}"), ("~", r"\~{}")):  # fmt: skip
+                           ("{", r"\{"), ("}", r"\}"), ("$", r"\$"), ("^", r"\^{}"), ("~", r"\~{}"),
+                           ("[", "{[}")):  # fmt: skip
         text = text.replace(plain, escaped)
     return text
 
@@ -250,7 +258,7 @@ def write_tables(collection: Collection, out: Path) -> list[Path]:
                  r"\bottomrule", r"\end{tabular}", ""]  # fmt: skip
         files["table2.tex"] = "\n".join([f"% {TABLE2_CAPTION}", rf"% $^\dagger$ {MARKED}", *lines])
     for name, text in files.items():
-        (out / name).write_text(text, encoding="utf-8")
+        replace_text(out / name, text)
     return [out / name for name in files]
 
 

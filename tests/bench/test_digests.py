@@ -11,6 +11,7 @@ import pytest
 
 from bench import digests
 from bench.digests import LARGE_BYTES, sha256
+from methods.errors import UserError
 
 
 def large(file: Path, letter: bytes, age_s: int = 60) -> str:
@@ -44,7 +45,7 @@ def test_small_files_and_files_of_this_moment_are_always_read(tmp_path: Path) ->
     assert not cache.exists()
 
 
-@pytest.mark.parametrize("broken", ["", "{", "[1]", '{"PATH": 5}', '{"PATH": {"seen": SEEN}}'])
+@pytest.mark.parametrize("broken", ["", "{", "[1]", "[" * 5000, '{"PATH": 5}', '{"PATH": {"seen": SEEN}}'])
 def test_a_broken_cache_is_none(tmp_path: Path, broken: str) -> None:
     file, cache = tmp_path / "weights", tmp_path / "cache.json"
     digest, facts = large(file, b"a"), file.stat()
@@ -57,3 +58,8 @@ def test_a_broken_cache_is_none(tmp_path: Path, broken: str) -> None:
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
     digest = large(tmp_path / "weights", b"a")
     assert sha256(tmp_path / "weights", tmp_path / "weights" / "cache.json") == digest
+
+
+def test_what_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"^{tmp_path / 'none'}: cannot be read \(No such file or directory\)$"):
+        sha256(tmp_path / "none")

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from bench.files import replace_file
+from bench.files import replace_file, replace_text
 from methods.errors import UserError
 
 
@@ -41,6 +41,22 @@ def test_a_killed_write_leaves_one_file_at_most(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1
     replace_file(tmp_path / "state.pt", lambda path: path.write_text("whole"))
     assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]
+
+
+def test_a_link_goes_and_what_it_named_stays(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    for name in ("page", ".page.partial"):
+        (tmp_path / name).symlink_to(victim)
+    replace_text(tmp_path / "page", "new \ud800")
+    assert victim.read_text() == "precious" and not (tmp_path / "page").is_symlink()
+    assert (tmp_path / "page").read_text() == "new \\ud800"
+
+
+def test_the_caller_says_what_the_user_set(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=rf"^data\.path={tmp_path / 'file'}: question\.jsonl cannot be written"):
+        replace_text(tmp_path / "file" / "question.jsonl", "", "data.path")
 
 
 def test_others_may_read_it_as_any_new_file(tmp_path: Path) -> None:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bench.fidelity import Fidelity
 from bench.measure import Timed
 from bench.questions import Question
 from bench.records import HASHES, Place, RunDirectory, Turn, config_hash, prompt_hash
+from bench.records.frame import read_run
+from bench.records.lines import choice_of, measured_row, read_rows
 from methods.decoder import Generation, Step
 from methods.errors import UserError
 
@@ -99,6 +105,55 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(tmp_path: Path) -> No
     assert [json.loads(line)["question_id"] for line in again.baseline.read_text().splitlines()] == [1, 2]
 
 
+@pytest.mark.parametrize("deleted", ["run", "results"])
+def test_a_folder_deleted_during_the_run_is_one_line(tmp_path: Path, deleted: str) -> None:
+    directory = opened(tmp_path / "results")
+    write(directory, 1)
+    shutil.rmtree(directory.folder if deleted == "run" else tmp_path / "results")
+    with pytest.raises(UserError, match=r"baseline\.jsonl cannot be written .* its folder was deleted"):
+        write(directory, 2)
+    directory.close()
+
+
+def test_a_run_whose_answers_were_deleted_is_measured_anew_and_read(tmp_path: Path) -> None:
+    directory = opened(tmp_path)
+    write(directory, 1, 2, 3)
+    directory.close()
+    directory.answers.unlink()
+    again = opened(tmp_path)
+    assert again.folder == directory.folder and again.done == set() and again.baseline.read_bytes() == b""
+    write(again, 1, 2, 3)
+    again.close()
+    run = read_run(again.folder)
+    assert list(run.answers.question_id) == list(run.baseline.question_id) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("name", [".lock", "answers.jsonl", "baseline.jsonl", "failures.jsonl"])
+def test_nothing_is_appended_through_a_link(tmp_path: Path, name: str) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    folder = tmp_path / "runs" / "m" / "kangaroo" / config_hash(CONFIG)
+    folder.mkdir(parents=True)
+    (folder / name).symlink_to(victim)
+    with pytest.raises(UserError, match=rf"{name} cannot be written \(Too many levels of symbolic links\)"):
+        directory = RunDirectory(folder, None)
+        directory.write_failure(place(1), {}, 0, "failed", "x")
+        write(directory, 2)
+    assert victim.read_text() == "precious"
+
+
+def test_a_link_in_place_of_a_whole_file_goes(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    directory = RunDirectory.open(tmp_path, CONFIG, MACHINE, resume=True)
+    for name in ("metrics.json", ".metrics.json.partial"):
+        (directory.folder / name).symlink_to(victim)
+    directory.write_metrics({"a": 1})
+    directory.close()
+    file = directory.folder / "metrics.json"
+    assert victim.read_text() == "precious" and not file.is_symlink() and json.loads(file.read_text()) == {"a": 1}
+
+
 def test_a_baseline_line_without_its_answer_is_cut_off(tmp_path: Path) -> None:
     directory = opened(tmp_path)
     write(directory, 1, 2)
@@ -110,12 +165,13 @@ def test_a_baseline_line_without_its_answer_is_cut_off(tmp_path: Path) -> None:
     assert again.done == {(1, 0)} and len(again.baseline.read_text().splitlines()) == 1
 
 
-def test_a_line_that_is_no_record_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("broken", ["nonsense", "[" * 5000, "[1]", '{"question_id": [1], "repeat": 0}'])
+def test_a_line_that_is_no_record_is_named(tmp_path: Path, broken: str) -> None:
     directory = opened(tmp_path)
     write(directory, 1)
     directory.close()
     with directory.answers.open("a") as file:
-        file.write("nonsense\n")
+        file.write(broken + "\n")
     with pytest.raises(UserError, match=r"answers.jsonl line 2: not a record"):
         opened(tmp_path)
 
@@ -155,6 +211,18 @@ def test_the_newest_folder_that_matches_is_continued(tmp_path: Path) -> None:
     assert other.folder.name == f"{first.folder.name}-3"
 
 
+def test_a_run_that_returns_to_its_first_machine_goes_on_there(tmp_path: Path) -> None:
+    """Even when on the other machine it was killed before it had written anything but its lock."""
+    first = opened(tmp_path)
+    write(first, 1)
+    first.close()
+    elsewhere = RunDirectory.open(tmp_path, CONFIG, MACHINE | {"cpu": "other"}, resume=True)
+    elsewhere._lock.close()  # as when the process dies
+    back = opened(tmp_path)
+    back.close()
+    assert elsewhere.folder != first.folder == back.folder and back.done == {(1, 0)}
+
+
 def test_the_later_start_is_newer_than_the_higher_number(tmp_path: Path) -> None:
     for resume, started in ((True, "2024-05-02"), (False, "2024-05-01")):
         directory = RunDirectory.open(tmp_path, CONFIG, MACHINE, resume=resume)
@@ -184,13 +252,30 @@ def test_a_folder_in_which_nothing_was_recorded_goes(tmp_path: Path) -> None:
         assert not directory.folder.exists()
 
 
-@pytest.mark.parametrize("broken", ["{", "5", "[1]"])
-def test_a_broken_run_json_is_named(tmp_path: Path, broken: str) -> None:
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ("{", "not valid JSON"),
+        ("5", "expected a JSON object, found int"),
+        ("[1]", "expected a JSON object, found list"),
+        ("[" * 5000, "not valid JSON"),
+        ('{"model": "\\ud800"}', "not valid JSON"),
+        ('{"config": {"a": ' + "[" * 60 + "]" * 60 + "}}", "nested deeper than 50 levels"),
+        ('{"model": ["a"]}', "model is list, expected text"),
+        ('{"method": 5}', "method is int, expected text"),
+        ('{"config": "x"}', "config is str, expected an object"),
+        ('{"packages": []}', "packages is list, expected an object"),
+        ('{"git": [1]}', "git is list, expected an object"),
+        ('{"threads": {"a": 1}}', "threads is dict, expected an integer"),
+    ],
+)
+def test_a_broken_run_json_is_named(tmp_path: Path, broken: str, message: str) -> None:
     first = opened(tmp_path)
     first.close()
     (first.folder / "run.json").write_text(broken)
-    with pytest.raises(UserError, match=r"run.json: (not valid JSON|expected a JSON object)"):
-        opened(tmp_path)
+    for read in (lambda: opened(tmp_path), lambda: read_run(first.folder)):
+        with pytest.raises(UserError, match=rf"run\.json: {message}"):
+            read()
 
 
 def test_what_is_not_measured_does_not_name_a_run() -> None:
@@ -215,6 +300,26 @@ def test_steps_that_disagree_with_the_tokens_are_never_written(tmp_path: Path) -
         directory.write(place(1), {}, [bad], None)
     assert not directory.answers.exists()
     directory.close()
+
+
+def test_a_line_is_read_into_the_rows_that_it_was_written_from() -> None:
+    turns = [turn(), replace(turn((1, 5, 2)), fidelity=Fidelity("near_tie", 4, 0.25)), replace(turn(()), fidelity=None)]
+    question = Question("chapter/7", "my own", ("x", "y", "z"))  # type: ignore[arg-type]
+    rows = [measured_row(Place(question, 1), number, one) for number, one in enumerate(turns)]
+    rows[1].doubtful = 3
+    line = json.loads(json.dumps({**Place(question, 1).head, "choices": [choice_of(rows)]}))
+    for written, found in zip(rows, read_rows(line), strict=True):
+        for field in fields(written):
+            before, after = getattr(written, field.name), getattr(found, field.name)
+            assert np.array_equal(before, after) if isinstance(before, np.ndarray) else before == (after or before)
+
+
+def test_doubtful_drafts_are_counted_where_there_are_some() -> None:
+    rows = [measured_row(place(1), 0, turn()) for _ in range(2)]
+    assert "doubtful" not in choice_of(rows)
+    generation = SimpleNamespace(**vars(turn().timed.generation), doubtful=2)
+    told = replace(turn(), timed=replace(turn().timed, generation=generation))  # type: ignore[type-var]
+    assert choice_of([rows[0], measured_row(place(1), 1, told)])["doubtful"] == [0, 2]
 
 
 def test_prompts_have_one_hash() -> None:
