@@ -99,7 +99,7 @@ def rehearse(settings: Run, *, tokenizer: bool = True) -> Parts:
     folder = resolve(locate(model.path), model.revision, weights=False)
     target = _hollow(model, folder)
     if tokenizer:
-        Chat(folder, model.chat_template)
+        Chat(folder, *model.chat)
     parts = Parts(settings, folder, bound.fetch(model=model))
     with _made_without_storage():
         _sides(parts, target)

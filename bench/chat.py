@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from methods.errors import UserError, nearest
 
+OWN_ARGUMENTS = ("conversation", "messages", "chat_template", "tokenize", "add_generation_prompt", "return_dict")
 TEMPLATES = Path(__file__).parent / "assets" / "templates"
 CHAT_FILES = (  # of a model's folder: all that decides what a prompt is and which tokens end an answer
     "tokenizer.json",
@@ -37,12 +38,25 @@ class Chat:
     """How a model reads and writes conversations.
 
     template: None for the tokenizer's own, the name of a template that ships with the project, or a Jinja file.
-    Raises UserError when there is no such template or it cannot be rendered, or no tokenizer in the folder.
+    system_prompt: what every conversation begins with; arguments: what the template takes besides, such as
+    enable_thinking. Raises UserError when there is no such template or it cannot be rendered, or no tokenizer in the
+    folder.
     """
 
-    def __init__(self, folder: Path, template: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        template: str | None = None,
+        system_prompt: str | None = None,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> None:
         from transformers import AutoTokenizer
 
+        for name in arguments or ():
+            if name in OWN_ARGUMENTS:
+                raise UserError(f"model.template_arguments.{name}: set by the harness itself; leave it out")
+        self.arguments = dict(arguments or {})
+        self.system = [] if system_prompt is None else [Message("system", system_prompt)]
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         except Exception as error:  # whatever a file of another shape makes the libraries raise: all end the same way
@@ -61,11 +75,16 @@ class Chat:
 
         Raises UserError when the template is broken, or does not take this conversation.
         """
-        chat = [{"role": message.role, "content": message.content} for message in messages]
+        system = [] if messages[:1] and messages[0].role == "system" else self.system
+        chat = [{"role": message.role, "content": message.content} for message in (*system, *messages)]
         try:
             return str(
                 self.tokenizer.apply_chat_template(
-                    chat, chat_template=self.template, tokenize=False, add_generation_prompt=open_turn
+                    chat,
+                    chat_template=self.template,
+                    tokenize=False,
+                    add_generation_prompt=open_turn,
+                    **self.arguments,
                 )
             )
         except Exception as error:  # a template is a program, and may raise anything

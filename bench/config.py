@@ -197,7 +197,7 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
     try:
         return OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
-        raise UserError(f"{_line(error)}; an override is written key=value") from error
+        raise UserError(f"{_line(error)[:200]}; an override is written key=value") from error
     except RecursionError as error:
         raise UserError(f"{max(overrides, key=len)[:40]}...: nested too deep") from error
 

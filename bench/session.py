@@ -108,7 +108,7 @@ def _ask(
     waiting: list[Place],
 ) -> None:
     settings = parts.settings
-    chat = Chat(parts.folder, settings.model.chat_template)
+    chat = Chat(parts.folder, *settings.model.chat)
     sides = build(parts)
     extra = {"extra_parameters": sides.extra_parameters, "datastore_bytes": sides.datastore_bytes}
     directory.write_info({**info, **extra, "weight_bytes": sides.target.weight_bytes})

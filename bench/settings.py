@@ -33,6 +33,11 @@ class Model:
     built_in: bool
     threads: int | None
 
+    @property
+    def chat(self) -> tuple[str | None, str | None, dict[str, Any] | None]:
+        """What bench.chat.Chat takes besides the folder."""
+        return self.chat_template, self.system_prompt, self.template_arguments
+
     def __post_init__(self) -> None:
         if self.name in ("", ".", "..") or "/" in self.name or not self.name.isprintable():
             raise UserError(f"model.name={self.name!a}: names a folder of the results; valid: a name without /")

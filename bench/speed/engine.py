@@ -40,7 +40,7 @@ def make_prompts(speed: Speed, folder: Path, target: Llama) -> list[list[int]]:
         shape = (len(SUBTASKS), speed.prompt_tokens)
         return torch.randint(target.config.vocab_size, shape, generator=drawn).tolist()
     questions = read_questions(find_questions(speed.data.path, built_in=speed.model.built_in))
-    chat = Chat(folder, speed.model.chat_template)
+    chat = Chat(folder, *speed.model.chat)
     first = select(questions, subtasks=SUBTASKS, limit=1, question_ids=None, shard="0/1")
     return [chat.prompt_ids([Message("user", question.turns[0])]) for question in first]
 

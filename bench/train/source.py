@@ -37,7 +37,8 @@ class ModelSource:
         folder = resolve(locate(model["path"]), model.get("revision"))
         settings = {key: model[key] for key in ("dtype", "weights") if model.get(key)}
         target = load_model(folder, device=device, **settings)
-        tokenizer, render = chat_format(folder, model.get("chat_template"))
+        chat = [model.get(key) for key in ("chat_template", "system_prompt", "template_arguments")]
+        tokenizer, render = chat_format(folder, *chat)
         return cls(model["name"], folder, target, tokenizer, render)
 
     def fingerprint(self) -> str:
@@ -49,9 +50,14 @@ class ModelSource:
         return total.hexdigest()[:16]
 
 
-def chat_format(folder: Path, template: str | None) -> tuple[Any, Render]:
+def chat_format(
+    folder: Path,
+    template: str | None,
+    system_prompt: str | None = None,
+    arguments: dict[str, Any] | None = None,
+) -> tuple[Any, Render]:
     """Tokenizer of a checkpoint and the function that renders a chat, as `bench.chat.Chat` reads them."""
-    chat = Chat(folder, template)
+    chat = Chat(folder, template, system_prompt, arguments)
 
     def render(messages: conversations.Messages, open_turn: bool) -> str:
         return chat.render([Message(**message) for message in messages], open_turn=open_turn)

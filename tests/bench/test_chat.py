@@ -145,3 +145,14 @@ def test_templates_that_ship_render(tmp_path: Path) -> None:
     write_chat_model(tmp_path)
     for file in TEMPLATES.glob("*.jinja"):
         assert "What?" in Chat(tmp_path, file.stem).render([Message("user", "What?")])
+
+
+def test_a_system_prompt_and_arguments_reach_the_template(tmp_path: Path) -> None:
+    write_chat_model(tmp_path, vocab_size=67)
+    file = tmp_path / "template.jinja"
+    file.write_text("{% for m in messages %}{{ m.role }}:{{ m.content }} {% endfor %}{{ mood }}")
+    chat = Chat(tmp_path, str(file), "Be brief.", {"mood": "calm"})
+    assert chat.render([Message("user", "w1")]) == "system:Be brief. user:w1 calm"
+    assert chat.render([Message("system", "w2"), Message("user", "w1")]) == "system:w2 user:w1 calm"
+    with pytest.raises(UserError, match=r"model.template_arguments.tokenize: set by the harness itself"):
+        Chat(tmp_path, str(file), None, {"tokenize": True})

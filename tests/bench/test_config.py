@@ -48,6 +48,15 @@ from methods.errors import UserError
         ("~method", "~method: a key cannot be taken away"),
         ("limit=1,2", "limit=1,2: several values at once are a sweep: bench.run -m limit=value,value"),
         ("method=5", "method=5: unknown; valid: hf_generate"),
+        ("limit={a:1}", 'limit={"a": 1}: must be an integer or null'),
+        ("repeats={a:1}", 'repeats={"a": 1}: must be an integer'),
+        ("model.path={a:1}", 'model.path={"a": 1}: must be text'),
+        ("data=5", "data=5: must be a section"),
+        ("hydra=1.5", "hydra=1.5: a section; hydra.KEY=VALUE sets a key of it"),
+        ("seed=99999999999999999999", "seed=99999999999999999999: must be 0 or above, and at most"),
+        ("temperature=1e-320", "temperature=1e-320: must be 0 (greedy) or at least 0.001"),
+        ("threads=99999", "threads=99999: must be at least 1 and at most this machine's"),
+        ("limit=" + "[" * 3000, "no viable alternative at input"),
     ],
 )
 def test_a_wrong_override_is_one_line(override: str, message: str) -> None:

@@ -239,9 +239,7 @@ def out_of_memory(*_: object, **__: object) -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 13 GiB.\nand more")
 
 
-@pytest.mark.parametrize(
-    "place", ["bench.assembly.load_model", "methods.kangaroo.Adapter.load", "methods.kangaroo.KVCache"]
-)
+@pytest.mark.parametrize("place", ["bench.assembly.load_model", "methods.kangaroo.Adapter.load"])
 def test_a_model_that_does_not_fit_into_memory_is_one_line(
     small: SmallRun, tmp_path: Path, capsys, monkeypatch, place: str
 ) -> None:
