@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -53,10 +53,8 @@ class Parts:
 
         rehearsed: this configuration has run before, and is right. Raises UserError for what is wrong.
         """
-        bound = _bind(settings)
-        parts = None if rehearsed else rehearse(settings)
-        folder = target_folder(settings.model)
-        return replace(parts, folder=folder) if parts else cls(settings, folder, bound.fetch(model=settings.model))
+        method = _bind(settings).fetch(model=settings.model) if rehearsed else rehearse(settings)
+        return cls(settings, target_folder(settings.model), method)
 
     def information(self, command: str) -> dict[str, Any]:
         """What run.json says of this run before anything is loaded."""
@@ -65,8 +63,10 @@ class Parts:
         git = environment.git_state(ROOT)
         drafts = dict(self.method.files())
         hashes = {f"target/{name}": digest for name, digest in file_hashes(self.folder).items()}
-        for path in drafts.values():
-            hashes |= {f"draft/{name}": digest for name, digest in file_hashes(path).items()}
+        for key, path in drafts.items():
+            for name, digest in file_hashes(path).items():
+                label = f"draft/{name}"
+                hashes[f"{key}/{name}" if label in hashes else label] = digest
         return {
             "config": settings.record(),
             "command": command,
@@ -89,21 +89,21 @@ def target_folder(model: Model) -> Path:
     return resolve(locate(model.path), model.revision, weights=model.weights != "random")
 
 
-def rehearse(settings: Run, *, tokenizer: bool = True) -> Parts:
-    """Raises UserError for what is wrong with model, tokenizer or method, as far as it shows without the weights.
+def rehearse(settings: Run, *, tokenizer: bool = True) -> Bound:
+    """The method with its files. Raises UserError for all that is wrong as far as it shows without the weights.
 
     The sides are put on a target that has the right shapes and no storage; a method that asks for values of its weights
     cannot be made here, and is left to `build`.
     """
-    bound, model = _bind(settings), settings.model
+    method, model = _bind(settings), settings.model
     folder = resolve(locate(model.path), model.revision, weights=False)
     target = _hollow(model, folder)
     if tokenizer:
         Chat(folder, *model.chat)
-    parts = Parts(settings, folder, bound.fetch(model=model))
+    method = method.fetch(model=model)
     with _made_without_storage():
-        _sides(parts, target)
-    return parts
+        _sides(Parts(settings, folder, method), target)
+    return method
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from bench.digests import sha256
 from bench.places import locate
 from bench.types import check_type, kinds_of
 from methods.engine.checkpoint import resolve, weight_files
+from methods.engine.config import reading
 from methods.errors import UserError, first_line, nearest
 from methods.files import Checkpoint, DataFile
 
@@ -105,11 +106,19 @@ def draft_key(node: Mapping[str, Any]) -> str | None:
 
 
 def file_hashes(path: Path) -> dict[str, str]:
-    """SHA-256 by name: of a file; or of a checkpoint folder's weight files, index and JSON, but for its tokenizer's."""
+    """SHA-256 by name: of a file; or of a checkpoint folder's weight files, index and JSON, but for its tokenizer's.
+
+    Raises UserError when one cannot be read.
+    """
+    files = [path]
     if path.is_dir():
         texts = {file for file in path.glob("*.json") if file.name not in CHAT_FILES}
-        return {file.name: sha256(file) for file in sorted({*texts, *weight_files(path)})}
-    return {path.name: sha256(path)} if path.is_file() else {}
+        files = sorted({*texts, *weight_files(path)})
+    hashes = {}
+    for file in filter(Path.is_file, files):
+        with reading(file, "part of a checkpoint"):
+            hashes[file.name] = sha256(file)
+    return hashes
 
 
 def _bound(key: str, value: Any, kind: Any, marker: Checkpoint | DataFile | None, model: str) -> Any:

@@ -65,6 +65,11 @@ class Conf:
         found = {file.stem for folder in self.folders for file in (folder / group).glob("*.yaml")}
         return sorted(name for name in found if not name.startswith("_"))
 
+    def file(self, group: str, name: str) -> Path | None:
+        """A member's file, if there is one."""
+        files = (folder / group / f"{name}.yaml" for folder in self.folders)
+        return next((file for file in files if file.is_file()), None)
+
     def is_group(self, key: str) -> bool:
         """Whether a key chooses a file."""
         return bool(key) and any((folder / key).is_dir() for folder in self.folders)

@@ -69,17 +69,14 @@ class Experiment:
         return replace(self, grids=tuple(grid for grid in grids if all(grid.values()))), others
 
 
-def read_experiment(name: str, model: str) -> Experiment:
+def read_experiment(conf: Conf, name: str, model: str) -> Experiment:
     """conf/experiment/<name>.yaml with what it changes for the model. Raises UserError for an unknown name."""
     import yaml
 
-    from bench.config import choices
-    from bench.places import CONF
-
-    valid = choices("experiment")
-    if name not in valid:
-        raise UserError(f"name={name}: unknown; {nearest(name, valid)}")
-    raw = yaml.safe_load((CONF / "experiment" / f"{name}.yaml").read_text(encoding="utf-8"))
+    file = conf.file("experiment", name)
+    if file is None:
+        raise UserError(f"name={name}: unknown; {nearest(name, conf.choices('experiment'))}")
+    raw = yaml.safe_load(file.read_text(encoding="utf-8"))
     own = (raw.get("models") or {}).get(model, {})
     for key in (*raw, *own):
         if key not in SPEC_KEYS:
@@ -149,7 +146,7 @@ def main(arguments: Sequence[str]) -> int:
         print(USAGE.format(names=names, models=models, results=RESULTS))
         return 0
     parsed = Arguments.parse(left)
-    experiment, others = read_experiment(parsed.name, parsed.model).narrowed(parsed.run)
+    experiment, others = read_experiment(conf, parsed.name, parsed.model).narrowed(parsed.run)
     return perform(conf, experiment, replace(parsed, run=others))
 
 
@@ -185,9 +182,9 @@ def make_cell(conf: Conf, experiment: Experiment, arguments: Arguments, cell: Ma
 
     Everything is checked here, so that a mistake in the last cell shows before the first training.
     """
-    from bench.binder import bind, draft_key
+    from bench.binder import draft_key
     from bench.settings import Run
-    from bench.train.__main__ import compose
+    from bench.train.__main__ import compose, fitting
 
     name, head = f"method={cell['method']}", f"model={arguments.model}"
     grid = _written({key: value for key, value in cell.items() if key != "method"})
@@ -202,7 +199,7 @@ def make_cell(conf: Conf, experiment: Experiment, arguments: Arguments, cell: Ma
     read = _read_by_training(conf, cell["method"])
     of_both = [text for text in (*grid, *own) if text.partition("=")[0] in read or text.startswith("model.")]
     train = compose(conf, [name, head, *of_both, *_written(experiment.training), *arguments.train, "output=anywhere"])
-    bind(train.train, "train", model=train.model.name)
+    fitting(train)
     # Folders are named by hash, so that a setting of the training that changes begins a new one.
     output = arguments.results_dir / "checkpoints" / arguments.model / f"{cell['method']}-{training_hash(train)}"
     settings = replace(settings, method={**settings.method, key: str(output)})
@@ -228,8 +225,7 @@ def _into(train: Train, output: Path) -> Train:
 @cache
 def _read_by_training(conf: Conf, method: str) -> set[str]:
     """The method's keys that its training refers to: two cells that agree in them share a draft."""
-    files = [folder / "train" / f"{method}.yaml" for folder in conf.folders]
-    file = next((file for file in files if file.is_file()), None)
+    file = conf.file("train", method)
     if file is None:
         raise UserError(f"method={method}: there is nothing to train; valid: {', '.join(conf.choices('train'))}")
     return set(re.findall(r"\$\{(method\.\w+)\}", file.read_text(encoding="utf-8")))

@@ -59,7 +59,7 @@ def configurations(file: Path) -> Iterator[dict[str, Any]]:
         model, _, method = name.rpartition("-")
         yield composed("train", f"model={model}", f"method={method}")
     elif group == "experiment":
-        experiment = read_experiment(name, "joey")
+        experiment = read_experiment(installed(), name, "joey")
         settings = [f"{key}={value}" for key, value in experiment.settings.items()]
         for cell in experiment.cells():
             yield composed("config", *[f"{key}={value}" for key, value in cell.items()], *settings)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.command import again, command
 from methods.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -74,23 +75,20 @@ def parse(arguments: Sequence[str]) -> Settings:
     return settings
 
 
+@command(again)
 def main(arguments: Sequence[str]) -> int:
     """Exit status: 0 done, 2 a user's mistake, said in one line."""
     if {"-h", "--help", "help"} & set(arguments):
         print(USAGE)
         return 0
-    try:
-        settings = parse(arguments)
-        if settings.compare:
-            from bench.report.compare import compare_folders
+    settings = parse(arguments)
+    if settings.compare:
+        from bench.report.compare import compare_folders
 
-            print(compare_folders(*settings.compare))
-            return 0
-        for path in write_report(settings):
-            print(path)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+        print(compare_folders(*settings.compare))
+        return 0
+    for path in write_report(settings):
+        print(path)
     return 0
 
 

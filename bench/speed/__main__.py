@@ -49,15 +49,20 @@ def measure(conf: Conf, overrides: Sequence[str]) -> None:
     from bench.settings import Run, Speed
     from bench.types import settings_of
     from methods.engine.checkpoint import pick_device
+    from methods.errors import UserError
 
     of_methods = [text for text in overrides if text.startswith("method.")]
     speed = settings_of(Speed, conf.compose("speed", [text for text in overrides if text not in of_methods]).values)
     of_model = [text for text in overrides if text.startswith("model")]
-    runs = []
+    runs, taken = [], set()
     for name in speed.listed("methods"):
         keys = conf.compose("config", [f"method={name}", *of_model]).values["method"]
         own = [text for text in of_methods if text.partition("=")[0].removeprefix("method.") in keys]
+        taken |= set(own)
         runs.append(Run.of(conf.compose("config", [f"method={name}", *of_model, *own])))
+    for text in of_methods:
+        if text not in taken:
+            raise UserError(f"{text.partition('=')[0]}: none of methods={speed.listed('methods')} has this key")
     models = [replace(speed.model, dtype=dtype) for dtype in speed.listed("dtypes")]
     for run in runs:
         for model in models:

@@ -11,6 +11,7 @@ from bench.command import command, goes_on
 from methods.errors import UserError, nearest
 
 if TYPE_CHECKING:
+    from bench.binder import Bound
     from bench.config import Conf
     from bench.settings import Train
 
@@ -52,12 +53,17 @@ def compose(conf: Conf, overrides: Sequence[str]) -> Train:
     return Train.of(conf.compose("train", overrides))
 
 
-def train(settings: Train) -> object:
-    """Train. Raises UserError for anything the user can mend."""
+def fitting(settings: Train) -> Bound:
+    """The training, held against what it names. Raises UserError as `bind` does."""
     from bench.binder import bind
 
     bind(settings.loop, "loop")  # by the names that a user gives
-    bound = bind(settings.train, "train", model=settings.model.name)
+    return bind(settings.train, "train", model=settings.model.name)
+
+
+def train(settings: Train) -> object:
+    """Train. Raises UserError for anything the user can mend."""
+    bound = fitting(settings)
     if settings.threads is not None:
         import torch
 

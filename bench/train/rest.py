@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.chat import chat_files
 from bench.files import replace_file
 from bench.places import locate
 from bench.settings import Model
@@ -63,7 +64,7 @@ def build(*, model: dict[str, Any], data: dict[str, Any], output: str, seed: int
     folder = resolve(locate(model["path"]), model.get("revision"), weights=False)
     file = Path(output) if output.endswith(".safetensors") else Path(output) / FILE_NAME
     vocabulary, tally = Vocabulary.read(folder), Tally()
-    tokenizer, render = _chat_format(folder, model.get("chat_template"), path)
+    tokenizer, render = _chat_format(folder, model, path)
     if path.endswith(".txt"):
         documents = _plain_text(Path(path), tokenizer, tally)
     else:
@@ -81,11 +82,13 @@ def build(*, model: dict[str, Any], data: dict[str, Any], output: str, seed: int
 def prepare(*, text: str, model: Model, cache: Path = CACHE) -> Path:
     """The datastore of a text for a model's tokenizer, made when it is first wanted.
 
-    It is kept in the cache, named after the text's content and the tokenizer: a changed one is made anew.
+    It is kept in the cache, named after the content of the text and of what renders and tokenises it: a changed one is
+    made anew.
     """
     source = Path(locate(text))
     folder = resolve(locate(model.path), model.revision, weights=False)
-    facts = (Vocabulary.read(folder).sha256, file_sha256(source), VERSION)
+    rendered = [file_sha256(part) for part in chat_files(folder, model.chat_template)]
+    facts = (Vocabulary.read(folder).sha256, file_sha256(source), VERSION, rendered, model.chat[1:])
     file = cache / f"{source.name.partition('.')[0]}-{sha256(repr(facts))[:12]}.safetensors"
     if not file.is_file():
         data = {"path": str(source), "limit": None}
@@ -200,14 +203,14 @@ def _generated(seed: int, count: int) -> Iterator[tuple[str, Any]]:
     return ((f"conversation {number}", record) for number, record in enumerate(world.conversations(seed, count)))
 
 
-def _chat_format(folder: Path, template: str | None, path: str) -> tuple[Any, Render]:
+def _chat_format(folder: Path, model: dict[str, Any], path: str) -> tuple[Any, Render]:
     if path.endswith(".txt"):  # plain text needs no chat template
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(folder), lambda chat, opened: ""
     from bench.train.source import chat_format
 
-    return chat_format(folder, template)
+    return chat_format(folder, model)
 
 
 def _rendered(records: Iterable[tuple[str, Any]], render: Render, tokenizer: Any, tally: Tally) -> Iterator[Tokens]:

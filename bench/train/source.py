@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,7 @@ class ModelSource:
         folder = resolve(locate(model["path"]), model.get("revision"))
         settings = {key: model[key] for key in ("dtype", "weights") if model.get(key)}
         target = load_model(folder, device=device, **settings)
-        chat = [model.get(key) for key in ("chat_template", "system_prompt", "template_arguments")]
-        tokenizer, render = chat_format(folder, *chat)
+        tokenizer, render = chat_format(folder, model)
         return cls(model["name"], folder, target, tokenizer, render)
 
     def fingerprint(self) -> str:
@@ -50,14 +49,9 @@ class ModelSource:
         return total.hexdigest()[:16]
 
 
-def chat_format(
-    folder: Path,
-    template: str | None,
-    system_prompt: str | None = None,
-    arguments: dict[str, Any] | None = None,
-) -> tuple[Any, Render]:
-    """Tokenizer of a checkpoint and the function that renders a chat, as `bench.chat.Chat` reads them."""
-    chat = Chat(folder, template, system_prompt, arguments)
+def chat_format(folder: Path, model: Mapping[str, Any]) -> tuple[Any, Render]:
+    """Tokenizer of a checkpoint and the function that renders a chat as a run of this model (conf/model) does."""
+    chat = Chat(folder, *(model.get(key) for key in ("chat_template", "system_prompt", "template_arguments")))
 
     def render(messages: conversations.Messages, open_turn: bool) -> str:
         return chat.render([Message(**message) for message in messages], open_turn=open_turn)

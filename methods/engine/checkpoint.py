@@ -17,7 +17,6 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from methods.digest import file_sha256
 from methods.engine.config import read_config, read_json, reading, shown
 from methods.engine.hub import resolve
 from methods.engine.llama import LayerWeights, Llama, ModelConfig, Weights
@@ -26,7 +25,6 @@ from methods.errors import UserError, nearest
 
 __all__ = [
     "empty_weights",
-    "file_hashes",
     "load_model",
     "pick_device",
     "pick_dtype",
@@ -98,21 +96,6 @@ def read_tensors(
 def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes of all tensors of the checkpoint in `folder`; empty when there are none."""
     return {name: shape for file in weight_files(folder) for name, shape in _shapes(file).items()}
-
-
-def file_hashes(folder: Path, sha256: Callable[[Path], str] = file_sha256) -> dict[str, str]:
-    """SHA-256 of config.json, the weight files, their index and heads' accuracies, by name of those that are there.
-
-    sha256: what gives a file's digest, if there is something quicker than reading it. Raises UserError when one cannot
-    be read.
-    """
-    texts = (folder / "config.json", folder / "head_accuracies.json")
-    files = sorted({*texts, *folder.glob("*.index.json"), *weight_files(folder)})
-    hashes = {}
-    for file in filter(Path.is_file, files):
-        with reading(file, "part of a checkpoint"):
-            hashes[file.name] = sha256(file)
-    return hashes
 
 
 def pick_device(device: str) -> torch.device:

@@ -77,7 +77,7 @@ def test_table_2_has_every_architecture(common: list[str], tmp_path: Path) -> No
 
 
 def test_one_draft_serves_all_thresholds(common: list[str], tmp_path: Path) -> None:
-    experiment_, others = read_experiment("threshold", "custom").narrowed(common[:7])
+    experiment_, others = read_experiment(installed(), "threshold", "custom").narrowed(common[:7])
     arguments = Arguments("threshold", "custom", tmp_path, others, [o.removeprefix("training.") for o in common[7:]])
     cells = [make_cell(installed(), experiment_, arguments, overrides) for overrides in experiment_.cells()]
     assert len(cells) == 18 and len({cell.output for cell in cells}) == 1
@@ -86,7 +86,10 @@ def test_one_draft_serves_all_thresholds(common: list[str], tmp_path: Path) -> N
 
 
 def test_a_configured_or_given_draft_is_not_trained() -> None:
-    threshold, exit_layer = read_experiment("threshold", "joey"), read_experiment("exit_layer", "joey")
+    threshold, exit_layer = (
+        read_experiment(installed(), "threshold", "joey"),
+        read_experiment(installed(), "exit_layer", "joey"),
+    )
     cell = make_cell(installed(), threshold, Arguments("threshold", "joey", Path("x"), [], []), next(threshold.cells()))
     assert cell.train is None and cell.output is None and cell.run.method["gamma"] == 4
     given = Arguments("exit_layer", "joey", Path("x"), ["method.checkpoint=somewhere"], [])
@@ -97,7 +100,7 @@ def test_a_configured_or_given_draft_is_not_trained() -> None:
     ("name", "model"), [*((name, "joey") for name in choices("experiment")), ("exit_layer", "vicuna-13b")]
 )
 def test_every_experiment_composes(name: str, model: str) -> None:
-    chosen = read_experiment(name, model)
+    chosen = read_experiment(installed(), name, model)
     firsts = [{key: values[0] for key, values in grid.items()} for grid in chosen.grids]
     cells = [*firsts, list(chosen.cells())[-1]]
     settings = [f"{key}={json.dumps(value)}" for key, value in chosen.settings.items()]

@@ -81,6 +81,7 @@ def test_random_weights_need_no_tokenizer(tmp_path: Path) -> None:
         ("threads=0", "threads=[0]: must be a list, not empty, of names or numbers from 1"),
         ("threads=[a]", 'threads=["a"]: must be an integer'),
         ("passes=0", "passes=0: must be an integer of at least 1"),
+        ("method.gama=3", "method.gama: none of methods=['vanilla'] has this key"),
         (f"results_dir={__file__}", "File exists"),
     ],
 )

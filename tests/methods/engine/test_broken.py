@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from methods.engine.checkpoint import file_hashes, load_model, read_config, read_tensors, tensor_shapes, weight_files
+from bench.binder import file_hashes
+from methods.engine.checkpoint import load_model, read_config, read_tensors, tensor_shapes, weight_files
 from methods.engine.vocabulary import Vocabulary
 from methods.errors import UserError
 from methods.trees import read_accuracies

@@ -16,7 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from methods.engine.checkpoint import file_hashes, load_model, read_config, read_tensors, weight_files
+from bench.binder import file_hashes
+from methods.engine.checkpoint import load_model, read_config, read_tensors, weight_files
 from methods.engine.llama import Llama
 from methods.errors import UserError
 from tests.tiny import FAMILIES, SHAPE, adapter_checkpoint, reference_model, tiny_llama, write_checkpoint
