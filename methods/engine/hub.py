@@ -3,53 +3,167 @@
 from __future__ import annotations
 
 import os
+import re
+import stat
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-from methods.errors import UserError
+from methods.engine import drive
+from methods.errors import UserError, first_line
 
 TEXT_FILES = ["*.json", "*.jinja", "tokenizer.model", "vocab.txt", "merges.txt"]
 # Exact names: repositories also hold consolidated.safetensors, adapters and other copies of the same weights.
 SAFETENSORS = ["model.safetensors", "model-*-of-*.safetensors", "medusa_lm_head.safetensors"]
 BINARIES = ["pytorch_model.bin", "pytorch_model-*-of-*.bin", "medusa_lm_head.pt"]
+COMMIT = re.compile("[0-9a-f]{40}")
+LORA = "adapter_config.json"
 
 
 def resolve(path: str, revision: str | None = None, *, key: str = "model.path", weights: bool = True) -> Path:
-    """The local folder of a checkpoint: `path` itself, or a hub repository's snapshot, downloaded once.
+    """The local folder of a checkpoint: `path` itself, or what is downloaded once: a hub repository's snapshot, or the
+    Google Drive folder that gdrive:FOLDER_ID[/subfolder] names.
 
     `key` is the configuration key that an error names. With `weights=False` only configuration and tokenizer are
     fetched from the hub. safetensors are preferred; .bin files are fetched only where there are none.
-    Raises UserError when there is no such folder, or the hub has no such repository or cannot be reached.
+    Raises UserError when there is no such folder, it holds a LoRA, or it is nowhere to be downloaded from.
     """
+    if re.search(r"[\0-\x1f]", path):
+        raise UserError(f"{key}={path!r}: a path without control characters is wanted")
     folder = Path(os.path.expanduser(path))
-    if path and folder.is_dir():
-        return folder
-    if path and folder.exists():
-        raise UserError(f"{key}={path}: this is a file; a folder with config.json and weights is wanted")
-    if path.startswith(("/", ".", "~")) or path.count("/") != 1:
-        valid = "a folder with config.json and weights, or a hub id owner/name"
-        raise UserError(f"{key}={path}: no such folder; valid: {valid}")
-    return _download(path, revision, key, weights)
+    if path.startswith(drive.PREFIX):
+        folder = drive.fetch(path, key)
+    elif not path or not _is_folder(folder, f"{key}={path}"):
+        if path.startswith(("/", ".", "~")) or path.count("/") != 1:
+            valid = "a folder with config.json and weights, a hub id owner/name, or gdrive:FOLDER_ID/subfolder"
+            raise UserError(f"{key}={path}: no such folder; valid: {valid}")
+        folder = _download(path, revision, key, weights)
+    if os.path.isfile(folder / LORA):
+        remedy = "merge it first (merge_and_unload of the library peft), and give the merged model's folder"
+        raise UserError(f"{key}={path}: a LoRA ({LORA}), not a whole model; {remedy}")
+    return folder
+
+
+def pinned(path: str, revision: str | None) -> bool:
+    """Whether `path` means the same files tomorrow: a folder or file on this disk, a Google Drive folder (it has no
+    revisions, and what was fetched stays), or a hub repository at a commit."""
+    local = path.startswith(("/", ".", "~", drive.PREFIX)) or os.path.exists(path)
+    return local or bool(revision and COMMIT.fullmatch(revision))
+
+
+def commit_of(folder: Path) -> str | None:
+    """The commit of the hub repository whose snapshot this folder is; None for any other folder."""
+    snapshot = folder.parent.name == "snapshots" and COMMIT.fullmatch(folder.name)
+    return folder.name if snapshot else None
+
+
+def _is_folder(path: Path, given: str) -> bool:
+    """Whether this is a folder; False when there is nothing. Raises UserError for a file and for what is locked."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise UserError(f"{given}: not readable ({error.strerror})") from error
+    if not stat.S_ISDIR(mode):
+        raise UserError(f"{given}: this is a file; a folder with config.json and weights is wanted")
+    return True
 
 
 def _download(hub_id: str, revision: str | None, key: str, weights: bool) -> Path:
-    from huggingface_hub import snapshot_download  # takes half a second, and a local folder does not need it
+    """The snapshot of a hub repository; from the cache when the commit is given, or the hub does not answer."""
+    from huggingface_hub import HfApi, snapshot_download  # takes half a second, and a local folder does not need it
 
-    preferred = SAFETENSORS if weights else []
-    wanted = "config.json" + (" and model.safetensors or pytorch_model.bin, whole or in shards" if weights else "")
+    cached, answered = _cached(hub_id, revision, weights), False
+    if cached and revision and COMMIT.fullmatch(revision):
+        return cached
     remedy = f"or give a folder: {key}=/folder"
     try:
-        folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=TEXT_FILES + preferred))
-        if weights and not any(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=TEXT_FILES + BINARIES))
+        listing = HfApi().model_info(hub_id, revision=revision or "main", files_metadata=True)
+        answered = True
+        sizes = {file.rfilename: file.size or 0 for file in listing.siblings or ()}
+        preferred = SAFETENSORS if any(_matches(name, SAFETENSORS) for name in sizes) else BINARIES
+        patterns = TEXT_FILES + (preferred if weights else [])
+        with _one_line(hub_id, str(listing.sha), {n: size for n, size in sizes.items() if _matches(n, patterns)}):
+            folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
     except Exception as error:  # whatever the hub client and the http library under it raise: all end the same way
-        reason = _reason(error, hub_id, revision)
+        if cached and not answered:
+            return cached
+        wanted = "config.json" + (" and model.safetensors or pytorch_model.bin, whole or in shards" if weights else "")
+        reason = _reason(error, hub_id, revision, answered)
         raise UserError(f"{key}={hub_id}: {reason}; wanted: {wanted}; {remedy}") from error
-    if not (folder / "config.json").is_file():
+    if not any((folder / name).is_file() for name in ("config.json", LORA)):
         raise UserError(f"{key}={hub_id}: the hub repository has no config.json; {remedy}")
     return folder
 
 
-def _reason(error: Exception, hub_id: str, revision: str | None) -> str:
+def _matches(name: str, patterns: list[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _cached(hub_id: str, revision: str | None, weights: bool) -> Path | None:
+    """The cache's snapshot of a repository, if it is whole."""
+    from huggingface_hub import snapshot_download
+
+    from methods.engine.checkpoint import weight_files
+
+    try:
+        found = snapshot_download(hub_id, revision=revision, allow_patterns=TEXT_FILES, local_files_only=True)
+        return Path(found) if not weights or weight_files(Path(found)) else None
+    except (OSError, ValueError):  # there is none, the name is no hub id, or an index names a shard that is not there
+        return None
+
+
+@contextmanager
+def _one_line(hub_id: str, commit: str, sizes: dict[str, int]) -> Iterator[None]:
+    """What is downloaded, said once, and at a terminal one bar of it, in place of the hub client's own for each file.
+
+    sizes: bytes of each file; what the cache has already counts for nothing. The bar looks at the cache, because the
+    client's versions differ in what they tell of a download.
+    """
+    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub.file_download import repo_folder_name
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from tqdm import tqdm
+
+    blobs = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=hub_id, repo_type="model"), "blobs")
+    had_bars, done = not are_progress_bars_disabled(), threading.Event()
+    absent = [n for n in sizes if not isinstance(try_to_load_from_cache(hub_id, n, revision=commit), str)]
+    total = sum(sizes[name] for name in absent)
+    if absent:
+        print(f"{hub_id}: downloading {tqdm.format_sizeof(total, 'B')} from the hub", file=sys.stderr)
+
+    def watch() -> None:
+        before = _bytes(blobs)
+        with tqdm(total=total, unit="B", unit_scale=True, leave=False, disable=None if absent else True) as bar:
+            while not done.wait(0.5):
+                bar.update(_bytes(blobs) - before - bar.n)
+
+    watcher = threading.Thread(target=watch)
+    disable_progress_bars()
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+        if had_bars:
+            enable_progress_bars()
+
+
+def _bytes(folder: Path) -> int:
+    """Of all files in a folder, in which some may come and go."""
+    total = 0
+    for file in folder.glob("*"):
+        with suppress(FileNotFoundError):
+            total += file.stat().st_size
+    return total
+
+
+def _reason(error: Exception, hub_id: str, revision: str | None, answered: bool) -> str:
     """What went wrong, in words, on one line."""
     from huggingface_hub import errors
 
@@ -61,8 +175,6 @@ def _reason(error: Exception, hub_id: str, revision: str | None) -> str:
         return f"the hub repository has no revision {revision}"
     if isinstance(error, errors.HFValidationError):
         return "neither a folder nor a valid hub id (owner/name)"
-    if isinstance(error, errors.LocalEntryNotFoundError):
-        # The hub client looked into its cache because the hub did not answer; the cause says why.
-        why = str(error.__cause__ or error).strip().splitlines()[0]
-        return f"no such folder, {hub_id} is not in the local cache, and the hub cannot be reached ({why})"
-    return f"the download failed ({type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]})"
+    if answered:
+        return f"the download failed ({type(error).__name__}: {first_line(error)})"
+    return f"no such folder, {hub_id} is not in the local cache, and the hub cannot be reached ({first_line(error)})"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from methods.engine.hub import resolve
+from methods.engine.hub import commit_of, pinned, resolve
 from methods.errors import UserError
 
 REPOSITORY = Path(__file__).parents[3]
@@ -39,13 +39,20 @@ REPOSITORIES = {
     ),
     "house/heads": (*TEXT, "medusa_lm_head.pt", "optimizer.pt"),
     "house/empty": ("README.md", "tokenizer.json"),
+    "house/lora": ("tokenizer.json", "adapter_config.json", "adapter_model.safetensors"),
 }
 
 
 @dataclass
 class Hub:
     address: str
-    fetched: list[str] = field(default_factory=list)
+    fetched: list[str] = field(default_factory=list)  # files, and "listing" for each question what there is
+
+
+def content(file: str, files: tuple[str, ...]) -> bytes:
+    """What the hub gives for a file: an index that names the shards, or the file's own name."""
+    shards = {f"layer.{i}": shard for i, shard in enumerate(name for name in files if "-of-" in name)}
+    return json.dumps({"weight_map": shards}).encode() if file.endswith(".index.json") else file.encode()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -72,17 +79,18 @@ class Handler(BaseHTTPRequestHandler):
         elif "/revision/lost" in self.path:
             self.answer(b"{}", 404, X_Error_Code="RevisionNotFound")
         elif "/revision/" in self.path:
-            self.answer(
-                json.dumps({"id": name, "sha": COMMIT, "siblings": []}).encode(), Content_Type="application/json"
-            )
+            self.fetched.append("listing")
+            siblings = [{"rfilename": file, "size": len(content(file, files))} for file in files]
+            listing = {"id": name, "sha": COMMIT, "siblings": siblings}
+            self.answer(json.dumps(listing).encode(), Content_Type="application/json")
         elif "/tree/" in self.path:
-            tree = [{"type": "file", "path": file, "size": len(file), "oid": file} for file in files]
+            tree = [{"type": "file", "path": file, "size": len(content(file, files)), "oid": file} for file in files]
             self.answer(json.dumps(tree).encode(), Content_Type="application/json")
         else:
             file = route.rpartition("/")[2]
             if self.command == "GET":
                 self.fetched.append(file)
-            self.answer(file.encode(), ETag=f'"{file}"', X_Repo_Commit=COMMIT)
+            self.answer(content(file, files), ETag=f'"{file}"', X_Repo_Commit=COMMIT)
 
     do_HEAD = do_GET
 
@@ -103,7 +111,12 @@ def hub() -> Iterator[Hub]:
 
 
 def resolve_in_a_fresh_process(call: str, cache: Path, **environment: str) -> str:
-    """Folder or error message; the hub client reads its settings from the environment once, when it is imported."""
+    """Folder or error message."""
+    return resolve_and_listen(call, cache, **environment)[0]
+
+
+def resolve_and_listen(call: str, cache: Path, **environment: str) -> tuple[str, str]:
+    """(folder or error message, what else a user saw). The hub client reads the environment once, when imported."""
     script = f"""
 from methods.engine.hub import resolve
 from methods.errors import UserError
@@ -124,7 +137,7 @@ except UserError as error:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") == 1, done.stdout
-    return done.stdout.strip()
+    return done.stdout.strip(), done.stderr
 
 
 @pytest.mark.parametrize(
@@ -140,13 +153,64 @@ except UserError as error:
 def test_a_snapshot_holds_what_is_needed_and_no_more(hub: Hub, call: str, weights: set[str], tmp_path: Path) -> None:
     folder = Path(resolve_in_a_fresh_process(call, tmp_path, HF_ENDPOINT=hub.address))
     assert {file.name for file in folder.iterdir()} == {*TEXT[:3], *weights}
-    assert sorted(hub.fetched) == sorted({*TEXT[:3], *weights}), "each file is downloaded once"
+    files = sorted(name for name in hub.fetched if name != "listing")
+    assert files == sorted({*TEXT[:3], *weights}), "each file is downloaded once"
+    assert commit_of(folder) == COMMIT
 
 
 def test_a_snapshot_in_the_cache_needs_no_hub(hub: Hub, tmp_path: Path) -> None:
     first = resolve_in_a_fresh_process("'house/bin'", tmp_path, HF_ENDPOINT=hub.address)
     assert resolve_in_a_fresh_process("'house/bin'", tmp_path, HF_HUB_OFFLINE="1") == first
     assert resolve_in_a_fresh_process("'house/bin'", tmp_path, HF_ENDPOINT=CLOSED_PORT) == first
+
+
+def test_a_commit_in_the_cache_is_not_asked_for_again(hub: Hub, tmp_path: Path) -> None:
+    call = f"'house/shards', '{COMMIT}'"
+    first = resolve_in_a_fresh_process(call, tmp_path, HF_ENDPOINT=hub.address)
+    asked = len(hub.fetched)
+    assert resolve_in_a_fresh_process(call, tmp_path, HF_ENDPOINT=hub.address) == first
+    assert len(hub.fetched) == asked
+
+
+def test_weights_that_are_not_in_the_cache_need_the_hub(hub: Hub, tmp_path: Path) -> None:
+    resolve_in_a_fresh_process("'house/shards', weights=False", tmp_path, HF_ENDPOINT=hub.address)
+    message = resolve_in_a_fresh_process("'house/shards'", tmp_path, HF_ENDPOINT=CLOSED_PORT)
+    assert "house/shards is not in the local cache, and the hub cannot be reached" in message
+
+
+def test_a_download_is_one_line_and_what_is_cached_none(hub: Hub, tmp_path: Path) -> None:
+    heard = [resolve_and_listen("'house/shards'", tmp_path, HF_ENDPOINT=hub.address)[1] for _ in range(2)]
+    assert heard[0].startswith("house/shards: downloading ") and heard[0].count("\n") == 1
+    assert heard[1] == ""
+
+
+def test_a_lora_is_to_be_merged_first(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(UserError, match="merge it first"):
+        resolve(str(tmp_path))
+    assert "merge it first" in resolve_in_a_fresh_process("'house/lora'", tmp_path, HF_ENDPOINT=hub.address)
+
+
+@pytest.mark.parametrize(
+    ("path", "revision", "expected"),
+    [
+        (".", None, True),
+        ("/no/such/folder", None, True),
+        ("gdrive:1_lSqhasWeIUyfCft50JtKuQ2-TWepm8p/adapter", None, True),
+        ("house/both", None, False),
+        ("house/both", "main", False),
+        ("house/both", COMMIT[:10], False),
+        ("house/both", COMMIT, True),
+    ],
+)
+def test_what_is_pinned(path: str, revision: str | None, expected: bool) -> None:
+    assert pinned(path, revision) == expected
+
+
+def test_a_folder_has_no_commit(tmp_path: Path) -> None:
+    assert commit_of(tmp_path) is None
+    assert commit_of(Path(COMMIT)) is None
+    assert commit_of(Path("hub/models--house--both/snapshots") / COMMIT) == COMMIT
 
 
 @pytest.mark.parametrize(
@@ -201,3 +265,23 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
 def test_a_name_no_hub_would_take() -> None:
     with pytest.raises(UserError, match="neither a folder nor a valid hub id"):
         resolve("a b/c d")
+
+
+@pytest.mark.parametrize("path", ["a\0b", "house/bo\0th", "/tmp/a\nb"])
+def test_a_path_with_control_characters_is_shown_readably(path: str) -> None:
+    with pytest.raises(UserError) as caught:
+        resolve(path)
+    assert f"model.path={path!r}: a path without control characters" in str(caught.value)
+
+
+def test_a_path_that_the_disk_refuses(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    for path, why in {str(tmp_path / "loop"): "Too many levels", "/" + "a" * 300: "File name too long"}.items():
+        with pytest.raises(UserError, match=f"not readable .{why}"):
+            resolve(path)
+
+
+def test_the_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "model").mkdir()
+    assert resolve("~/model") == tmp_path / "model"

@@ -1,0 +1,143 @@
+"""From a Google Drive folder to the cache: gdown itself against a server of this machine, and what a user is told."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from methods.engine.hub import resolve
+from methods.errors import UserError
+
+ROOT, INNER, OTHER = "r" * 33, "i" * 33, "o" * 33
+FOLDERS = {  # id -> (name, {entry: (id, is a folder)})
+    ROOT: ("adapters", {"adapter-7b": (INNER, True), "other": (OTHER, True), "notes.txt": ("n" * 33, False)}),
+    INNER: ("adapter-7b", {"config.json": ("c" * 33, False), "pytorch_model.bin": ("w" * 33, False)}),
+    OTHER: ("other", {"config.json": ("d" * 33, False)}),
+}
+
+
+class Drive(BaseHTTPRequestHandler):
+    """As much of Google Drive as gdown asks for."""
+
+    full = False  # whether too many people have had the weights today
+    fetched: list[str]
+
+    def do_GET(self) -> None:
+        name = self.path.rpartition("id=")[2]
+        if self.path.startswith("/embeddedfolderview"):
+            title, entries = FOLDERS[name]
+            kinds = {True: "drive/folders/{}", False: "file/d/{}/view"}
+            links = [
+                f'<a href="https://drive.google.com/{kinds[folder].format(key)}">{entry}</a>'
+                for entry, (key, folder) in entries.items()
+            ]
+            self.answer(f"<html><title>{title}</title>{''.join(links)}</html>", "text/html")
+            return
+        self.fetched.append(name[0])
+        if self.full and name.startswith("w"):
+            self.answer('<p class="uc-error-subcaption">Too many users have viewed this file</p>', "text/html")
+        else:
+            self.answer(name, "application/octet-stream", Content_Disposition=f'attachment; filename="{name}"')
+
+    def answer(self, text: str, kind: str, **headers: str) -> None:
+        self.send_response(200)
+        for key, value in {"Content-Type": kind, "Content-Length": str(len(text)), **headers}.items():
+            self.send_header(key.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def drive(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """gdown's requests go to a server of this machine; the cache and the cookies lie in tmp_path."""
+    pytest.importorskip("gdown", reason="gdown is not installed")
+    import requests
+
+    served = type("Served", (Drive,), {"fetched": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), served)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    get, here = requests.Session.get, f"http://127.0.0.1:{server.server_address[1]}"
+
+    def redirected(self: Any, url: str, **settings: Any) -> Any:
+        return get(self, url.replace("https://drive.google.com", here), **settings)
+
+    monkeypatch.setattr(requests.Session, "get", redirected)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("NO_PROXY", "*")
+    yield served
+    server.shutdown()
+    server.server_close()
+
+
+def refusal(path: str) -> str:
+    with pytest.raises(UserError) as caught:
+        resolve(path, key="method.checkpoint")
+    message = str(caught.value)
+    assert "\n" not in message and message.startswith(f"method.checkpoint={path}: ")
+    return message
+
+
+def test_a_subfolder_is_fetched_once_and_alone(drive: Any, tmp_path: Path) -> None:
+    folder = resolve(f"gdrive:{ROOT}/adapter-7b", key="method.checkpoint")
+    assert folder == tmp_path / "speculative-bench" / "gdrive" / ROOT / "adapter-7b"
+    assert {file.name: file.read_text()[0] for file in folder.iterdir()} == {
+        "config.json": "c",
+        "pytorch_model.bin": "w",
+    }
+    assert resolve(f"gdrive:{ROOT}/adapter-7b/") == folder
+    assert sorted(drive.fetched) == ["c", "w"]
+    assert not list(folder.parent.glob("*.partial"))
+
+
+@pytest.mark.parametrize(
+    ("inner", "why"),
+    [
+        ("/other", "what came is not whole: no weights"),
+        ("/no-such", "no files in no-such; there are: ., adapter-7b, other"),
+        ("", "what came is not whole: no config.json"),
+    ],
+)
+def test_what_is_not_there(drive: Any, inner: str, why: str, tmp_path: Path) -> None:
+    message = refusal(f"gdrive:{ROOT}{inner}")
+    place = tmp_path / "speculative-bench" / "gdrive" / ROOT
+    remedies = [f"https://drive.google.com/drive/folders/{ROOT}", f"into {place}{inner}", "bench.train method=kangaroo"]
+    assert all(part in message for part in [why, *remedies]), message
+    assert not (place / "config.json").exists()
+
+
+def test_a_full_quota_leaves_nothing_that_looks_whole(drive: Any, tmp_path: Path) -> None:
+    drive.full = True
+    path = f"gdrive:{ROOT}/adapter-7b"
+    assert "Too many users" in refusal(path)
+    drive.full = False
+    assert resolve(path).is_dir()
+
+
+def test_without_gdown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "gdown", None)
+    message = refusal(f"gdrive:{ROOT}/adapter-7b")
+    assert "gdown is missing: pip install gdown" in message and f"folders/{ROOT} into " in message
+    folder = tmp_path / "speculative-bench" / "gdrive" / ROOT / "adapter-7b"
+    folder.mkdir(parents=True)
+    for name in ("config.json", "pytorch_model.bin"):
+        (folder / name).write_text("x")
+    assert resolve(f"gdrive:{ROOT}/adapter-7b") == folder, "put there by hand"
+    (folder / "pytorch_model.bin").write_text("")
+    assert "gdown is missing" in refusal(f"gdrive:{ROOT}/adapter-7b"), "an empty file is not whole"
+
+
+@pytest.mark.parametrize(
+    "path", ["gdrive:", "gdrive:a", f"gdrive:{ROOT}/..", f"gdrive:{ROOT}/a/../b", f"gdrive:{ROOT}//x"]
+)
+def test_names_that_are_none(path: str) -> None:
+    assert "gdrive:FOLDER_ID/subfolder is wanted" in refusal(path)
