@@ -98,6 +98,8 @@ class SelfDraft:
         while len(drafted) < min(method.gamma, room):
             logits = method.head(self._adapt(new_rows)[-1:])
             confidence, token = torch.softmax(logits.float(), -1).max(-1)
+            if method.adapter.vocabulary is not None:
+                token = method.adapter.vocabulary[token]
             drafted.append(token)
             states.append(self._exit_state(token, base + len(drafted)))
             new_rows = states[-1]
