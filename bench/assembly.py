@@ -69,7 +69,7 @@ class Parts:
                 label = f"draft/{name}"
                 hashes[f"{key}/{name}" if label in hashes else label] = digest
         config = settings.record()
-        snapshots = [name for folder in (self.folder, *drafts.values()) if (name := hub_name(folder))]
+        snapshots = [hub for folder in (self.folder, *drafts.values()) if (hub := hub_name(folder))]
         return {
             "config": config,
             "command": command,
