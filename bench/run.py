@@ -92,9 +92,13 @@ def all_methods(conf: Conf) -> list[str]:
 
 def _run(composed: Any, overrides: Sequence[str]) -> int:
     from bench.session import run
-    from bench.settings import Run
+    from bench.settings import CUSTOM, Run
 
-    return run(Run.of(composed), " ".join(["python -m bench.run", *overrides])).status
+    settings = Run.of(composed)
+    if composed.choices["model"] != CUSTOM and any(text.startswith("model.path=") for text in overrides):
+        path, name = settings.model.path, settings.model.name
+        print(f"model.path={path}: taken for {name}; if it is another model, model=custom is meant", file=sys.stderr)
+    return run(settings, " ".join(["python -m bench.run", *overrides])).status
 
 
 def _sweep(conf: Conf, overrides: Sequence[str]) -> int:

@@ -233,5 +233,8 @@ def _finish(directory: RunDirectory) -> Outcome:
     directory.write_metrics(metrics)
     print(format_table(metrics))
     print(f"recorded in {directory.folder}")
-    failed = metrics["failed_questions"] or metrics["overall"]["mismatch"]
+    nothing = metrics["skipped_questions"] and not metrics["overall"]["questions"]
+    if nothing:
+        print("every question was skipped: no prompt leaves room in the model's context", file=sys.stderr)
+    failed = metrics["failed_questions"] or metrics["overall"]["mismatch"] or nothing
     return Outcome(1 if failed else 0, directory.folder)

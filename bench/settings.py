@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict, dataclass
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from bench.config import Composed
+from bench.places import BENCH, locate
 from bench.types import settings_of
 from methods.errors import UserError
 
 LARGEST_SEED = 2**63 - 1  # what torch's generators take
+CUSTOM = "custom"  # conf/model/custom.yaml, for whatever model.path names
 COLDEST = 1e-3  # below this temperature logits leave the range of half precision
 Node = dict[str, Any]  # `_target_` and its arguments, see bench.binder
 
@@ -38,9 +41,19 @@ class Model:
         """What bench.chat.Chat takes besides the folder."""
         return self.chat_template, self.system_prompt, self.template_arguments
 
+    @property
+    def label(self) -> str:
+        """What results are filed and shown under: the name; of a custom model, what its path ends in."""
+        last = PurePath(self.path.partition("@")[0]).name if self.name == CUSTOM else self.name
+        return last if last.isprintable() and last not in ("", "..") else self.name
+
     def __post_init__(self) -> None:
         if self.name in ("", ".", "..") or "/" in self.name or not self.name.isprintable():
             raise UserError(f"model.name={self.name!a}: names a folder of the results; valid: a name without /")
+        if self.built_in and not Path(locate(self.path)).resolve().is_relative_to(BENCH):
+            raise UserError(
+                f"model.path={self.path}: {self.name} is built in and lies elsewhere; model=custom is meant"
+            )
         check_threads("model.threads", self.threads)
 
 
@@ -93,7 +106,7 @@ class Run:
 
     def record(self) -> dict[str, Any]:
         """As plain dictionaries, for run.json."""
-        return {**asdict(self), "question_ids": self.ids}
+        return {**asdict(self), "model": {**asdict(self.model), "name": self.model.label}, "question_ids": self.ids}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,7 +45,7 @@ def test_a_run_records_both_sides_and_says_so(small: SmallRun, tmp_path: Path, c
     assert main(overrides) == 0
     printed = capsys.readouterr().out
     assert "speedup" in printed and "translation" in printed and "recorded in" in printed
-    (folder,) = (file.parent for file in tmp_path.glob("runs/custom/kangaroo/*/run.json"))
+    (folder,) = (file.parent for file in tmp_path.glob("runs/model/kangaroo/*/run.json"))
     answers, baseline = lines(folder / "answers.jsonl"), lines(folder / "baseline.jsonl")
     wanted = [(question["question_id"], repeat) for repeat in (0, 1) for question in QUESTIONS]
     assert [(answer["question_id"], answer["repeat"]) for answer in answers] == wanted
@@ -216,6 +216,24 @@ def test_prompts_over_the_context_are_skipped_and_leave_both_sides(small: SmallR
     assert {record["question_id"] for record in lines(folder / "answers.jsonl")} == {241}
     assert {record["question_id"] for record in lines(folder / "baseline.jsonl")} == {241}
     assert "1 question skipped" in capsys.readouterr().out
+
+
+def test_a_run_in_which_every_question_was_skipped_says_so(small: SmallRun, tmp_path: Path, capsys) -> None:
+    assert main(small.overrides(results_dir=tmp_path, model__context=4, repeats=1)) == 1
+    assert "every question was skipped: no prompt leaves room" in capsys.readouterr().err
+
+
+def test_a_custom_model_is_filed_under_what_its_path_ends_in(small: SmallRun, tmp_path: Path, capsys) -> None:
+    (tmp_path / "my-model").symlink_to(small.folder / "model")
+    given = {"results_dir": tmp_path, "repeats": 1, "limit": 1, "model__path": f"{tmp_path}/my-model/"}
+    assert main(small.overrides(**given)) == main(small.overrides(**given, model__name="mine")) == 0
+    assert {file.parents[2].name for file in tmp_path.glob("runs/*/*/*/run.json")} == {"my-model", "mine"}
+    capsys.readouterr()
+    assert main(small.overrides(**given, model="vicuna-7b", method__variant="kangaroo")) == 0
+    assert "taken for vicuna-7b; if it is another model, model=custom is meant" in capsys.readouterr().err
+    assert "joey is built in and lies elsewhere; give model=custom" in refused(
+        capsys, small.overrides(**given, model="joey")
+    )
 
 
 def test_nan_logits_fail_the_turn_and_the_run_goes_on(small: SmallRun, tmp_path: Path, monkeypatch) -> None:
