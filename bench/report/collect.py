@@ -153,8 +153,9 @@ def file_name(name: str, longest: int = 48) -> str:
 
 
 def identity(run: Run) -> dict[str, Any]:
-    """What was measured: the flat configuration without what says only where and how."""
-    return measured(run.config)
+    """What was measured: the flat configuration without what says only where and how, and which questions."""
+    digest = run.info.get("questions_sha256")
+    return {**measured(run.config), **({"questions_sha256": digest[:12]} if digest else {})}
 
 
 def _shards(run: Run) -> int:

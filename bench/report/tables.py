@@ -63,11 +63,19 @@ def ranks(group: Group) -> dict[str, int | None]:
     }
 
 
+def _of_the_paper(entry: Entry) -> bool:
+    """Whether it answered Spec-Bench's questions, or joey's, which are made after them: what Table 1 is about."""
+    asked = entry.run.config.get("questions")
+    named = asked.get("name") if isinstance(asked, dict) else None  # None: from before there were question sets
+    return named in (None, "spec_bench", "joey") and any(entry.row(subtask) for subtask in PAPER_ORDER)
+
+
 def table1_rows(group: Group) -> list[dict[str, Any]]:
     """Measured rows, those of one method followed by the published row of the same model and method."""
     rows = []
-    last = {entry.run.method: entry for entry in group.entries}
-    for entry in group.entries:
+    entries = list(filter(_of_the_paper, group.entries))
+    last = {entry.run.method: entry for entry in entries}
+    for entry in entries:
         head = {"machine": group.machine, "model": group.model}
         measured: dict[str, Any] = head | {"method": entry.label, "source": entry.source}
         measured["demonstration"] = entry.metrics["demonstration"]
@@ -148,8 +156,9 @@ def csv_text(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *body]
-    return "".join("| " + " | ".join(map(markdown, line)) + " |\n" for line in lines)
+    lines = [list(map(markdown, line)) for line in (header, *body)]
+    lines.insert(1, ["---"] * len(header))
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def markdown(text: str) -> str:
@@ -242,12 +251,12 @@ def _tex_cell(text: str) -> str:
 def write_tables(collection: Collection, out: Path) -> list[Path]:
     """Writes every table that the runs allow below `out`; returns what was written."""
     files = {
-        "table1.md": _table1_markdown(collection.groups),
-        "table1.csv": csv_text([row for group in collection.groups for row in table1_rows(group)]),
-        "table1.tex": _table1_tex(collection.groups),
         "leaderboard.md": _leaderboard_markdown(collection),
         "leaderboard.csv": csv_text(leaderboard_rows(collection)),
     }
+    if groups := [group for group in collection.groups if table1_rows(group)]:
+        files["table1.md"], files["table1.tex"] = _table1_markdown(groups), _table1_tex(groups)
+        files["table1.csv"] = csv_text([row for group in groups for row in table1_rows(group)])
     if rows := table2_rows(collection):
         header = ["Model", "Architecture", "", *PARTS.values(), "Extra parameters", "Counted: 7B / 13B", "Avg. speedup"]
         body = [_table2_cells(row) for row in rows]

@@ -96,7 +96,7 @@ def test_odd_records_are_malformed(record, reason):
 
 def test_a_line_nested_too_deep_is_malformed(tmp_path):
     (tmp_path / "data.jsonl").write_text(json.dumps(turns("w0", "w1")) + "\n" + "[" * 200_000 + "\n")
-    corpus = c.encode_all(c.read(tmp_path / "data.jsonl"), render, TOKENIZER, eos_token_ids=[2], length=9, source="x")
+    corpus = c.encode_all(read(tmp_path / "data.jsonl"), render, TOKENIZER, eos_token_ids=[2], length=9, source="x")
     assert len(corpus.conversations) == 1 and corpus.first_malformed.startswith("line 2: not valid JSON")
 
 
@@ -134,8 +134,8 @@ def test_list_and_lines_read_the_same(tmp_path):
     as_list, as_lines = tmp_path / "a.json", tmp_path / "a.jsonl"
     as_list.write_text(json.dumps(records, indent=1))
     as_lines.write_text("\n".join(json.dumps(r) for r in records) + "\n\n{broken\n")
-    assert [r for _, r in c.read(as_list)] == records
-    read = list(c.read(as_lines))
+    assert [r for _, r in read(as_list)] == records
+    read = list(read(as_lines))
     assert [r for _, r in read[:2]] == records
     assert read[2][0] == "line 4" and isinstance(read[2][1], ValueError)
     corpus = c.encode_all(iter(read), render, TOKENIZER, eos_token_ids=[2], length=50, source="a")
@@ -147,7 +147,7 @@ def test_damaged_compressed_files(tmp_path, content):
     path = tmp_path / "data.jsonl.gz"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"data\.jsonl\.gz: truncated, or not a gzip file; compress it again$"):
-        list(c.read(path))
+        list(read(path))
 
 
 @pytest.mark.parametrize(
@@ -159,5 +159,5 @@ def test_unreadable_files(tmp_path, content, message):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError, match=message) as caught:
-        list(c.read(path))
+        list(read(path))
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
