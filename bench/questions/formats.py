@@ -3,7 +3,7 @@
 A record each: an object of a JSON list or JSONL file (also .gz) or a row of a .parquet, or a line of a .txt. It has
 - `turns`, `prompt`, `messages` or `conversations` (ShareGPT's): text, a list of texts, or a conversation, of which only
   what the user says is asked, since the model gives its own answers. A system message at the beginning stays there;
-- `question_id` or `id`: whole numbers or text; where there is none, the line's or record's number;
+- `question_id` or `id`: whole numbers or text; where there is none, the number of the line, or of the record from 0;
 - `category`, which is its subtask too unless the set says another; where there is none, the file's name.
 """
 
@@ -57,7 +57,7 @@ def read_questions(path: Path, subtasks: Mapping[str, Sequence[str]], notes: lis
         else:
             silent.append(name)
     if silent:
-        notes.append(f"{where}: {len(silent)} conversations without a question left out (first: {silent[0]})")
+        notes.append(f"{where}: left out, for nothing is asked in them: {len(silent)} (first: {silent[0]})")
     if not questions:
         raise UserError(f"{where}: holds no question; {WANTED}")
     if not all(isinstance(question.question_id, int) for question in questions):  # sorted and compared: of one type
@@ -70,7 +70,7 @@ def read_questions(path: Path, subtasks: Mapping[str, Sequence[str]], notes: lis
 
 def _records(path: Path) -> Iterator[tuple[str, Any]]:
     if path.suffix == ".parquet":
-        yield from ((f"row {number}", row) for number, row in enumerate(_rows(path), 1))
+        yield from ((f"record {number}", row) for number, row in enumerate(_rows(path)))
     elif path.suffix == ".txt":
         with readable(path, WANTED), path.open(encoding="utf-8-sig") as file:
             yield from ((f"line {n}", {"prompt": line.rstrip("\n")}) for n, line in enumerate(file, 1) if line.strip())
@@ -109,7 +109,7 @@ def _question(record: Any, number: int, unnamed: str, of_category: Mapping[str, 
 
 
 def _asked(record: Mapping[str, Any]) -> tuple[tuple[Message, ...], tuple[str, ...]]:
-    """The system message, if any, and the turns: none of a conversation in which nothing is asked. Raises ValueError."""
+    """The system message, if any, and the turns: none where nothing is asked. Raises ValueError."""
     key = next((key for key in TEXTS if key in record), None)
     if key is None:
         raise ValueError(f"the key turns is missing; wanted: {', '.join(TEXTS[:-1])} or {TEXTS[-1]}")

@@ -97,8 +97,8 @@ def _of_hub(where: str, dataset: str, file: str | None, revision: str | None) ->
 
     try:
         if file is None:
-            names = HfApi().list_repo_files(dataset, repo_type="dataset", revision=revision)
-            fitting = sorted(name for name in names if name.endswith(SUFFIXES))
+            listed = HfApi().dataset_info(dataset, revision=revision).siblings or ()
+            fitting = sorted(sibling.rfilename for sibling in listed if sibling.rfilename.endswith(SUFFIXES))
             if len(fitting) != 1:
                 raise UserError(f"{where}: has {len(fitting)} files; {WANTED}, as {dataset}/FILE: {', '.join(fitting)}")
             file = fitting[0]

@@ -63,23 +63,16 @@ def ranks(group: Group) -> dict[str, int | None]:
     }
 
 
-def _of_the_paper(entry: Entry) -> bool:
-    """Whether it answered Spec-Bench's questions, or joey's, which are made after them: what Table 1 is about."""
-    asked = entry.run.config.get("questions")
-    named = asked.get("name") if isinstance(asked, dict) else None  # None: from before there were question sets
-    return named in (None, "spec_bench", "joey") and any(entry.row(subtask) for subtask in PAPER_ORDER)
-
-
 def table1_rows(group: Group) -> list[dict[str, Any]]:
     """Measured rows, those of one method followed by the published row of the same model and method."""
     rows = []
-    entries = list(filter(_of_the_paper, group.entries))
+    entries = [entry for entry in group.entries if entry.of_paper]
     last = {entry.run.method: entry for entry in entries}
     for entry in entries:
         head = {"machine": group.machine, "model": group.model}
         measured: dict[str, Any] = head | {"method": entry.label, "source": entry.source}
         measured["demonstration"] = entry.metrics["demonstration"]
-        beside = published.table1(group.model, entry.run.method) if last[entry.run.method] is entry else {}
+        beside = entry.published if last[entry.run.method] is entry else {}
         theirs: dict[str, Any] = head | {"method": entry.run.method, "source": PUBLISHED, "demonstration": False}
         for subtask in PAPER_ORDER:
             row = entry.row(subtask) or {}
@@ -98,7 +91,8 @@ def table2_rows(collection: Collection) -> list[dict[str, Any]]:
     """Adapter architectures: the paper's row, then each measured one. Empty when none of them was measured."""
     rows = []
     for reference in published.table2().to_dict("records"):
-        measured = [(g, e) for g in collection.groups for e in g.entries if e.architecture == reference["architecture"]]
+        found = [(group, entry) for group in collection.groups for entry in group.entries if entry.of_paper]
+        measured = [(group, entry) for group, entry in found if entry.architecture == reference["architecture"]]
         parts = {key: value for key, value in reference.items() if key not in ("parameters_millions", "speedup")}
         at_7b, at_13b = published.adapter_parameters()[reference["architecture"]]
         parts |= {"counted_vicuna_7b": at_7b, "counted_vicuna_13b": at_13b}

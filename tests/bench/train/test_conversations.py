@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bench.texts import read
 from bench.train import conversations as c
 from bench.train.source import chat_format
 from methods.errors import UserError
@@ -135,10 +136,10 @@ def test_list_and_lines_read_the_same(tmp_path):
     as_list.write_text(json.dumps(records, indent=1))
     as_lines.write_text("\n".join(json.dumps(r) for r in records) + "\n\n{broken\n")
     assert [r for _, r in read(as_list)] == records
-    read = list(read(as_lines))
-    assert [r for _, r in read[:2]] == records
-    assert read[2][0] == "line 4" and isinstance(read[2][1], ValueError)
-    corpus = c.encode_all(iter(read), render, TOKENIZER, eos_token_ids=[2], length=50, source="a")
+    found = list(read(as_lines))
+    assert [r for _, r in found[:2]] == records
+    assert found[2][0] == "line 4" and isinstance(found[2][1], ValueError)
+    corpus = c.encode_all(iter(found), render, TOKENIZER, eos_token_ids=[2], length=50, source="a")
     assert corpus.malformed == 1 and corpus.first_malformed.startswith("line 4: not valid JSON")
 
 
