@@ -13,7 +13,7 @@ from typing import Any
 
 from methods.errors import UserError, first_line
 
-WANTED = "a JSON list or JSONL file is wanted"
+WANTED = "a ShareGPT JSON list or JSONL is wanted"
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 Messages = list[dict[str, str]]
@@ -35,10 +35,10 @@ def readable(path: Path, wanted: str = WANTED, key: str = "data.path") -> Iterat
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{where}: truncated, or not a gzip file; compress it again") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{where}: not readable (not UTF-8 text); {wanted}") from error
+        raise UserError(f"{where}: not UTF-8 text; {wanted}") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = getattr(error, "strerror", None) or first_line(error)
-        raise UserError(f"{where}: not readable ({reason}); {wanted}") from error
+        raise UserError(f"{where}: {reason}; {wanted}") from error
 
 
 def shown(path: Path) -> str:

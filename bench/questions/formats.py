@@ -38,14 +38,14 @@ class Question:
     opening: tuple[Message, ...] = ()
 
 
-def read_questions(path: Path, subtasks: Mapping[str, Sequence[str]], notes: list[str]) -> list[Question]:
+def read_questions(path: Path, subtasks: Mapping[str, Sequence[str]] | None, notes: list[str]) -> list[Question]:
     """All questions of a file. subtasks: the categories that share one, by its name.
 
     Conversations in which nothing is asked are left out and noted. Raises UserError naming the file and the line of the
     first fault.
     """
     where = f"data.path={shown(path)}"
-    of_category = {category: subtask for subtask, categories in subtasks.items() for category in categories}
+    of_category = {category: subtask for subtask, categories in (subtasks or {}).items() for category in categories}
     questions, silent = list[Question](), list[str]()
     for name, record in _records(path):
         try:
@@ -87,7 +87,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
             columns = [name for name in file.schema_arrow.names if name in (*TEXTS, "question_id", "id", "category")]
             return file.read(columns).to_pylist()
     except ArrowException as error:
-        raise UserError(f"data.path={shown(path)}: not readable ({first_line(error)}); {WANTED}") from error
+        raise UserError(f"data.path={shown(path)}: {first_line(error)}; {WANTED}") from error
 
 
 def _question(record: Any, number: int, unnamed: str, of_category: Mapping[str, str]) -> Question:

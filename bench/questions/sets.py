@@ -34,10 +34,10 @@ class QuestionSet:
     source: str
     revision: str | None
     sha256: str | None
-    subtasks: dict[str, list[str]]
+    subtasks: dict[str, list[str]] | None
 
     def __post_init__(self) -> None:
-        for subtask, categories in self.subtasks.items():
+        for subtask, categories in (self.subtasks or {}).items():
             if not isinstance(categories, list) or not all(isinstance(category, str) for category in categories):
                 raise UserError(f"questions.subtasks.{subtask}={categories}: must be a list of categories")
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -162,3 +163,13 @@ def test_unreadable_files(tmp_path, content, message):
     with pytest.raises(UserError, match=message) as caught:
         list(read(path))
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["fifo", "folder", "nul\0"])
+def test_what_is_no_file_is_not_opened(tmp_path, name):
+    if name != "nul\0":
+        (os.mkfifo if name == "fifo" else os.mkdir)(tmp_path / name)
+    with pytest.raises(
+        UserError, match=r"^data\.path=.*(not a file|embedded null byte); a ShareGPT JSON list or JSONL"
+    ):
+        list(read(tmp_path / name))
