@@ -82,7 +82,7 @@ def run(settings: Run, command: str) -> Outcome:
     info = {**parts.information(command), "questions_file": str(asked), "questions_sha256": sha256(asked)}
     directory = RunDirectory.open(root, config, info, resume=settings.resume)
     try:
-        for note in (*notes, *filter(None, [directory.notice])):
+        for note in filter(None, [*notes, directory.notice]):
             print(note, file=sys.stderr)
         places = [Place(question, repeat) for repeat in range(settings.repeats) for question in questions]
         waiting = [place for place in places if place.key not in directory.done]

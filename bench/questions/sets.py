@@ -57,8 +57,8 @@ def find(questions: QuestionSet, path: str | None) -> Path:
         pin = f"questions.sha256={file_sha256(file)}"
     elif not os.path.exists(file) and (dataset := DATASET.fullmatch(questions.source)):
         file = _of_hub(where, dataset[1], dataset[2], questions.revision)
-        commit = file.parts[file.parts.index("snapshots") + 1]
-        pin = None if commit == questions.revision else f"questions.revision={commit}"
+        commit = re.search(r"/snapshots/([0-9a-f]{40})/", file.as_posix())
+        pin = f"questions.revision={commit[1]}" if commit and commit[1] != questions.revision else None
     with readable(file, REMEDY, "questions.source"):
         digest = file_sha256(file)
     if wanted not in (None, digest):
@@ -87,8 +87,9 @@ def _downloaded(where: str, url: str, wanted: str | None) -> Path:
         raise UserError(f"{where}: cannot be reached ({first_line(error)}); {REMEDY}") from error
     if wanted not in (None, sha256(content)):
         raise UserError(f"{where}: has sha256 {sha256(content)}, wanted {wanted}; {REMEDY}")
-    replace_file(fresh, lambda partial: partial.write_bytes(content), "XDG_CACHE_HOME")
-    return fresh
+    own = fresh.with_name(f"{os.getpid()}.partial")  # shards that begin together may all fetch it
+    replace_file(own, lambda partial: partial.write_bytes(content), "XDG_CACHE_HOME")
+    return own.replace(fresh)
 
 
 def _of_hub(where: str, dataset: str, file: str | None, revision: str | None) -> Path:

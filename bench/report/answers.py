@@ -21,7 +21,6 @@ from bench.records.frame import Run
 from bench.records.identity import flatten
 from bench.report.collect import Collection, Group
 from bench.report.tables import title
-from methods.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILT_IN = BENCH / "assets" / "joey" / "question.jsonl"  # what runs of before there were question sets asked joey
@@ -99,7 +98,7 @@ def prompts(run: Run) -> dict[Any, list[str]]:
         files += [BUILT_IN if known.get("model.built_in") else cached_file()] if wanted or not given else []
         file = next((file for file in files if file.is_file() and wanted in (None, sha256(file))), None)
         questions = read_questions(file, {}, []) if file else []
-    except (UserError, OSError, TypeError, ValueError, RuntimeError):
+    except (OSError, TypeError, ValueError, RuntimeError):
         return {}  # the run itself read this file; the page does without what it asked
     return {question.question_id: list(question.turns) for question in questions}
 
