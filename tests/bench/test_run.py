@@ -438,7 +438,7 @@ def test_shards_split_the_questions(small: SmallRun, tmp_path: Path) -> None:
         ({"max_new_tokens": 0}, "max_new_tokens=0: must be"),
         ({"threads": 0}, "threads=0: must be at least 1"),
         ({"shard": "2/2"}, "shard=2/2: wanted part/parts"),
-        ({"shard": "²/3"}, "shard=²/3: wanted part/parts"),
+        ({"shard": "'²/3'"}, "shard=²/3: wanted part/parts"),
         ({"task": "maths"}, "task=maths: unknown; valid: all, mt_bench, qa, translation"),
         ({"question_ids": "[7]"}, "question_ids: 7 is not among"),
         ({"baseline": "both"}, "baseline=both: must be paired or none"),
