@@ -13,6 +13,7 @@ from typing import Any
 
 from methods.errors import UserError, first_line
 
+SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet", ".txt")
 WANTED = "a ShareGPT JSON list or JSONL is wanted"
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 

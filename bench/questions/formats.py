@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.chat import Message
-from bench.texts import read, readable, said, shown
+from bench.texts import SUFFIXES, read, readable, said, shown
 from methods.errors import UserError, first_line
 
 TEXTS = ("turns", "prompt", "messages", "conversations")
 PLAIN = ("turns", "prompt")
-SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet", ".txt")
 WANTED = f"wanted: a file of questions ({', '.join(SUFFIXES)})"
 SUMS = ("all", "overall")  # what tasks and tables call everything together
 LARGEST_ID = 2**63 - 1

@@ -16,11 +16,11 @@ from bench.digests import sha256
 from bench.metrics import question_table
 from bench.places import BENCH
 from bench.questions.formats import read_questions
-from bench.questions.sets import cached_file
 from bench.records.frame import Run
 from bench.records.identity import flatten
 from bench.report.collect import Collection, Group
 from bench.report.tables import title
+from bench.sources import cached_file
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILT_IN = BENCH / "assets" / "joey" / "question.jsonl"  # what runs of before there were question sets asked joey

@@ -19,9 +19,10 @@ from bench.config import installed
 from bench.places import CONF
 from bench.questions.choice import select
 from bench.questions.formats import Question, read_questions
-from bench.questions.sets import QuestionSet, cached_file, find
+from bench.questions.sets import QuestionSet, find
 from bench.questions.spec_bench import MT_BENCH, SUBTASKS, subtask_of
 from bench.settings import Run
+from bench.sources import cached_file
 from methods.errors import UserError
 
 GOOD = {"question_id": 1, "category": "qa", "turns": ["Who?"]}

@@ -22,6 +22,7 @@ from bench.settings import Run
 from bench.train import rest
 from bench.train.__main__ import main
 from bench.train.rest import byte_code, suffix_array
+from methods.digest import file_sha256
 from methods.errors import UserError
 from methods.rest import FILE_NAME, SEPARATOR
 from tests.bench.train.chat_model import NO_SYSTEM, SPECIAL, TEMPLATE, WORDS, tokenizer
@@ -236,3 +237,26 @@ def test_a_disk_that_is_full_is_one_line(
     (tmp_path / "a.json").write_text(as_list(TALKS))
     assert build(model, tmp_path / "a.json", tmp_path) == 2
     assert "rest.safetensors cannot be written (I/O error: No space left" in capsys.readouterr().err
+
+
+def test_a_large_text_is_announced_and_models_of_one_tokenizer_share_it(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rest, "SMALL_BYTES", 10)
+    (tmp_path / "talks.json").write_text(as_list(TALKS))
+    (tmp_path / "twin").symlink_to(model)
+    text, digest = str(tmp_path / "talks.json"), file_sha256(tmp_path / "talks.json")
+    made = [
+        rest.prepare(
+            text=text,
+            sha256=digest,
+            cache=tmp_path / "cache",
+            model=Run.of(installed().compose("config", ["model=custom", f"model.path={path}"])).model,
+        )
+        for path in (model, tmp_path / "twin")
+    ]
+    assert made[0] == made[1]
+    told = "method.datastore: made once from talks.json, in about 1 minute; takes about 0.0 GB in"
+    assert capsys.readouterr().err.count(told) == 1
+    with pytest.raises(UserError, match=r"method\.datastore\.text=.*: has sha256 .*, wanted 00; build one"):
+        rest.prepare(text=text, sha256="00", cache=tmp_path, model=Run.of(installed().compose("config", [])).model)
