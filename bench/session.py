@@ -28,6 +28,7 @@ from bench.settings import Run
 from bench.words import format_table, summarise_run
 from methods.engine.llama import Llama
 from methods.errors import NonFiniteLogits, UserError, first_line
+from methods.sampling import Sampler
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,7 @@ class Conversation:
         return self.chat.decode(timed.generation.tokens)
 
     def _fidelity(self, ids: list[int], answer: Timed, baseline: Timed | None) -> Fidelity | None:
-        if baseline is None or self.settings.temperature > 0:
+        if baseline is None:
             return None
         target, tokens = self.sides.target, baseline.generation.tokens
         dtype = str(target.dtype).removeprefix("torch.")
@@ -207,19 +208,22 @@ class Conversation:
             return compare(
                 answer.generation.tokens,
                 tokens,
-                margin=lambda position: top_two_margin(target, [*ids, *tokens[:position]]),
+                margin=lambda position: top_two_margin(
+                    target, [*ids, *tokens[:position]], self.settings.temperature, self.settings.seed
+                ),
                 tolerance=NEAR_TIE[dtype],
             )
 
 
 @torch.inference_mode()
-def top_two_margin(target: Llama, tokens: list[int]) -> float:
-    """How far apart the target's two best logits are after `tokens`."""
+def top_two_margin(target: Llama, tokens: list[int], temperature: float = 0.0, seed: int = 0) -> float:
+    """How far apart the target's two best tokens are after `tokens`, in logits: with its noise above temperature 0."""
     ids = torch.tensor(tokens, device=target.device)
     positions = torch.arange(len(tokens), device=target.device)
     hidden = target.run(target.embed(ids), positions, None, slice(0, None))[-1:]
-    best, second = target.head(hidden)[0].float().topk(2).values.tolist()
-    return best - second
+    sampler = Sampler(temperature, seed, target.config.vocab_size, target.device)
+    best, second = sampler.scores(target.head(hidden), len(tokens))[0].float().topk(2).values.tolist()
+    return (best - second) * (temperature or 1.0)
 
 
 def _finish(directory: RunDirectory) -> Outcome:

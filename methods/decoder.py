@@ -13,7 +13,7 @@ from methods.draft import Draft
 from methods.engine.kv_cache import KVCache
 from methods.engine.llama import Llama, Taps
 from methods.errors import UserError
-from methods.sampling import Acceptance, greedy, speculative
+from methods.sampling import Sampler, accept
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Prefill:
     tapped: tuple[Tensor, ...]  # for each of the method's taps, the prompt's states [n, hidden] before that layer
     final: Tensor  # [1, hidden] state of the last prompt token after the final norm
     cache: KVCache  # the target's, for methods that draft with the target's own first layers
+    sampler: Sampler  # how the target chooses tokens, for methods that draw theirs with the same noise
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ class Verification:
     tapped: tuple[Tensor, ...]  # [rows, hidden] as in Prefill, of the taps that the draft did not resume behind
     final: Tensor  # [rows, hidden] states after the final norm
     logits: Tensor  # [rows, vocab]
-    predicted: Tensor  # [rows] the target's argmax after each row
-    extra_predicted: tuple[int, ...] = ()  # the argmax of row 0 and of each extra row, on the host
+    predicted: Tensor  # [rows] the target's choice after each row
+    extra_predicted: tuple[int, ...] = ()  # what row 0 and each extra row say, on the host
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class Decoder:
     """Generates with one model and one method; the tokens are vanilla's, whatever the method.
 
     context: most tokens of prompt and output together, at most and by default the model's. temperature 0 is greedy;
-    above it, `seed` starts the random numbers of every sequence anew. Raises UserError for values out of range.
+    above it, `seed` decides what every sequence draws (methods.sampling). Raises UserError for values out of range.
     """
 
     def __init__(
@@ -151,7 +152,8 @@ class Sequence:
     ) -> None:
         self.decoder, self.model, self.cache, self.phases = decoder, decoder.model, cache, phases
         self.eos = self.model.config.eos_token_ids
-        self.random = torch.Generator().manual_seed(decoder.seed)
+        vocab = self.model.config.vocab_size
+        self.sampler = Sampler(decoder.temperature, decoder.seed, vocab, self.model.device)
         self.length, self.limit, self.wanted = len(prompt), limit, wanted
         self.steps: list[Step] = []
         self.doubtful = 0
@@ -196,8 +198,8 @@ class Sequence:
         final = model.norm(hidden[-1:])
         logits = model.lm_head(final)
         tokens: list[int] = prompt.tolist()
-        self.drafter = self.decoder.method.start(tokens, Prefill(taps.collected(), final, self.cache))
-        return tokens, self._accept(logits, logits.argmax(-1), Draft.empty(model.device)).tokens
+        self.drafter = self.decoder.method.start(tokens, Prefill(taps.collected(), final, self.cache, self.sampler))
+        return tokens, accept(logits, self.sampler.choose(logits, self.length), Draft.empty(model.device)).tokens
 
     def _verify(self, draft: Draft) -> Verification:
         """One target pass over [pending, candidates, extra rows]; the cache keeps what is accepted."""
@@ -215,8 +217,8 @@ class Sequence:
         taps = Taps(self.decoder.method.taps)
         final = model.norm(model.run(hidden, positions, self.cache, slice(first, None), mask, taps))
         logits = model.lm_head(final)
-        predicted = logits.argmax(-1)
-        accepted = self._accept(logits[:rows], predicted, draft)
+        predicted = self.sampler.choose(logits, base + 1, draft)
+        accepted = accept(logits[:rows], predicted, draft)
         self.cache.keep(base, accepted.path)
         return Verification(
             path=accepted.path,
@@ -240,11 +242,6 @@ class Sequence:
             mask[:candidates, base + candidates :] = False
             mask[candidates:, base:] = extra.mask
         return base + offsets, mask
-
-    def _accept(self, logits: Tensor, predicted: Tensor, draft: Draft) -> Acceptance:
-        if self.decoder.temperature > 0:
-            return speculative(logits, predicted, draft, self.decoder.temperature, self.random)
-        return greedy(logits, predicted, draft)
 
     def _cut(self, tokens: tuple[int, ...], room: int) -> tuple[int, ...]:
         """What is emitted of `tokens`: up to the first EOS (included), and no more than there is room for."""

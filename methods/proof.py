@@ -1,4 +1,4 @@
-"""Proof that a method is lossless: random tiny models, EOS at every place, full contexts, sequences side by side.
+"""Proof that a method is lossless: random tiny models, EOS at every place, full contexts, sampling, side by side.
 
 For methods from outside as well: `check_lossless(make, model)` in a test of theirs raises AssertionError otherwise.
 """
@@ -17,6 +17,7 @@ from methods.vanilla import Vanilla
 
 PROMPTS = ((5, 6, 7), (9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9), (3, 20, 3, 20, 3, 20, 3), (40,))
 NEW_TOKENS = 40
+TEMPERATURES = (0.3, 1.0)
 Make = Callable[[Llama], Any]  # a method on a target
 
 
@@ -39,6 +40,10 @@ def check_lossless(make: Make, model: Llama, prompts: Sequence[Sequence[int]] = 
             context = min(len(prompt) + room, model.config.context)
             wanted = _generated(model, Vanilla, prompt, NEW_TOKENS, context)
             _same(f"a context of {context}", prompt, _generated(model, make, prompt, NEW_TOKENS, context), wanted)
+        for temperature in TEMPERATURES:
+            wanted = _generated(model, Vanilla, prompt, NEW_TOKENS, temperature=temperature)
+            found = _generated(model, make, prompt, NEW_TOKENS, temperature=temperature)
+            _same(f"temperature {temperature}", prompt, found, wanted)
     check_side_by_side(make, model, prompts)
 
 
@@ -59,8 +64,10 @@ def check_side_by_side(make: Make, model: Llama, prompts: Sequence[Sequence[int]
         assert found.steps == wanted.steps, f"prompt {list(prompt)}: other steps side by side than alone"
 
 
-def _generated(model: Llama, make: Make, prompt: Sequence[int], new: int, context: int | None = None) -> Generation:
-    decoder = Decoder(model, make(model), context=context)
+def _generated(
+    model: Llama, make: Make, prompt: Sequence[int], new: int, context: int | None = None, temperature: float = 0.0
+) -> Generation:
+    decoder = Decoder(model, make(model), context=context, temperature=temperature, seed=7)
     return decoder.generate(torch.tensor(prompt, device=model.device), new)
 
 

@@ -1,4 +1,10 @@
-"""Acceptance: which path of a draft the target agrees with, and the tokens a step emits."""
+"""Acceptance: which path of a draft the target agrees with, and the tokens a step emits.
+
+Above temperature 0 the token of position t is argmax(logits / T + g), with Gumbel noise g that follows from the seed
+and from t alone. Its law is softmax(logits / T) (Maddison et al., arXiv 1411.0030), and a method that is verified with
+the same noise gives the tokens that vanilla samples, whatever it drafts (drafter-invariant speculative decoding, Daliri
+et al., arXiv 2408.07978). So one walk does for both, and what is lossless shows token for token at any temperature.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from methods.digest import sha256
 from methods.draft import Draft
 from methods.errors import NonFiniteLogits
 
@@ -17,15 +24,15 @@ class Acceptance:
 
     path: tuple[int, ...]  # accepted rows, the pending token's row 0 first
     tokens: tuple[int, ...]  # emitted tokens: the accepted candidates and the bonus token
-    extra: tuple[int, ...] = ()  # with extra rows: the argmax of row 0 and of each of them
+    extra: tuple[int, ...] = ()  # with extra rows: what row 0 and each of them say
 
 
-def greedy(logits: Tensor, predicted: Tensor, draft: Draft) -> Acceptance:
-    """Deepest path on which every candidate is the target's argmax; the argmax after it is the bonus token.
+def accept(logits: Tensor, predicted: Tensor, draft: Draft) -> Acceptance:
+    """Deepest path on which every candidate is the target's choice; its choice after it is the bonus token.
 
-    logits [rows, vocab] of the pending token and the candidates, predicted [rows + extra rows] the argmax. Costs one
-    transfer to the host, which takes along the extra rows' argmax. Raises NonFiniteLogits when a row of the path has no
-    finite maximum.
+    logits [rows, vocab] of the pending token and the candidates, predicted [rows + extra rows] what `Sampler.choose`
+    makes of them. Costs one transfer to the host, which takes along what the extra rows say. Raises NonFiniteLogits
+    when a row of the path has no finite maximum.
     """
     tree, rows = draft.tree, len(logits)
     beside, predicted = _beside(predicted, draft), predicted[:rows]
@@ -49,36 +56,47 @@ def greedy(logits: Tensor, predicted: Tensor, draft: Draft) -> Acceptance:
 
 
 def _beside(predicted: Tensor, draft: Draft) -> tuple[Tensor, ...]:
-    """The argmax of row 0 and of the extra rows, where there are any."""
+    """What row 0 and the extra rows say, where there are any."""
     return () if draft.extra is None else (predicted[:1], predicted[draft.tree.size + 1 :])
 
 
-def speculative(
-    logits: Tensor, predicted: Tensor, draft: Draft, temperature: float, generator: torch.Generator
-) -> Acceptance:
-    """Lossless sampling: emitted tokens are distributed as the target's softmax(logits / temperature).
+class Sampler:
+    """How one sequence chooses its tokens: temperature 0 is greedy, above it `seed` decides the noise.
 
-    A candidate proposed with certainty has draft probability 1, so speculative sampling (Leviathan et al., arXiv
-    2211.17192, section 2.3) accepts it with the target's probability p and otherwise removes it from p. Siblings are
-    tried in turn against what is left (SpecInfer, arXiv 2305.09781, section 4.3). Raises NonFiniteLogits.
+    Noise is drawn on the device, once for a position as long as it lies ahead.
     """
-    if not logits.isfinite().all():
-        raise NonFiniteLogits("the target's logits are NaN or infinite")
-    probabilities = torch.softmax(logits.float() / temperature, -1).cpu()
-    tokens, parents = draft.tokens.tolist(), draft.tree.parents.tolist()
-    known = tuple(token for part in _beside(predicted, draft) for token in part.tolist())
-    path, emitted = [0], []
-    while True:
-        left = probabilities[path[-1]].clone()
-        accepted = None
-        for row in (r for r in range(path[-1] + 1, len(parents)) if parents[r] == path[-1]):
-            token = tokens[row - 1]
-            if torch.rand((), generator=generator) * left.sum() < left[token]:
-                accepted = row
-                break
-            left[token] = 0
-        if accepted is None:
-            emitted.append(int(torch.multinomial(left, 1, generator=generator)))
-            return Acceptance(path=tuple(path), tokens=tuple(emitted), extra=known)
-        path.append(accepted)
-        emitted.append(tokens[accepted - 1])
+
+    def __init__(self, temperature: float, seed: int, vocab: int, device: torch.device) -> None:
+        self.temperature, self.seed, self.vocab, self.device = temperature, seed, vocab, device
+        self.generator = torch.Generator(device)
+        self._drawn: dict[int, Tensor] = {}
+
+    def choose(self, logits: Tensor, first: int, draft: Draft | None = None) -> Tensor:
+        """The token that each row of logits [rows, vocab] says, [rows].
+
+        first: position of the token that row 0 says; without a draft, of all rows. Extra rows say their argmax.
+        """
+        if self.temperature == 0 or draft is None or draft.extra is None:
+            return self.scores(logits, first, draft).argmax(-1)
+        rows = draft.tree.size + 1
+        return torch.cat((self.scores(logits[:rows], first, draft).argmax(-1), logits[rows:].argmax(-1)))
+
+    def scores(self, logits: Tensor, first: int, draft: Draft | None = None) -> Tensor:
+        """What the argmax is taken of, [rows, vocab]: the logits, or logits / T + noise, as in `choose`."""
+        if self.temperature == 0:
+            return logits
+        self._drawn = {position: noise for position, noise in self._drawn.items() if position >= first}
+        scaled = logits.float() / self.temperature
+        if draft is None or draft.tree.size == 0:
+            return scaled + self._noise(first)
+        ahead = torch.stack([self._noise(first + depth) for depth in range(draft.tree.paths.shape[1])])
+        return scaled + ahead[draft.tree.depths]
+
+    def _noise(self, position: int) -> Tensor:
+        """Standard Gumbel noise [vocab] of a position."""
+        if position not in self._drawn:
+            seed = int(sha256(f"{self.seed} {position}")[:15], 16)  # neighbours, too, are far apart
+            self.generator.manual_seed(seed)
+            waits = torch.empty(self.vocab, device=self.device).exponential_(generator=self.generator)
+            self._drawn[position] = waits.log_().neg_()
+        return self._drawn[position]

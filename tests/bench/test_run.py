@@ -593,3 +593,15 @@ def test_a_datastore_is_part_of_what_was_measured(small: SmallRun, tmp_path: Pat
     node = installed().compose("config", ["method=rest", f"method.datastore={tmp_path / given}"]).values["method"]
     ((key, path),) = bind(node, "method").fetch().files()
     assert key == "method.datastore" and file_hashes(path)["rest.safetensors"] == hashlib.sha256(b"store").hexdigest()
+
+
+def test_sampled_answers_are_held_against_the_baselines_token_by_token(small: SmallRun, tmp_path: Path) -> None:
+    assert main(small.overrides(results_dir=tmp_path, temperature=0.8, seed=3, repeats=1)) == 0
+    (folder,) = (file.parent for file in tmp_path.glob("runs/*/*/*/run.json"))
+    overall = json.loads((folder / "metrics.json").read_text())["overall"]
+    assert (overall["equal"], overall["near_tie"], overall["mismatch"]) == (7, 0, 0)
+    greedy = SmallRun(small.folder)
+    assert main(greedy.overrides(results_dir=tmp_path / "greedy", repeats=1)) == 0
+    (other,) = (file.parent for file in (tmp_path / "greedy").glob("runs/*/*/*/run.json"))
+    texts = [[line["choices"][0]["turns"] for line in lines(f / "answers.jsonl")] for f in (folder, other)]
+    assert texts[0] != texts[1]

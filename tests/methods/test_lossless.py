@@ -88,6 +88,22 @@ def test_a_method_that_cheats_is_caught(model: Llama) -> None:
         check_lossless(Cheat, model)
 
 
+class Drifting(Cheat):
+    """Cheats only where it is sampled: it shifts the noise of the sequence."""
+
+    def start(self, prompt: list[int], prefill: Prefill) -> Drifting:
+        prefill.sampler.seed += 1
+        return self
+
+    def propose(self, tokens: list[int], room: int) -> Draft:
+        return Draft.empty(self.model.device)
+
+
+def test_a_method_that_cheats_above_temperature_0_is_caught(model: Llama) -> None:
+    with pytest.raises(AssertionError, match=r"temperature 0.3: token \d+ is \d+, vanilla's is"):
+        check_lossless(Drifting, model)
+
+
 class Shared:
     """Keeps its sequence on the method, where the next one overwrites it."""
 

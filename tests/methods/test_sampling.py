@@ -1,4 +1,4 @@
-"""Acceptance: the deepest agreeing path under greedy, the target's distribution under sampling."""
+"""Acceptance: the deepest agreeing path, whatever the target says; and what it says above temperature 0."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from scipy.stats import chisquare
 
 from methods.draft import Draft, Tree
 from methods.errors import NonFiniteLogits
-from methods.sampling import greedy, speculative
+from methods.sampling import Sampler, accept
 
 CPU = torch.device("cpu")
 # pending -> 5, 7;  5 -> 1, 2;  2 -> 4;  7 -> 3
@@ -38,7 +38,7 @@ def test_greedy_takes_the_deepest_agreeing_path(
     predicted: list[int], path: tuple[int, ...], emitted: tuple[int, ...]
 ) -> None:
     logits = logits_that_say(predicted)
-    accepted = greedy(logits, logits.argmax(-1), draft_of(TOKENS, PARENTS))
+    accepted = accept(logits, logits.argmax(-1), draft_of(TOKENS, PARENTS))
     assert (accepted.path, accepted.tokens) == (path, emitted)
 
 
@@ -48,32 +48,34 @@ def test_non_finite_logits_are_refused(bad: float) -> None:
     logits[1, 3] = bad
     draft = draft_of([5], [-1])
     with pytest.raises(NonFiniteLogits):
-        greedy(logits, logits.argmax(-1), draft)
+        accept(logits, logits.argmax(-1), draft)
     with pytest.raises(NonFiniteLogits):
-        speculative(logits, logits.argmax(-1), draft, 1.0, torch.Generator())
+        accept(logits, Sampler(1.0, 0, 10, CPU).choose(logits, 3, draft), draft)
 
 
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-def test_first_sampled_token_is_distributed_as_the_target_says(temperature: float) -> None:
-    """Three siblings, one of them likely, must not bend the distribution of the token after the pending one."""
-    logits = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0]).repeat(4, 1)
-    draft, generator = draft_of([1, 4, 0], [-1, -1, -1]), torch.Generator().manual_seed(1)
-    draws = 4000
-    counts = torch.zeros(5)
-    for _ in range(draws):
-        counts[speculative(logits, logits.argmax(-1), draft, temperature, generator).tokens[0]] += 1
+@pytest.mark.parametrize(("temperature", "draws"), [(0.5, 10_000), (1.0, 100_000), (2.0, 10_000)])
+def test_samples_follow_the_targets_distribution(temperature: float, draws: int) -> None:
+    logits = torch.tensor([[2.0, 1.0, 0.5, 0.0, -1.0, 1.9, -4.0, 3.0]])
+    sampler = Sampler(temperature, 1, 8, CPU)
+    drawn = torch.cat([sampler.choose(logits, position) for position in range(draws)])
     expected = torch.softmax(logits[0].double() / temperature, -1) * draws
-    assert chisquare(counts.double().numpy(), expected.numpy()).pvalue > 1e-3
+    assert chisquare(torch.bincount(drawn, minlength=8).double().numpy(), expected.numpy()).pvalue > 1e-3
 
 
-def test_second_sampled_token_depends_on_the_accepted_first() -> None:
-    logits = torch.tensor([[0.0, 0.5, 0.0], [1.0, 0.0, -1.0], [0.0, 2.0, 0.0]])  # pending; after 1; after 1, 2
-    draft, generator = draft_of([1, 2], [-1, 0]), torch.Generator().manual_seed(2)
-    counts = torch.zeros(3)
-    for _ in range(6000):
-        tokens = speculative(logits, logits.argmax(-1), draft, 1.0, generator).tokens
-        if len(tokens) > 1:
-            assert tokens[0] == 1
-            counts[tokens[1]] += 1
-    expected = torch.softmax(logits[1].double(), -1) * counts.sum()
-    assert chisquare(counts.double().numpy(), expected.numpy()).pvalue > 1e-3
+def test_neighbouring_positions_and_seeds_are_independent() -> None:
+    logits, draws = torch.zeros(1, 4), 20_000
+    rows = [torch.cat([Sampler(1.0, seed, 4, CPU).choose(logits, p) for p in range(draws // 4)]) for seed in (1, 2)]
+    for first, second in ((rows[0][:-1], rows[0][1:]), (rows[0], rows[1])):
+        pairs = torch.bincount(4 * first + second, minlength=16).double()
+        assert chisquare(pairs.numpy()).pvalue > 1e-3
+
+
+def test_noise_belongs_to_a_position_whatever_is_drafted() -> None:
+    """Each row of a tree says what a single row says at its position; rows of equal depth share the noise."""
+    logits = torch.randn(7, 10, generator=torch.Generator().manual_seed(0))
+    draft, alone = draft_of(TOKENS, PARENTS), Sampler(0.8, 5, 10, CPU)
+    said = Sampler(0.8, 5, 10, CPU).choose(logits, 20, draft)
+    depths = draft.tree.depths.tolist()
+    singly = [alone.choose(row[None], 20 + depth)[0] for row, depth in zip(logits, depths, strict=True)]
+    assert said.tolist() == [int(token) for token in singly]
+    assert Sampler(0.0, 5, 10, CPU).choose(logits, 20, draft).tolist() == logits.argmax(-1).tolist()
