@@ -14,6 +14,7 @@ from methods.engine.kv_cache import KVCache
 from methods.kangaroo import Kangaroo
 from methods.lookahead import Lookahead
 from methods.medusa import Medusa
+from methods.recycling import Recycling
 from methods.vanilla import Vanilla
 from tests.methods.test_medusa import random_heads, write_heads
 from tests.tiny import adapter_checkpoint, tiny_llama
@@ -123,4 +124,14 @@ def test_lookahead_waits_once_a_step(transfers: list[str], window: int, level: i
     transfers.clear()
     with Operations() as operations:
         generation = decoder.generate(prompt, 40)
+    assert transfers == ["tolist"] * (2 + len(generation.steps)) and operations.waiting() == 0
+
+
+def test_recycling_waits_once_a_step(transfers: list[str]) -> None:
+    model = tiny_llama(vocab_size=40)
+    decoder, prompt = Decoder(model, Recycling(model, memory="sequence", prompt=False)), torch.tensor([5, 6, 7])
+    transfers.clear()
+    with Operations() as operations:
+        generation = decoder.generate(prompt, 40)
+    assert max(step.emitted for step in generation.steps) > 1
     assert transfers == ["tolist"] * (2 + len(generation.steps)) and operations.waiting() == 0
