@@ -89,6 +89,7 @@ class Recycled:
 
     def __init__(self, method: Recycling, successors: Successors) -> None:
         self.method, self.successors = method, successors
+        self.known: Tensor | None = None  # [81] rows of this draft that count; None: the pass was another drafter's
 
     def propose(self, tokens: list[int], room: int) -> Draft:
         """The tree under the pending token, cut to the depth that the context has room for."""
@@ -100,9 +101,10 @@ class Recycled:
             levels.append(matrix.index_select(0, levels[-1]).take(places))
         rows = torch.cat(levels)
         self.known = rows < self.successors.unknown
-        self.rows = torch.where(self.known, rows, pending)
-        return Draft(tokens=self.rows[1:], tree=method.trees[depth - 1].only(self.known))
+        rows = torch.where(self.known, rows, pending)
+        return Draft(tokens=rows[1:], tree=method.trees[depth - 1].only(self.known))
 
     def observe(self, verification: Verification) -> None:
         """Every row, accepted or not, tells the successors of its token; what only rode along tells nothing."""
-        self.successors.learn(self.rows, verification.logits, self.known)
+        self.successors.learn(verification.rows, verification.logits, self.known)
+        self.known = None

@@ -32,7 +32,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
 
 
 def test_all_methods_ran(runs) -> None:
-    assert set(runs) == set(all_methods(installed())) == {"kangaroo", "lookahead", "medusa", "pld", "recycling", "rest"}
+    assert (
+        set(runs)
+        == set(all_methods(installed()))
+        == {"kangaroo", "lookahead", "medusa", "pld", "recycling", "rest", "sam"}
+    )
 
 
 def test_every_token_is_vanillas(runs) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from methods.decoder import Decoder
 from methods.engine.kv_cache import KVCache
+from methods.engine.llama import Llama
 from methods.kangaroo import Kangaroo
 from methods.lookahead import Lookahead
 from methods.medusa import Medusa
+from methods.pld import PromptLookup
 from methods.recycling import Recycling
+from methods.sam import Sam
 from methods.vanilla import Vanilla
 from tests.methods.test_medusa import random_heads, write_heads
 from tests.tiny import adapter_checkpoint, tiny_llama
@@ -127,11 +131,24 @@ def test_lookahead_waits_once_a_step(transfers: list[str], window: int, level: i
     assert transfers == ["tolist"] * (2 + len(generation.steps)) and operations.waiting() == 0
 
 
-def test_recycling_waits_once_a_step(transfers: list[str]) -> None:
+def recycling(model: Llama) -> Recycling:
+    return Recycling(model, memory="sequence", prompt=False)
+
+
+def lookups(model: Llama) -> PromptLookup:
+    return PromptLookup(model, max_ngram=3, length=5, match="last", partial=True)
+
+
+def automaton(model: Llama) -> Sam:
+    return Sam(model, predict=8, threshold=3, bias=0, static=None, fallback=recycling(model))
+
+
+@pytest.mark.parametrize("make", [recycling, lookups, automaton])
+def test_what_needs_no_confidence_waits_once_a_step(transfers: list[str], make: Callable[[Llama], Any]) -> None:
     model = tiny_llama(vocab_size=40)
-    decoder, prompt = Decoder(model, Recycling(model, memory="sequence", prompt=False)), torch.tensor([5, 6, 7])
+    decoder, prompt = Decoder(model, make(model)), torch.tensor([5, 6, 7])
     transfers.clear()
     with Operations() as operations:
-        generation = decoder.generate(prompt, 40)
+        generation = decoder.generate(prompt, 80)
     assert max(step.emitted for step in generation.steps) > 1
     assert transfers == ["tolist"] * (2 + len(generation.steps)) and operations.waiting() == 0

@@ -23,11 +23,10 @@ PROMPTS = ([5, 6, 7], [9, 9, 9, 9, 9, 9], [i % 11 + 3 for i in range(30)])
 class Reference:
     """Says what is drafted and what is accepted, step by step. It runs every row from the first token on."""
 
-    def __init__(self, model: Llama, prompt: list[int], *, learn_prompt: bool) -> None:
+    def __init__(self, model: Llama, learn: list[int]) -> None:
         self.model, self.best = model, dict[int, list[int]]()
-        if learn_prompt:
-            for end in range(1, len(prompt) + 1):
-                self.best[prompt[end - 1]] = self.successors(prompt[:end])
+        for end in range(1, len(learn) + 1):
+            self.best[learn[end - 1]] = self.successors(learn[:end])
 
     @torch.inference_mode()
     def successors(self, tokens: list[int]) -> list[int]:
@@ -45,18 +44,22 @@ class Reference:
                 found[node] = [*above, known[node[-1]]]
         return found
 
-    def step(self, tokens: list[int], room: int) -> tuple[dict[Node, list[int]], list[int]]:
-        """The draft and what is emitted."""
-        draft = self.draft(tokens, room)
+    def learn(self, tokens: list[int], draft: dict[Node, list[int]]) -> list[int]:
+        """Take in what the target says after every row of a draft. Returns what the pass emits."""
         said = {node: self.successors([*tokens, *path]) for node, path in draft.items()}
         for node, path in draft.items():
             self.best[[*tokens, *path][-1]] = said[node]
         node: Node = ()
-        while following := [
-            other for other in draft if other[:-1] == node and other and draft[other][-1] == said[node][0]
-        ]:
+        while following := [n for n in draft if n and n[:-1] == node and draft[n][-1] == said[node][0]]:
             node = following[0]
-        return draft, [*draft[node], said[node][0]]
+        return [*draft[node], said[node][0]]
+
+
+def paths_of(draft: Draft) -> list[list[int]]:
+    """The tokens on the path to each node of a draft, but for those that are left out."""
+    rows, depths = [-1, *draft.tokens.tolist()], draft.tree.depths.tolist()
+    paths = zip(draft.tree.paths.tolist(), depths, strict=True)
+    return [[rows[row] for row in path[1 : depth + 1]] for path, depth in paths if depth]
 
 
 class Watched:
@@ -72,9 +75,7 @@ class Watched:
 
     def propose(self, tokens: list[int], room: int) -> Draft:
         draft = self.drafter.propose(tokens, room)
-        rows, depths = [None, *draft.tokens.tolist()], draft.tree.depths.tolist()
-        paths = [path[1 : depth + 1] for path, depth in zip(draft.tree.paths.tolist(), depths, strict=True) if depth]
-        self.drafts.append([[rows[row] for row in path] for path in paths])
+        self.drafts.append(paths_of(draft))
         return draft
 
     def observe(self, verification: Verification) -> None:
@@ -88,9 +89,10 @@ def test_every_step_is_the_definitions(prompt: list[int], learn_prompt: bool, eo
     method = Watched(Recycling(model, memory="sequence", prompt=learn_prompt))
     decoder = Decoder(model, method)
     found = decoder.generate(torch.tensor(prompt), 30)
-    reference, tokens, drafted = Reference(model, prompt, learn_prompt=learn_prompt), [*prompt, found.tokens[0]], []
+    reference, tokens, drafted = Reference(model, prompt if learn_prompt else []), [*prompt, found.tokens[0]], []
     for step, given in zip(found.steps, method.drafts, strict=True):
-        draft, emitted = reference.step(tokens, 50 - len(tokens))
+        draft = reference.draft(tokens, 50 - len(tokens))
+        emitted = reference.learn(tokens, draft)
         assert sorted(map(tuple, given)) == sorted(tuple(path) for path in draft.values() if path)
         assert step.drafted == len([node for node in RECYCLING_2_2_2 if len(node) <= 50 - len(tokens)])
         assert step.emitted <= len(emitted)
