@@ -21,6 +21,7 @@ from bench.places import ROOT, locate
 from bench.settings import Model, Run
 from methods.decoder import Decoder
 from methods.engine.checkpoint import empty_weights, load_model, pick_device, pick_dtype, read_config, resolve
+from methods.engine.hub import hub_name
 from methods.engine.llama import Llama
 from methods.errors import UserError, first_line
 from methods.vanilla import Vanilla
@@ -69,8 +70,10 @@ class Parts:
             for name, digest in file_hashes(path).items():
                 label = f"draft/{name}"
                 hashes[f"{key}/{name}" if label in hashes else label] = digest
+        config = settings.record()
+        snapshots = [hub for folder in (self.folder, *drafts.values()) if (hub := hub_name(folder))]
         return {
-            "config": settings.record(),
+            "config": config,
             "command": command,
             "model": model.name,
             "method": settings.method_name,
@@ -80,6 +83,7 @@ class Parts:
             "commit": git["commit"],
             "files": {key: {"path": str(path)} for key, path in drafts.items()},
             "checkpoint_sha256": hashes,
+            "unpinned": [name for name in snapshots if name.partition("@")[2] not in repr(config)],
             "chat_sha256": {file.name: sha256(file) for file in chat_files(self.folder, model.chat_template)},
             **environment.describe(device.type, torch.get_num_threads()),
             "started": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -19,17 +20,21 @@ def replace_file(path: Path, write: Callable[[Path], object], key: str = "output
     key: what the user sets to choose the folder. Raises UserError when the disk does not take the file; whatever stood
     at `path` is then untouched.
     """
-    fresh = path.with_name(f".{path.name}.partial")  # one name, so that a killed write leaves no more than one file
+    # A folder, because safetensors writes beside the file it is given; of one name, so that the next write removes what
+    # a killed one left.
+    aside = path.with_name(f".{path.name}.partial")
+    fresh = aside / path.name
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh.unlink(missing_ok=True)
+        _remove(aside)
+        aside.mkdir(parents=True)
         write(fresh)
         with fresh.open("rb") as file:
             os.fsync(file.fileno())
         fresh.chmod(_usual_mode())  # safetensors makes files that only their owner can read
         os.replace(fresh, path)
+        _remove(aside)
     except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is a RuntimeError to torch's zip writer
-        _remove(fresh)
+        _remove(aside)
         kept = "; the file that was there is untouched" if path.is_file() else ""
         raise UserError(f"{key}={path.parent}: {path.name} cannot be written ({_reason(error)}){kept}") from error
 
@@ -69,9 +74,12 @@ def _usual_mode() -> int:
     return 0o666 & ~mask
 
 
-def _remove(fresh: Path) -> None:
-    with suppress(OSError):  # where the folder itself is the trouble, that is what is reported
-        fresh.unlink(missing_ok=True)
+def _remove(aside: Path) -> None:
+    with suppress(OSError):  # where the folder around is the trouble, that is what is reported
+        if aside.is_dir() and not aside.is_symlink():
+            shutil.rmtree(aside)
+        else:
+            aside.unlink(missing_ok=True)
 
 
 def _reason(error: BaseException) -> str:

@@ -46,6 +46,8 @@ def run_warnings(run: Run, found: dict[str, Any]) -> list[dict[str, str]]:
         texts.append("one repeat: the spread over repeats is unknown")
     if (run.info.get("git") or {}).get("dirty"):
         texts.append("the working tree had uncommitted changes")
+    if isinstance(unpinned := run.info.get("unpinned"), list) and unpinned:
+        texts.append(f"not pinned to a commit: {', '.join(map(str, unpinned))} is what the hub had")
     return [{"scope": "run", "figure": "", "text": text} for text in [*texts, *run.notes]]
 
 

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from methods.draft_vocabulary import OFFSETS, offsets, read_vocabulary
 from methods.engine.checkpoint import read_config, read_tensors
 from methods.engine.config import read_json
 from methods.engine.kv_cache import KVCache
 from methods.engine.llama import (
     AttentionWeights,
-    LayerWeights,
+    FeedForwardWeights,
     Llama,
     Mask,
     ModelConfig,
@@ -55,11 +56,20 @@ VARIANTS = {  # extra parameters at hidden size 4096, SwiGLU 11008 wide and voca
 class Adapter(nn.Module):
     """Exit-layer states -> states for the LM head; with attention, over a KV cache of its own.
 
-    config: shape of the attention and SwiGLU blocks, usually the target's own. Matrices that read the same input are
-    one; `published` and `load_published` speak the names of checkpoints. Raises UserError for an unknown variant.
+    config: shape of the attention and SwiGLU blocks, usually the target's own; vocabulary [draft vocab] int64: the
+    target's tokens that an own head knows, None for all. Matrices that read the same input are one; `published` and
+    `load_published` speak the names of checkpoints. Raises UserError for an unknown variant.
     """
 
-    def __init__(self, config: ModelConfig, *, variant: str, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        variant: str,
+        dtype: torch.dtype,
+        device: torch.device,
+        vocabulary: Tensor | None = None,
+    ) -> None:
         super().__init__()
         check_variant(variant)
         self.config, self.variant, self.parts = config, variant, VARIANTS[variant]
@@ -82,22 +92,24 @@ class Adapter(nn.Module):
         self.input_norm, self.norm = norm(), norm()
         if self.parts.attention:
             self.qkv, self.output = matrix(sum(self.qkv_split), hidden), matrix(hidden, attention)
-            self.block = AttentionWeights(input_norm=self.input_norm, qkv=linear(self.qkv), output=linear(self.output))
+            self.block = AttentionWeights(qkv=linear(self.qkv), output=linear(self.output))
         if self.parts.feed_forward:
             self.post_norm = norm()
             self.gate_up = matrix(2 * config.intermediate_size, hidden)
             self.down = matrix(hidden, config.intermediate_size)
-            self.layer = LayerWeights(
-                **vars(self.block), post_norm=self.post_norm, gate_up=linear(self.gate_up), down=linear(self.down)
+            self.swiglu = FeedForwardWeights(
+                post_norm=self.post_norm, gate_up=linear(self.gate_up), down=linear(self.down)
             )
         if self.parts.linears:
             self.first, self.second = matrix(hidden, hidden), matrix(hidden, hidden)
             self.linears = linear(self.first), linear(self.second)
-        self.lm_head = matrix(config.vocab_size, hidden) if self.parts.own_head else None
+        self.vocabulary = vocabulary
+        size = config.vocab_size if vocabulary is None else len(vocabulary)
+        self.lm_head = matrix(size, hidden) if self.parts.own_head else None
         self.head = None if self.lm_head is None else linear(self.lm_head)
 
     def published(self) -> dict[str, Tensor]:
-        """The parameters under their names in a checkpoint, as views."""
+        """The parameters under their names in a checkpoint, as views; the vocabulary's offsets among them."""
         layer: dict[str, Tensor] = {"input_layernorm": self.input_norm}
         if self.parts.attention:
             q, k, v = self.qkv.split(self.qkv_split)
@@ -113,13 +125,16 @@ class Adapter(nn.Module):
             "norm.weight": self.norm,
             **{f"layers.0.{name}.weight": view for name, view in layer.items()},
         }
-        return names if self.lm_head is None else {**names, "lm_head.weight": self.lm_head}
+        if self.lm_head is not None:
+            names["lm_head.weight"] = self.lm_head
+        return names if self.vocabulary is None else {**names, OFFSETS: offsets(self.vocabulary)}
 
     @torch.no_grad()
     def load_published(self, tensors: dict[str, Tensor]) -> None:
         """Copy tensors given under their names in a checkpoint."""
-        for name, view in self.published().items():
-            view.copy_(tensors[name])
+        views = self.published()
+        for name, tensor in tensors.items():
+            views[name].copy_(tensor)
 
     def pack(self) -> None:
         """Copy the matrices for decoding, as `Llama.pack` does."""
@@ -134,14 +149,14 @@ class Adapter(nn.Module):
         With a cache, the rows are appended to it and see all it holds; mask [n, held slots], None = causal.
         """
         config = self.config
+        normed = rms_norm(states, self.input_norm, config.norm_eps)
         if self.parts.attention:
             past = cache.lengths[0] if cache else 0
             mask = attention_mask(mask, states, past, config.num_heads // config.num_kv_heads)
-            states = self_attention(states, self.block, config, rope.at(positions), mask, cache, 0)
+            states = self_attention(normed, states, self.block, config, rope.at(positions), mask, cache, 0)
         if self.parts.feed_forward:
-            states = feed_forward(states, self.layer, config)
+            states = feed_forward(states, self.swiglu, config)
         if self.parts.linears:
-            normed = rms_norm(states, self.input_norm, config.norm_eps)
             first, second = self.linears
             states = states + second(F.silu(first(normed)))
         return rms_norm(states, self.norm, config.norm_eps)
@@ -162,9 +177,13 @@ class Adapter(nn.Module):
                 f"method.checkpoint={folder}: adapter for hidden size {config.hidden_size}, "
                 f"the target has {target.config.hidden_size}"
             )
-        adapter = cls(config, variant=variant, dtype=target.dtype, device=target.device)
+        vocabulary = read_vocabulary(folder, target)
+        if vocabulary is not None and not VARIANTS[variant].own_head:
+            raise UserError(f"method.checkpoint={folder}: {OFFSETS} is for a head, and {variant} has none of its own")
+        adapter = cls(config, variant=variant, dtype=target.dtype, device=target.device, vocabulary=vocabulary)
         shapes = {name: tuple(tensor.shape) for name, tensor in adapter.published().items()}
-        adapter.load_published(read_tensors(folder, shapes, device=target.device, dtype=target.dtype))
+        weights = [name for name in shapes if name != OFFSETS]
+        adapter.load_published(read_tensors(folder, shapes, device=target.device, dtype=target.dtype, only=weights))
         if target.packed:
             adapter.pack()
         return adapter.requires_grad_(False)

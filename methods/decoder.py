@@ -54,6 +54,7 @@ class Generation:
     tokens: tuple[int, ...]
     steps: tuple[Step, ...]
     stop: str  # "eos", "length" (max_new_tokens) or "context"
+    doubtful: int = 0  # drafts with a confidence that is not a number: the draft's weights may be broken
 
 
 class Drafter(Protocol):
@@ -154,6 +155,7 @@ class Sequence:
         self.random = torch.Generator().manual_seed(decoder.seed)
         self.length, self.limit, self.wanted = len(prompt), limit, wanted
         self.steps: list[Step] = []
+        self.doubtful = 0
         with phases.prefill():
             self.tokens, first = self._prefill(prompt)
         self.tokens += self._cut(first, limit)
@@ -174,6 +176,7 @@ class Sequence:
         emitted = self._cut(verification.tokens, self.length + self.limit - len(tokens))
         tokens.extend(emitted)
         self.steps.append(Step(drafted=draft.tree.size, emitted=len(emitted)))
+        self.doubtful += draft.doubtful
         if not self.ended:
             with phases.draft():
                 self.drafter.observe(verification)
@@ -183,7 +186,7 @@ class Sequence:
         stop = "eos" if self.tokens[-1] in self.eos else "length"
         if stop == "length" and len(self.tokens) - self.length < self.wanted:
             stop = "context"
-        return Generation(tokens=tuple(self.tokens[self.length :]), steps=tuple(self.steps), stop=stop)
+        return Generation(tuple(self.tokens[self.length :]), tuple(self.steps), stop, self.doubtful)
 
     def _prefill(self, prompt: Tensor) -> tuple[list[int], tuple[int, ...]]:
         """Run the prompt; returns it as a list, and the first token."""

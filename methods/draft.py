@@ -137,6 +137,7 @@ class Draft:
     tree: Tree
     hidden: Resumed | None = None  # None: the pass begins with the embeddings
     extra: Extra | None = None
+    doubtful: bool = False  # a confidence on the way was no number
 
     @classmethod
     def empty(cls, device: torch.device) -> Draft:

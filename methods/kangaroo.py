@@ -6,6 +6,7 @@ Drafting exits early a second time: it stops once the draft model's confidence f
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -95,18 +96,23 @@ class SelfDraft:
         states = [self._exit_state(torch.full((1,), tokens[-1], device=self.target.device), base)]
         new_rows = torch.cat((self.unseen, states[0]))
         drafted: list[Tensor] = []
+        sure = 1.0
         while len(drafted) < min(method.gamma, room):
             logits = method.head(self._adapt(new_rows)[-1:])
             confidence, token = torch.softmax(logits.float(), -1).max(-1)
+            if method.adapter.vocabulary is not None:
+                token = method.adapter.vocabulary[token]
             drafted.append(token)
             states.append(self._exit_state(token, base + len(drafted)))
             new_rows = states[-1]
-            if confidence.item() < method.eta:
+            sure = confidence.item()
+            if not sure >= method.eta:  # nor if it is no number
                 break
         self.unseen = states[0][:0]
         self.ahead = self.seen - base  # rows of this draft, the pending token's included, that the adapter has seen
         tree = Tree.chain(len(drafted), self.target.device)
-        return Draft(tokens=torch.cat(drafted), tree=tree, hidden=Resumed(torch.cat(states), method.exit_layer))
+        hidden = Resumed(torch.cat(states), method.exit_layer)
+        return Draft(tokens=torch.cat(drafted), tree=tree, hidden=hidden, doubtful=math.isnan(sure))
 
     def observe(self, verification: Verification) -> None:
         """Drop rejected rows from the adapter's cache; note the accepted states that it has not seen yet."""

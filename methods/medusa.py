@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from methods.decoder import Prefill, Verification
 from methods.draft import Draft
+from methods.draft_vocabulary import OFFSETS, read_vocabulary
 from methods.engine.checkpoint import read_tensors, tensor_shapes, weight_files
 from methods.engine.config import read_json
 from methods.engine.llama import Llama
@@ -27,6 +28,8 @@ class Heads(nn.ModuleList):
 
     Made without storage (on the meta device): `load` gives them a checkpoint's tensors, training fresh ones.
     """
+
+    vocabulary: Tensor | None = None  # [vocab] int64: which of the target's tokens the heads know; None: all
 
     def __init__(self, count: int, *, layers: int = 1, hidden: int, vocab: int) -> None:
         from medusa.model.medusa_model import ResBlock  # takes seconds: it brings transformers
@@ -57,12 +60,14 @@ class Heads(nn.ModuleList):
         config = MedusaConfig(medusa_num_heads=raw["medusa_num_heads"], medusa_num_layers=raw["medusa_num_layers"])
         if not weight_files(folder):
             raise UserError(f"method.checkpoint={folder}: no heads in this folder; wanted: medusa_lm_head.pt")
-        found = tensor_shapes(folder)
-        layers, shape = config.medusa_num_layers, (target.config.vocab_size, target.config.hidden_size)
+        found, vocabulary = tensor_shapes(folder), read_vocabulary(folder, target)
+        rows = target.config.vocab_size if vocabulary is None else len(vocabulary)
+        layers, shape = config.medusa_num_layers, (rows, target.config.hidden_size)
         last = found.get(f"0.{layers}.weight", shape)
         if last != shape:
             theirs, ours = (f"hidden size {s[-1]} and a vocabulary of {s[0]}" for s in (last, shape))
-            raise UserError(f"method.checkpoint={folder}: heads for {theirs}, the target has {ours}")
+            who = "the target has" if vocabulary is None else f"the target and {OFFSETS} have"
+            raise UserError(f"method.checkpoint={folder}: heads for {theirs}, {who} {ours}")
         # The published config.json files say 2 where the weights have 5 heads: the weights decide.
         numbers = [int(name.partition(".")[0]) + 1 for name in found if name.partition(".")[0].isdigit()]
         held = max([config.medusa_num_heads, *numbers])
@@ -73,9 +78,11 @@ class Heads(nn.ModuleList):
         }
         used = count if used is None else used
         wanted = {name for name in shapes if int(name.partition(".")[0]) < used}
+        shapes |= {OFFSETS: (rows,)} if vocabulary is not None else {}
         tensors = read_tensors(folder, shapes, device=target.device, dtype=target.dtype, only=wanted)
         heads = cls(used, layers=layers, hidden=shape[1], vocab=shape[0])
         heads.load_state_dict({name: _for_one_row(tensor) for name, tensor in tensors.items()}, assign=True)
+        heads.vocabulary = vocabulary
         return heads.requires_grad_(False)
 
 
@@ -118,6 +125,8 @@ class Medusa:
         self.heads = Heads.load(folder, target, heads, used=max(map(len, self.nodes)))
         self.extra_parameters = sum(p.numel() for p in self.heads.parameters())
         self.width = 1 + max(map(max, self.nodes))
+        if self.heads.vocabulary is not None and self.width > len(self.heads.vocabulary):
+            raise UserError(f"method.tree: takes {self.width} choices of {len(self.heads.vocabulary)} drafted tokens")
         self.trees = by_depth(self.nodes, self.width, target.device)
         self.max_rows = len(self.nodes) + 1
 
@@ -136,8 +145,9 @@ class HeadDraft:
         """The tree filled with the heads' choices, cut to the depth that the context has room for."""
         trees = self.method.trees
         tree = trees[min(room, len(trees)) - 1]
-        choices = self.method.heads(self.final).topk(self.method.width).indices  # [heads, width]
-        return Draft(tokens=choices.view(-1)[tree.index], tree=tree.shape)
+        heads = self.method.heads
+        chosen = heads(self.final).topk(self.method.width).indices.view(-1)[tree.index]  # [heads, width] -> [nodes]
+        return Draft(tokens=chosen if heads.vocabulary is None else heads.vocabulary[chosen], tree=tree.shape)
 
     def observe(self, verification: Verification) -> None:
         """The pending token was predicted from the last accepted row's state."""

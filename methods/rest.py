@@ -3,18 +3,20 @@
 The draft is what followed, in a datastore of text, the longest recent piece of the context. Nothing is trained.
 A datastore is one safetensors file: `tokens` [n, 4] uint8, the ids as big-endian int32, so that comparing bytes is
 comparing tokens; `suffixes` [n] int32 or int64, the positions in the order of what follows them. Every document ends
-with SEPARATOR. The file is memory-mapped: a lookup reads a few hundred places of it, in pages that the system may take
-back. Anonymous memory, the process's own, does not grow with the file.
+with SEPARATOR. The file carries its own checksum, looked at once a process. It is memory-mapped: a lookup reads a few
+hundred places of it, in pages that the system may take back. Anonymous memory, the process's own, does not grow with
+the file.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import mmap
 import struct
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,10 +30,10 @@ from methods.engine.vocabulary import Vocabulary
 from methods.errors import UserError
 from methods.files import DataFile
 
-FORMAT, VERSION = "rest-datastore", "1"
+FORMAT, VERSION = "rest-datastore", "2"
+CHECKSUM = "sha256"  # of the file, with zeros in its own place
 FILE_NAME = "rest.safetensors"  # of a datastore whose folder is given
 SEPARATOR = 2**31 - 1  # no token has this id, so no context matches across the end of a document
-_SEPARATOR_BYTES = struct.pack(">i", SEPARATOR)
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Datastore:
             facts, tokens, suffixes = header["__metadata__"], header["tokens"], header["suffixes"]
             if (facts["format"], facts["version"]) != (FORMAT, VERSION):
                 found = f"{facts['format']} version {facts['version']}"
-                raise UserError(f"{self.name}: {found}; valid: {FORMAT} version {VERSION}")
+                raise UserError(f"{self.name}: {found}; valid: {FORMAT} version {VERSION}; build it again")
             self.vocabulary = Vocabulary(int(facts["tokenizer_size"]), facts["tokenizer_sha256"])
             self.largest = int(facts["largest_token"])
             self.length = int(suffixes["shape"][0])
@@ -83,12 +85,12 @@ class Datastore:
             raise UserError(f"{self.name}: holds no tokens; build it again from text that is not empty")
         if (tokens_end - self._tokens_at, suffixes_end - suffixes_at) != (4 * self.length, kind.itemsize * self.length):
             raise UserError(_not_one(self.name))
+        if not _is_whole(path, self.size_bytes, path.stat().st_mtime_ns):
+            raise UserError(f"{self.name}: damaged, its checksum is another; build it again")
         with path.open("rb") as file:
             self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         if hasattr(mmap, "MADV_RANDOM"):  # else five lookups in 31 MB on a disk read all of it ahead, not 3 MB
             self._bytes.madvise(mmap.MADV_RANDOM)
-        if self._bytes[tokens_end - 4 : tokens_end] != _SEPARATOR_BYTES:
-            raise UserError(_not_one(self.name))
         self._tokens = np.frombuffer(self._bytes, ">i4", self.length, self._tokens_at)
         self._suffixes = np.frombuffer(self._bytes, kind, self.length, suffixes_at)
         self._order = self._suffixes.data  # as Python integers, which one by one are faster than numpy's
@@ -168,6 +170,33 @@ def _most_frequent(counts: NDArray[np.int64], nodes: int) -> NDArray[np.int64]:
     several = several[np.argsort(-counts[several], kind="stable")][:nodes]
     single = np.flatnonzero(counts == 1)[: nodes - len(several)]  # most nodes: not sorted
     return np.concatenate((several, single))
+
+
+def seal(path: Path) -> None:
+    """Put the checksum into a datastore that has zeros for it."""
+    place, digest = _checksum(path)
+    with path.open("r+b") as file:
+        file.seek(place)
+        file.write(digest)
+
+
+@lru_cache(maxsize=16)
+def _is_whole(path: Path, size_bytes: int, changed_ns: int) -> bool:
+    """Whether the checksum in the file is the file's. One look a process, as long as size and time stay the same."""
+    place, digest = _checksum(path)
+    with path.open("rb") as file:
+        file.seek(place)
+        return file.read(len(digest)) == digest
+
+
+def _checksum(path: Path) -> tuple[int, bytes]:
+    """Where in the file the checksum stands, and what it should be, in hexadecimal."""
+    _, base = _header(path, str(path))
+    with path.open("rb") as file:
+        header = file.read(base)
+        before, mark, after = header.partition(b'"%s":"' % CHECKSUM.encode())
+        digest = hashlib.sha256(before + mark + b"0" * 64 + after[64:])
+        return len(before + mark), hashlib.file_digest(file, lambda: digest).hexdigest().encode()
 
 
 def _header(path: Path, name: str) -> tuple[dict[str, Any], int]:

@@ -120,7 +120,7 @@ def measured_row(place: Place, number: int, turn: Turn) -> Row:
         draft_s=timed.draft_s,
         verify_s=timed.verify_s,
         peak_memory_bytes=timed.peak_memory_bytes,
-        doubtful=getattr(generation, "doubtful", 0),
+        doubtful=generation.doubtful,
         fidelity=turn.fidelity,
     )
 

@@ -13,8 +13,8 @@ from bench.files import replace_tensors, replace_text
 from bench.train import loop
 from bench.train.loss import Sums, as_is, cross_entropy
 from bench.train.packing import Row
-from bench.train.source import DataSource, ModelSource
-from methods.adapters import PUBLISHED, Adapter, check_variant
+from bench.train.source import DataSource, ModelSource, frequent
+from methods.adapters import PUBLISHED, VARIANTS, Adapter, check_variant
 from methods.engine.llama import Llama
 from methods.errors import UserError
 
@@ -35,9 +35,11 @@ class Distillation(nn.Module):
             chosen = row.predicting()
             wanted = target.norm(final[chosen])
         drafted = self.adapter(exits.float(), target.rope, row.positions, None, mask)[chosen]
-        head = target.weights.lm_head.weight
-        own = self.adapter.lm_head
-        return cross_entropy(drafted, head if own is None else own, wanted, head, chunk=self.chunk)
+        head, own = target.weights.lm_head.weight, self.adapter.lm_head
+        vocabulary = self.adapter.vocabulary
+        return cross_entropy(
+            drafted, head if own is None else own, wanted, head, vocabulary=vocabulary, chunk=self.chunk
+        )
 
 
 def initialise(adapter: Adapter, target: Llama, seed: int) -> None:
@@ -48,7 +50,8 @@ def initialise(adapter: Adapter, target: Llama, seed: int) -> None:
             if name == "norm":
                 parameter.copy_(target.weights.norm)
             elif name == "lm_head":
-                parameter.copy_(target.weights.lm_head.weight)
+                head, vocabulary = target.weights.lm_head.weight, adapter.vocabulary
+                parameter.copy_(head if vocabulary is None else head[vocabulary])
             elif parameter.dim() == 1:
                 parameter.fill_(1)
             else:
@@ -78,13 +81,10 @@ def write(folder: Path, adapter: Adapter, *, exit_layer: int, dtype: torch.dtype
     }
     if adapter.variant != PUBLISHED:
         config["variant"] = adapter.variant
-    as_rows = torch.contiguous_format  # also for what the engine keeps by columns
-    tensors = {
-        name: t.detach().to("cpu", dtype).clone(memory_format=as_rows) for name, t in adapter.published().items()
-    }
-    text = json.dumps(config, indent=2) + "\n"
-    replace_tensors(folder / "pytorch_model.bin", tensors)
-    replace_text(folder / "config.json", text)
+    if adapter.vocabulary is not None:
+        config["draft_vocab_size"] = len(adapter.vocabulary)
+    replace_tensors(folder / "pytorch_model.bin", loop.stored(adapter.published(), dtype))
+    replace_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
 
 
 def train(
@@ -94,6 +94,7 @@ def train(
     loop_settings: loop.Settings,
     exit_layer: int,
     variant: str,
+    draft_vocab: int | None,
     output: str,
     save_dtype: str,
     seed: int,
@@ -101,13 +102,22 @@ def train(
 ) -> list[loop.Point]:
     """Train an adapter for a model and write it to `output`. Raises UserError for settings or data that do not fit."""
     check_variant(variant)
+    if draft_vocab is not None and not VARIANTS[variant].own_head:
+        valid = ", ".join(name for name, parts in VARIANTS.items() if parts.own_head)
+        raise UserError(f"train.draft_vocab={draft_vocab}: {variant} has no head of its own; those that have: {valid}")
     accelerate = loop.accelerator(loop_settings.mixed_precision, model.get("device", "auto"))
     source = ModelSource.load(model, accelerate.device)
     layers = source.target.config.num_layers
     if not 0 <= exit_layer <= layers:
         raise UserError(f"method.exit_layer={exit_layer}: must be between 0 and the model's {layers} layers")
     examples = DataSource(**data).load(source, loop_settings.length, seed, accelerate.print)
-    adapter = Adapter(source.target.config, variant=variant, dtype=torch.float32, device=source.target.device)
+    adapter = Adapter(
+        source.target.config,
+        variant=variant,
+        dtype=torch.float32,
+        device=source.target.device,
+        vocabulary=frequent(examples, draft_vocab, source.target),
+    )
     initialise(adapter, source.target, seed)
     dtype = loop.saved_dtype(save_dtype, source.target.config.dtype)
     job = loop.Job(
@@ -118,6 +128,7 @@ def train(
             "method": "kangaroo",
             "variant": variant,
             "exit_layer": exit_layer,
+            "draft_vocab": draft_vocab,
             "target": source.fingerprint(),
         },
         output=Path(output),

@@ -133,6 +133,13 @@ def saved_dtype(name: str, own: str) -> torch.dtype:
     return DTYPES.get(own if name == "auto" else name, torch.float32)
 
 
+def stored(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Copies for a file: on the CPU, by rows whatever order the engine keeps, floating-point numbers in `dtype`."""
+    by_rows = torch.contiguous_format
+    kinds = {name: dtype if tensor.is_floating_point() else tensor.dtype for name, tensor in tensors.items()}
+    return {n: t.detach().to("cpu", kinds[n]).clone(memory_format=by_rows) for n, t in tensors.items()}
+
+
 def has_fast_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 faster than float32; one without the instructions is many times slower."""
     info = Path("/proc/cpuinfo")

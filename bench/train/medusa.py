@@ -15,7 +15,8 @@ from bench.files import replace_tensors, replace_text
 from bench.train import loop
 from bench.train.loss import Sums, as_is, cross_entropy
 from bench.train.packing import Row
-from bench.train.source import DataSource, ModelSource
+from bench.train.source import DataSource, ModelSource, frequent
+from methods.draft_vocabulary import OFFSETS, offsets
 from methods.engine.llama import Llama
 from methods.errors import UserError
 from methods.medusa import Heads
@@ -25,14 +26,15 @@ DISCOUNT = 0.8  # weight of head k is DISCOUNT**k
 RANKS = 10  # choices a head's accuracy is measured for
 
 
-def build_heads(target: Llama, count: int) -> Heads:
-    """`count` heads that start as the target's own: residual 0, the LM head's matrix. Float32."""
-    vocab, hidden = target.weights.lm_head.weight.shape
-    heads = Heads(count, hidden=hidden, vocab=vocab).to_empty(device=target.device)
+def build_heads(target: Llama, count: int, vocabulary: Tensor | None = None) -> Heads:
+    """`count` heads that start as the target's own: residual 0, the LM head's rows of a vocabulary. Float32."""
+    rows = target.weights.lm_head.weight if vocabulary is None else target.weights.lm_head.weight[vocabulary]
+    heads = Heads(count, hidden=rows.shape[1], vocab=len(rows)).to_empty(device=target.device)
+    heads.vocabulary = vocabulary
     with torch.no_grad():
         for name, parameter in heads.named_parameters():
             if name.endswith(".1.weight"):
-                parameter.copy_(target.weights.lm_head.weight)
+                parameter.copy_(rows)
             else:
                 parameter.zero_()
     return heads
@@ -62,7 +64,7 @@ def places(row: Row, heads: int) -> Iterator[Places]:
 class HeadTraining(nn.Module):
     """Heads over a frozen target: a Row in, the discounted cross-entropies of all heads out."""
 
-    def __init__(self, target: Llama, heads: nn.ModuleList, *, chunk: int) -> None:
+    def __init__(self, target: Llama, heads: Heads, *, chunk: int) -> None:
         super().__init__()
         self.target, self.heads, self.chunk = target, heads, chunk
 
@@ -86,6 +88,7 @@ class HeadTraining(nn.Module):
                 final[place.wanted - 1],  # the state from which the target itself predicts the wanted token
                 lm_head,
                 labels=row.tokens[place.wanted],
+                vocabulary=self.heads.vocabulary,
                 chunk=self.chunk,
             )
             parts.append((DISCOUNT**place.head, sums))
@@ -104,8 +107,9 @@ def head_accuracies(training: HeadTraining, rows: list[Row]) -> list[list[float]
 
     Heads for which `rows` have no position, always the last ones, are missing.
     """
-    count = len(training.heads)
-    hits = torch.zeros(count, RANKS, dtype=torch.float64)
+    count, vocabulary = len(training.heads), training.heads.vocabulary
+    ranks = RANKS if vocabulary is None else min(RANKS, len(vocabulary))
+    hits = torch.zeros(count, ranks, dtype=torch.float64)
     totals = torch.zeros(count, dtype=torch.float64)
     for row in rows:
         final = training.final_states(row)
@@ -115,18 +119,21 @@ def head_accuracies(training: HeadTraining, rows: list[Row]) -> list[list[float]
                 place.at.split(training.chunk), (place.wanted - 1).split(training.chunk), strict=True
             ):
                 said = training.target.lm_head(final[before]).argmax(-1)
-                choices = linear(block(final[at].float())).topk(RANKS).indices
+                choices = linear(block(final[at].float())).topk(ranks).indices
+                choices = choices if vocabulary is None else vocabulary[choices]
                 hits[place.head - 1] += (choices == said[:, None]).sum(0).double().cpu()
             totals[place.head - 1] += len(place.at)
     measured = totals > 0
     return (hits[measured] / totals[measured, None]).tolist()
 
 
-def write(folder: Path, heads: nn.ModuleList, *, base: str, dtype: torch.dtype, accuracies: list[list[float]]) -> None:
+def write(folder: Path, heads: Heads, *, base: str, dtype: torch.dtype, accuracies: list[list[float]]) -> None:
     """config.json and medusa_lm_head.pt as published, and, where any were measured, the heads' accuracies."""
-    config = {"medusa_num_heads": len(heads), "medusa_num_layers": 1, "base_model_name_or_path": base}
-    as_rows = torch.contiguous_format
-    tensors = {name: t.detach().to("cpu", dtype).clone(memory_format=as_rows) for name, t in heads.state_dict().items()}
+    config: dict[str, Any] = {"medusa_num_heads": len(heads), "medusa_num_layers": 1, "base_model_name_or_path": base}
+    tensors = loop.stored(heads.state_dict(), dtype)
+    if heads.vocabulary is not None:
+        config["draft_vocab_size"] = len(heads.vocabulary)
+        tensors |= loop.stored({OFFSETS: offsets(heads.vocabulary)}, dtype)
     replace_tensors(folder / "medusa_lm_head.pt", tensors)
     texts: dict[str, Any] = {"config.json": config}
     if accuracies:
@@ -143,6 +150,7 @@ def train(
     data: dict[str, Any],
     loop_settings: loop.Settings,
     heads: int,
+    draft_vocab: int | None,
     output: str,
     save_dtype: str,
     seed: int,
@@ -154,7 +162,7 @@ def train(
     accelerate = loop.accelerator(loop_settings.mixed_precision, model.get("device", "auto"))
     source = ModelSource.load(model, accelerate.device)
     examples = DataSource(**data).load(source, loop_settings.length, seed, accelerate.print)
-    modules = build_heads(source.target, heads)
+    modules = build_heads(source.target, heads, frequent(examples, draft_vocab, source.target))
     dtype = loop.saved_dtype(save_dtype, source.target.config.dtype)
     training = HeadTraining(source.target, modules, chunk=loop_settings.chunk)
 
@@ -169,7 +177,7 @@ def train(
         title=f"Medusa heads for {source.name}",
         module=training,
         write=save,
-        identity={"method": "medusa", "heads": heads, "target": source.fingerprint()},
+        identity={"method": "medusa", "heads": heads, "draft_vocab": draft_vocab, "target": source.fingerprint()},
         output=Path(output),
     )
     return loop.fit(job, examples, loop_settings, accelerate, seed=seed, resume=resume)

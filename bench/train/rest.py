@@ -24,7 +24,7 @@ from methods.digest import file_sha256, sha256
 from methods.engine.checkpoint import resolve
 from methods.engine.vocabulary import Vocabulary
 from methods.errors import UserError
-from methods.rest import FILE_NAME, FORMAT, SEPARATOR, VERSION
+from methods.rest import CHECKSUM, FILE_NAME, FORMAT, SEPARATOR, VERSION, seal
 
 Tokens = NDArray[np.int32]
 
@@ -116,10 +116,15 @@ def write(file: Path, tokens: Tokens, vocabulary: Vocabulary) -> None:
         "dtype": "int32, big-endian",
         "separator": str(SEPARATOR),
         "largest_token": str(tokens[tokens != SEPARATOR].max(initial=0)),
+        CHECKSUM: "0" * 64,
     }
     arrays = {"tokens": tokens.astype(">i4").view(np.uint8).reshape(-1, 4), "suffixes": suffix_array(tokens)}
 
-    replace_file(file, lambda path: save_file(arrays, path, metadata=facts))
+    def store(path: Path) -> None:
+        save_file(arrays, path, metadata=facts)
+        seal(path)
+
+    replace_file(file, store)
 
 
 def suffix_array(tokens: Tokens) -> NDArray[np.int32] | NDArray[np.int64]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from bench.chat import Chat, Message
 from bench.places import locate
@@ -99,6 +100,23 @@ class DataSource:
             return ((f"conversation {number}", record) for number, record in enumerate(generated))
         records = conversations.read(Path(self.path))
         return records if self.limit is None else (pair for _, pair in zip(range(self.limit), records, strict=False))
+
+
+def frequent(data: Data, size: int | None, target: Llama) -> Tensor | None:
+    """Ids [size] int64, ascending, of what assistants say most often (of equals the lower id); None for a size of None.
+
+    Raises UserError for more than the target has.
+    """
+    if size is None:
+        return None
+    most = target.config.vocab_size
+    if not 1 <= size <= most:
+        raise UserError(f"train.draft_vocab={size}: must be between 1 and the model's {most} tokens, or null for all")
+    counts = np.zeros(most, dtype=np.int64)
+    for conversation in data.train:
+        counts += np.bincount(conversation.tokens[conversation.assistant], minlength=most)
+    chosen = np.sort(np.argsort(-counts, kind="stable")[:size])
+    return torch.from_numpy(chosen).to(target.device)
 
 
 def split(encoded: tuple[Encoded, ...], held_out: int, seed: int) -> Data:

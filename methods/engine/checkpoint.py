@@ -276,8 +276,9 @@ def _copy_some(file: Path, names: list[str], slots: Mapping[str, Tensor], limit_
             if read_bytes > limit_bytes and tensors.mapped:
                 return names[index:]
             tensor = tensors.take(name)
-            if not tensor.is_floating_point():
-                raise UserError(f"{file}: {shown(name)} holds {tensor.dtype}, floating-point numbers are wanted")
+            if tensor.is_floating_point() != slots[name].is_floating_point():
+                wanted = "floating-point numbers" if slots[name].is_floating_point() else "integers"
+                raise UserError(f"{file}: {shown(name)} holds {tensor.dtype}, {wanted} are wanted")
             slots[name].copy_(tensor)
             read_bytes += tensor.nbytes
     return []

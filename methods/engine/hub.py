@@ -25,7 +25,7 @@ LORA = "adapter_config.json"
 
 def resolve(path: str, revision: str | None = None, *, key: str = "model.path", weights: bool = True) -> Path:
     """The local folder of a checkpoint: `path` itself, or what is downloaded once: a hub repository's snapshot, or the
-    Google Drive folder that gdrive:FOLDER_ID[/subfolder] names.
+    Google Drive folder that gdrive:FOLDER_ID[/subfolder] names. A hub id may end in @revision.
 
     `key` is the configuration key that an error names. With `weights=False` only configuration and tokenizer are
     fetched from the hub. safetensors are preferred; .bin files are fetched only where there are none.
@@ -40,24 +40,19 @@ def resolve(path: str, revision: str | None = None, *, key: str = "model.path", 
         if path.startswith(("/", ".", "~")) or path.count("/") != 1:
             valid = "a folder with config.json and weights, a hub id owner/name, or gdrive:FOLDER_ID/subfolder"
             raise UserError(f"{key}={path}: no such folder; valid: {valid}")
-        folder = _download(path, revision, key, weights)
+        hub_id, _, named = path.partition("@")
+        folder = _download(hub_id, revision or named or None, key, weights)
     if os.path.isfile(folder / LORA):
         remedy = "merge it first (merge_and_unload of the library peft), and give the merged model's folder"
         raise UserError(f"{key}={path}: a LoRA ({LORA}), not a whole model; {remedy}")
     return folder
 
 
-def pinned(path: str, revision: str | None) -> bool:
-    """Whether `path` means the same files tomorrow: a folder or file on this disk, a Google Drive folder (it has no
-    revisions, and what was fetched stays), or a hub repository at a commit."""
-    local = path.startswith(("/", ".", "~", drive.PREFIX)) or os.path.exists(path)
-    return local or bool(revision and COMMIT.fullmatch(revision))
-
-
-def commit_of(folder: Path) -> str | None:
-    """The commit of the hub repository whose snapshot this folder is; None for any other folder."""
-    snapshot = folder.parent.name == "snapshots" and COMMIT.fullmatch(folder.name)
-    return folder.name if snapshot else None
+def hub_name(folder: Path) -> str | None:
+    """owner/name@commit of the hub repository whose snapshot this folder is; None for any other folder."""
+    kind, *names = folder.parent.parent.name.split("--")
+    snapshot = folder.parent.name == "snapshots" and kind == "models" and COMMIT.fullmatch(folder.name)
+    return f"{'/'.join(names)}@{folder.name}" if snapshot else None
 
 
 def _is_folder(path: Path, given: str) -> bool:

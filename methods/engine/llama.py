@@ -44,10 +44,9 @@ class ModelConfig:
 
 @dataclass(kw_only=True)
 class AttentionWeights:
-    """Weights of one attention block. q, k and v read the same input and are one matrix."""
+    """Weights of one attention block. q, k and v read the same input, usually as wide as hidden, and are one matrix."""
 
-    input_norm: Tensor  # [hidden]
-    qkv: Matrix  # [(heads + 2 * kv_heads) * head_dim, hidden]
+    qkv: Matrix  # [(heads + 2 * kv_heads) * head_dim, input]
     output: Matrix  # [hidden, heads * head_dim]
     qkv_bias: Tensor | None = None  # [(heads + 2 * kv_heads) * head_dim]
     q_norm: Tensor | None = None  # [head_dim]
@@ -55,12 +54,19 @@ class AttentionWeights:
 
 
 @dataclass(kw_only=True)
-class LayerWeights(AttentionWeights):
-    """Weights of one decoder layer: attention and SwiGLU, whose gate and up are one matrix."""
+class FeedForwardWeights:
+    """Weights of one SwiGLU block with its norm; gate and up are one matrix."""
 
     post_norm: Tensor  # [hidden]
     gate_up: Matrix  # [2 * intermediate, hidden]
     down: Matrix  # [hidden, intermediate]
+
+
+@dataclass(kw_only=True)
+class LayerWeights(AttentionWeights, FeedForwardWeights):
+    """Weights of one decoder layer."""
+
+    input_norm: Tensor  # [hidden]
 
 
 @dataclass
@@ -186,7 +192,8 @@ def attention_mask(mask: Mask | None, states: Tensor, past: int, groups: int) ->
 
 
 def self_attention(
-    hidden: Tensor,
+    normed: Tensor,
+    residual: Tensor,
     weights: AttentionWeights,
     config: ModelConfig,
     rotation: Rotation,
@@ -194,9 +201,8 @@ def self_attention(
     cache: KVCache | None,
     layer: int,
 ) -> Tensor:
-    """Attention block, residual included: [n, hidden] -> [n, hidden]. `layer` is the block's place in the cache."""
+    """Attention over normed [n, input], added to residual [n, hidden]: [n, hidden]. `layer`: the place in the cache."""
     heads, kv_heads, head_dim, eps = config.num_heads, config.num_kv_heads, config.head_dim, config.norm_eps
-    normed = rms_norm(hidden, weights.input_norm, eps)
     qkv = weights.qkv(normed, weights.qkv_bias).unflatten(1, (-1, head_dim))
     query_keys, values = qkv[:, : heads + kv_heads], qkv[:, heads + kv_heads :]
     if weights.q_norm is not None and weights.k_norm is not None:
@@ -209,10 +215,10 @@ def self_attention(
         keys, values = keys.transpose(0, 1), values.transpose(0, 1)
     else:
         keys, values = cache.append(layer, keys, values)
-    return weights.output.add(hidden, attend(query, keys, values, mask))
+    return weights.output.add(residual, attend(query, keys, values, mask))
 
 
-def feed_forward(hidden: Tensor, weights: LayerWeights, config: ModelConfig) -> Tensor:
+def feed_forward(hidden: Tensor, weights: FeedForwardWeights, config: ModelConfig) -> Tensor:
     """SwiGLU block, residual included: [n, hidden] -> [n, hidden]."""
     normed = rms_norm(hidden, weights.post_norm, config.norm_eps)
     gate, up = weights.gate_up(normed).chunk(2, -1)
@@ -314,7 +320,8 @@ class Llama:
         mask = attention_mask(mask, hidden, past, config.num_heads // config.num_kv_heads)
         for layer in indices:
             weights = self.weights.layers[layer]
-            hidden = self_attention(hidden, weights, config, rotation, mask, cache, layer)
+            normed = rms_norm(hidden, weights.input_norm, config.norm_eps)
+            hidden = self_attention(normed, hidden, weights, config, rotation, mask, cache, layer)
             hidden = feed_forward(hidden, weights, config)
             taps.see(layer + 1, hidden)
         return hidden

@@ -7,7 +7,6 @@ import re
 import shutil
 from dataclasses import fields, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -317,8 +316,8 @@ def test_a_line_is_read_into_the_rows_that_it_was_written_from() -> None:
 def test_doubtful_drafts_are_counted_where_there_are_some() -> None:
     rows = [measured_row(place(1), 0, turn()) for _ in range(2)]
     assert "doubtful" not in choice_of(rows)
-    generation = SimpleNamespace(**vars(turn().timed.generation), doubtful=2)
-    told = replace(turn(), timed=replace(turn().timed, generation=generation))  # type: ignore[type-var]
+    timed = turn().timed
+    told = replace(turn(), timed=replace(timed, generation=replace(timed.generation, doubtful=2)))
     assert choice_of([rows[0], measured_row(place(1), 1, told)])["doubtful"] == [0, 2]
 
 

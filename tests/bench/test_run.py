@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -340,6 +342,25 @@ def test_a_mismatch_fails_the_run(small: SmallRun, tmp_path: Path, monkeypatch) 
     (folder,) = (found.parent for found in tmp_path.glob("runs/*/*/*/run.json"))
     verdicts = [v["verdict"] for a in lines(folder / "answers.jsonl") for v in a["choices"][0]["fidelity"]]
     assert "mismatch" in verdicts
+
+
+def test_a_broken_draft_and_an_unpinned_model_are_warned_of(tmp_path: Path) -> None:
+    small = SmallRun.make(tmp_path)
+    weights = torch.load(tmp_path / "adapter" / "pytorch_model.bin", weights_only=True)
+    torch.save({n: torch.full_like(t, torch.nan) for n, t in weights.items()}, tmp_path / "adapter/pytorch_model.bin")
+    commit = "0123456789" * 4
+    cached = tmp_path / "hub" / "models--house--tiny"
+    (cached / "snapshots").mkdir(parents=True)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
+    (tmp_path / "model").rename(cached / "snapshots" / commit)
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    for path, told in (("house/tiny", True), (f"house/tiny@{commit}", False)):
+        command = [sys.executable, "-m", "bench.run", *small.overrides(model__path=path, repeats=1, limit=1)]
+        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert re.search(r"! \d+ drafts with a confidence that is not a number: are the draft's weights", done.stdout)
+        assert (f"! not pinned to a commit: house/tiny@{commit} is what the hub had" in done.stdout) == told
 
 
 def test_without_a_baseline_there_is_no_speedup(small: SmallRun, tmp_path: Path) -> None:

@@ -90,17 +90,22 @@ def target():
     return model
 
 
-def saved(folder: Path, target, variant: str) -> Adapter:
-    adapter = Adapter(target.config, variant=variant, dtype=torch.float32, device=target.device)
+def saved(folder: Path, target, variant: str, vocabulary: torch.Tensor | None = None) -> Adapter:
+    adapter = Adapter(target.config, variant=variant, dtype=torch.float32, device=target.device, vocabulary=vocabulary)
     initialise(adapter, target, seed=1)
     write(folder, adapter, exit_layer=1, dtype=torch.float32)
     return adapter
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_every_variant_drafts_what_its_network_says(target, tmp_path: Path, variant: str) -> None:
+SOME = torch.arange(128)[torch.arange(128) % 4 != 1]  # a draft vocabulary
+
+
+@pytest.mark.parametrize(
+    ("variant", "ids"), [*((variant, None) for variant in VARIANTS), ("kangaroo_head", SOME), ("mlp_only", SOME)]
+)
+def test_every_variant_drafts_what_its_network_says(target, tmp_path: Path, variant: str, ids) -> None:
     """Greedy drafts recomputed from all tokens, without caches; and the tokens are vanilla's."""
-    adapter = saved(tmp_path, target, variant)
+    adapter = saved(tmp_path, target, variant, ids)
     method = Kangaroo(target, exit_layer=1, gamma=3, eta=0.2, variant=variant, checkpoint=str(tmp_path))
     assert method.extra_parameters == sum(p.numel() for p in adapter.parameters())
     prompt, plain = torch.tensor([5, 9, 11, 3]), Decoder(target, Vanilla(target))
@@ -117,7 +122,7 @@ def test_every_variant_drafts_what_its_network_says(target, tmp_path: Path, vari
             positions = torch.arange(len(so_far))
             states = target.run(target.embed(so_far), positions, None, slice(0, 1))
             confidence, token = (adapter(states, target.rope, positions)[-1] @ head.T).softmax(-1).max(-1)
-            drafted.append(int(token))
+            drafted.append(int(token if ids is None else ids[token]))
             if confidence < 0.2:
                 break
         accepted = 0
@@ -152,3 +157,24 @@ def test_a_head_of_another_vocabulary_is_named(target, tmp_path: Path) -> None:
     saved(tmp_path, tiny_llama(vocab_size=96), "kangaroo_head")
     with pytest.raises(UserError, match=r"mis-shaped lm_head\.weight \[96, 64\] instead of \[128, 64\]"):
         Adapter.load(tmp_path, target, "kangaroo_head")
+
+
+@pytest.mark.parametrize(
+    ("variant", "ids", "message"),
+    [
+        ("kangaroo_head", [0, 3, 200], "d2t must lead to different tokens of the target's 128"),
+        ("kangaroo_head", [0, 3, 3], "d2t must lead to different tokens of the target's 128"),
+        ("kangaroo_head", [-1, 3, 4], "d2t must lead to different tokens of the target's 128"),
+        ("kangaroo_head", [[0], [3], [4]], "d2t must lead to different tokens of the target's 128"),
+        ("kangaroo_head", [0, 3], r"mis-shaped lm_head\.weight \[3, 64\] instead of \[2, 64\]"),
+        ("kangaroo_head", [0.0, 3.0, 4.0], "d2t holds torch.float32, integers are wanted"),
+        ("kangaroo", [0, 3, 4], "d2t is for a head, and kangaroo has none of its own"),
+    ],
+)
+def test_a_draft_vocabulary_that_does_not_fit_is_refused(target, tmp_path: Path, variant, ids, message) -> None:
+    saved(tmp_path, target, variant, torch.tensor([0, 3, 4]) if variant == "kangaroo_head" else None)
+    tensors = torch.load(tmp_path / "pytorch_model.bin", weights_only=True)
+    tensors["d2t"] = torch.tensor(ids) - (torch.arange(len(ids)).view_as(torch.tensor(ids)))
+    torch.save(tensors, tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match=message):
+        Adapter.load(tmp_path, target, variant)

@@ -186,6 +186,18 @@ def test_parameters_are_counted_as_the_paper_counts(random_pair) -> None:
     assert method.extra_parameters == 4 * 64 * 64 + 2 * 64
 
 
+def test_a_broken_adapter_drafts_one_token_a_step_and_is_told_of(random_pair, tmp_path: Path) -> None:
+    _, engine, folder = random_pair
+    broken = {name: torch.full_like(tensor, torch.nan) for name, tensor in adapter_tensors(folder).items()}
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    torch.save(broken, tmp_path / "pytorch_model.bin")
+    method = Kangaroo(engine, exit_layer=1, gamma=4, eta=0.3, variant="kangaroo", checkpoint=tmp_path)
+    prompt = torch.tensor([5, 9, 11, 3])
+    found = Decoder(engine, method).generate(prompt, 20)
+    assert found.tokens == Decoder(engine, Vanilla(engine)).generate(prompt, 20).tokens
+    assert found.doubtful == len(found.steps) > 0 and {step.drafted for step in found.steps} == {1}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -140,6 +140,30 @@ def test_steps_equal_the_reference(pair, tree: Any) -> None:
         assert list(result.steps) == steps
 
 
+@pytest.mark.parametrize("tree", ["chain", OWN_TREE], ids=str)
+def test_heads_over_a_draft_vocabulary_equal_the_reference(pair, tmp_path: Path, tree: Any) -> None:
+    """The same heads without some rows: what they choose is what they would have chosen among the others."""
+    model, engine, _, tensors = pair
+    ids = torch.tensor([token for token in range(48) if token % 5])
+    small = {name: tensor[ids] if name.endswith("1.weight") else tensor for name, tensor in tensors.items()}
+    folder = write_heads(tmp_path, {**small, "d2t": ids - torch.arange(len(ids))})
+    paths = tree if tree != "chain" else [[0] * depth for depth in (1, 2, 3, 4)]
+
+    class Subset(Reference):
+        def ranking(self, tokens: list[int], head: int) -> list[int]:
+            return [token for token in super().ranking(tokens, head) if token % 5]
+
+    reference = Subset(model, tensors, paths)
+    for prompt in PROMPTS:
+        result = Decoder(engine, medusa(engine, folder, tree=tree)).generate(torch.tensor(prompt), 24)
+        assert (list(result.tokens), list(result.steps)) == reference.generate(prompt, 24, 96)
+    with pytest.raises(UserError, match=r"method.tree: takes 39 choices of 38 drafted tokens"):
+        medusa(engine, folder, tree=[[38]])
+    write_heads(tmp_path, {**tensors, "d2t": ids - torch.arange(len(ids))})
+    with pytest.raises(UserError, match=r"a vocabulary of 48, the target and d2t have hidden size 64 and .* of 38"):
+        medusa(engine, folder)
+
+
 def test_the_published_tree_in_a_context_that_fills_up(pair) -> None:
     model, engine, folder, tensors = pair
     result = Decoder(engine, medusa(engine, folder)).generate(torch.tensor(PROMPTS[2]), 24)

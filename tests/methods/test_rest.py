@@ -228,10 +228,11 @@ from pathlib import Path
 from methods.rest import FILE_NAME, Datastore
 def figure(file, name):
     return int(re.search(name + r":\\s+(\\d+)", Path("/proc/self", file).read_text())[1])
-with Path(sys.argv[1], FILE_NAME).open("rb") as file:
-    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # out of the cache, where it can be put out of it
-before, read_before = figure("status", "RssAnon"), figure("io", "read_bytes")
+before = figure("status", "RssAnon")
 store = Datastore(Path(sys.argv[1]))
+with Path(sys.argv[1], FILE_NAME).open("rb") as file:  # what was read for its checksum: out of the cache again
+    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+read_before = figure("io", "read_bytes")
 for number in range(50):
     match = store.longest_match([random.randrange(3, 900) for _ in range(16)], range(2, 17))
     if match:
@@ -263,7 +264,7 @@ def damaged(path: Path, how: str) -> None:
         "truncated": lambda: content[:-7],
         "text": lambda: b"Once upon a time there was a fox named Reynard.\n" * 20,
         "json": lambda: b'{"conversations": []}' * 20,
-        "version": lambda: content.replace(b'"version":"1"', b'"version":"2"'),
+        "version": lambda: content.replace(b'"version":"2"', b'"version":"1"'),
         "other tensors": lambda: content.replace(b'"suffixes"', b'"suffixed"'),
         "dtype": lambda: content.replace(b'"I32"', b'"F32"'),
         "no separator": lambda: content.replace(b"\x7f\xff\xff\xff", b"\x00\x00\x00\x07"),
@@ -282,10 +283,10 @@ def damaged(path: Path, how: str) -> None:
         ("truncated", r"truncated, \d+ of \d+ bytes; build it again"),
         ("text", "not a REST datastore; bench.train method=rest writes one"),
         ("json", "not a REST datastore"),
-        ("version", "rest-datastore version 2; valid: rest-datastore version 1"),
+        ("version", "rest-datastore version 1; valid: rest-datastore version 2; build it again"),
         ("other tensors", "not a REST datastore"),
         ("dtype", "not a REST datastore"),
-        ("no separator", "not a REST datastore"),
+        ("no separator", "damaged, its checksum is another; build it again"),
         ("shape", "not a REST datastore"),
     ],
 )
@@ -295,6 +296,25 @@ def test_files_that_are_no_datastore_are_refused_in_one_line(tmp_path: Path, how
     with pytest.raises(UserError, match=f"method.datastore=.*{message}") as error:
         rest(tiny_llama(), tmp_path, tokenizer)
     assert "\n" not in str(error.value)
+
+
+def test_a_flipped_bit_anywhere_is_refused(tmp_path: Path) -> None:
+    tokenizer = tokenizer_folder(tmp_path)
+    file = write_datastore(tmp_path, [[3, 4, 5], [6, 7]], tokenizer) / FILE_NAME
+    whole = file.read_bytes()
+    rest(tiny_llama(), tmp_path, tokenizer)
+    for place in range(len(whole)):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        with pytest.raises(UserError, match=r"method\.datastore="):
+            Datastore(tmp_path)
+
+
+def test_a_killed_write_leaves_nothing_behind_the_next(tmp_path: Path) -> None:
+    left = tmp_path / f".{FILE_NAME}.partial"
+    left.mkdir()
+    (left / ".tmpAbc12").write_bytes(b"half a datastore")
+    write_datastore(tmp_path, [[3, 4, 5]], tokenizer_folder(tmp_path))
+    assert sorted(file.name for file in tmp_path.iterdir()) == [FILE_NAME, "tokenizer.json"]
 
 
 def test_a_file_that_may_not_be_read_is_refused_in_one_line(stored, monkeypatch: pytest.MonkeyPatch) -> None:

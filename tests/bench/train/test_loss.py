@@ -50,3 +50,30 @@ def test_a_draft_that_is_the_target_has_the_targets_entropy():
 def test_no_position_gives_zero():
     states, head, wanted, _ = leaves(n=0)
     assert float(cross_entropy(states, head, wanted, head, chunk=4).loss) == 0
+
+
+@pytest.mark.parametrize("chunk", [4, 100])
+@pytest.mark.parametrize("hard", [False, True])
+def test_over_a_draft_vocabulary_the_target_is_renormalised_and_what_lies_outside_teaches_nothing(chunk, hard):
+    states, head, wanted, wanted_head = leaves()
+    vocabulary = torch.tensor([1, 2, 5, 9, 14, 20])
+    head = head[:6].clone()
+    labels = torch.arange(13) if hard else None
+    states.requires_grad_(), head.requires_grad_()
+    p, q = (wanted @ wanted_head.T).softmax(-1), (states @ head.T).log_softmax(-1)
+    top = labels if hard else p.argmax(-1)
+    kept = [row for row in range(13) if int(top[row]) in vocabulary.tolist()]
+    assert 0 < len(kept) < 13
+    part = p[:, vocabulary]
+    if hard:
+        plain = -sum(q[row, vocabulary.tolist().index(int(labels[row]))] for row in kept)
+    else:
+        plain = -(part / part.sum(-1, keepdim=True) * q)[kept].sum()
+    expected = torch.autograd.grad(plain, (states, head))
+
+    sums = cross_entropy(states, head, wanted, wanted_head, labels=labels, vocabulary=vocabulary, chunk=chunk)
+    sums.loss.backward()
+    torch.testing.assert_close(sums.loss, plain)
+    torch.testing.assert_close((states.grad, head.grad), expected, atol=1e-5, rtol=1e-4)
+    assert int(sums.agree) == int((p.argmax(-1) == vocabulary[q.argmax(-1)]).sum())
+    torch.testing.assert_close(sums.overlap, torch.minimum(part, q.exp()).sum())

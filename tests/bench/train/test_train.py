@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ from methods.adapters import Adapter
 from methods.engine.checkpoint import load_model, read_tensors
 from methods.errors import UserError
 from methods.kangaroo import Kangaroo
+from methods.medusa import Heads
 from tests.bench.train.chat_model import interrupt_at, settings, write_chat_model, write_sharegpt
 from tests.tiny import tiny_llama
 
@@ -37,6 +39,7 @@ def arguments(world: Path, output: Path, **changes):
         "data": {"path": str(world / "data.json"), "limit": None, "held_out": 5},
         "loop_settings": settings(),
         "output": str(output),
+        "draft_vocab": None,
         "save_dtype": "float32",
         "seed": 0,
         "resume": True,
@@ -110,6 +113,29 @@ def test_medusa_training_learns_and_writes_the_published_format(world, tmp_path)
     assert len(accuracies) == 2 and all(0 <= a <= 1 for head in accuracies for a in head)
 
 
+@pytest.mark.parametrize("method", ["medusa", "kangaroo"])
+def test_heads_over_the_most_frequent_tokens_are_trained_and_loaded(world, tmp_path, method):
+    given = arguments(world, tmp_path, draft_vocab=20, save_dtype="bfloat16", loop_settings=settings(epochs=6))
+    own = {"heads": 2} if method == "medusa" else {"variant": "kangaroo_head", "exit_layer": 1}
+    {"medusa": medusa, "kangaroo": kangaroo}[method].train(**own, **given)
+    with (tmp_path / "log.csv").open() as file:
+        losses = [float(row["loss"]) for row in csv.DictReader(file) if row["part"] == "train"]
+    assert losses[-1] < losses[0]
+    target = load_model(world / "model", device="cpu")
+    conversations = source.DataSource(**given["data"]).load(
+        source.ModelSource.load(given["model"], target.device), given["loop_settings"].length, 0, print
+    )
+    said = Counter(token for c in conversations.train for token in c.tokens[c.assistant].tolist())
+    if method == "medusa":
+        drafts = Heads.load(tmp_path, target, 2)
+        assert {tuple(head[1].weight.shape) for head in drafts} == {(20, target.config.hidden_size)}
+    else:
+        drafts = Adapter.load(tmp_path, target, "kangaroo_head")
+        assert len(drafts.lm_head) == 20
+    ids = drafts.vocabulary.tolist()
+    assert ids == sorted(sorted(range(target.config.vocab_size), key=lambda token: (-said[token], token))[:20])
+
+
 def test_medusa_places_by_hand():
     #            0  1  2  3  4  5  6  7    two answers: 2-4 and 6-7
     assistant = [0, 0, 1, 1, 1, 0, 1, 1]
@@ -127,11 +153,12 @@ def test_medusa_accuracies_by_hand():
     linear.weight = torch.nn.Parameter(-((number[:, None] - number - 1) % 12).float())
     head = torch.nn.Sequential(torch.nn.Identity(), linear)
     training = SimpleNamespace(
-        heads=[head, head],
+        heads=torch.nn.ModuleList([head, head]),
         chunk=2,
         target=SimpleNamespace(lm_head=lambda states: states),
         final_states=lambda _: names[[0, 3, 4, 6, 0, 7, 7, 0]],
     )
+    training.heads.vocabulary = None
     first, second = medusa.head_accuracies(training, [row])
     assert first == pytest.approx([1 / 3, 1 / 3] + 8 * [0])  # 3 -> 4 and 4 -> 6; 7 -> 7 is the last of 12 choices
     assert second == [0, 0, 1] + 7 * [0]  # 3 -> 6
@@ -232,6 +259,8 @@ def test_a_finished_run_is_not_run_again_and_another_is_refused(world, tmp_path,
         ({"loop_settings": {"betas": (0.9, 2)}}, r"loop.betas=\(0.9, 2\): two numbers from 0 to below 1"),
         ({"data": {"path": "x", "limit": None, "held_out": -5}}, "data.held_out=-5: must be 0 or above"),
         ({"data": {"path": "x", "limit": 0, "held_out": 5}}, "data.limit=0: must be at least 1"),
+        ({"draft_vocab": 9}, "train.draft_vocab=9: kangaroo has no head of its own; those that have: kangaroo_head"),
+        ({"draft_vocab": 9999, "variant": "mlp_only"}, "train.draft_vocab=9999: must be between 1 and the model's"),
         ({"save_dtype": "int64"}, "train.save_dtype=int64 is unknown; valid: auto, bfloat16, float16, float32"),
     ],
 )

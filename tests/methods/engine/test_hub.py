@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from methods.engine.hub import commit_of, pinned, resolve
+from methods.engine.hub import hub_name, resolve
 from methods.errors import UserError
 
 REPOSITORY = Path(__file__).parents[3]
@@ -155,7 +155,7 @@ def test_a_snapshot_holds_what_is_needed_and_no_more(hub: Hub, call: str, weight
     assert {file.name for file in folder.iterdir()} == {*TEXT[:3], *weights}
     files = sorted(name for name in hub.fetched if name != "listing")
     assert files == sorted({*TEXT[:3], *weights}), "each file is downloaded once"
-    assert commit_of(folder) == COMMIT
+    assert str(hub_name(folder)).endswith(f"@{COMMIT}")
 
 
 def test_a_snapshot_in_the_cache_needs_no_hub(hub: Hub, tmp_path: Path) -> None:
@@ -168,7 +168,8 @@ def test_a_commit_in_the_cache_is_not_asked_for_again(hub: Hub, tmp_path: Path) 
     call = f"'house/shards', '{COMMIT}'"
     first = resolve_in_a_fresh_process(call, tmp_path, HF_ENDPOINT=hub.address)
     asked = len(hub.fetched)
-    assert resolve_in_a_fresh_process(call, tmp_path, HF_ENDPOINT=hub.address) == first
+    for again in (call, f"'house/shards@{COMMIT}'"):
+        assert resolve_in_a_fresh_process(again, tmp_path, HF_ENDPOINT=hub.address) == first
     assert len(hub.fetched) == asked
 
 
@@ -191,26 +192,9 @@ def test_a_lora_is_to_be_merged_first(hub: Hub, tmp_path: Path) -> None:
     assert "merge it first" in resolve_in_a_fresh_process("'house/lora'", tmp_path, HF_ENDPOINT=hub.address)
 
 
-@pytest.mark.parametrize(
-    ("path", "revision", "expected"),
-    [
-        (".", None, True),
-        ("/no/such/folder", None, True),
-        ("gdrive:1_lSqhasWeIUyfCft50JtKuQ2-TWepm8p/adapter", None, True),
-        ("house/both", None, False),
-        ("house/both", "main", False),
-        ("house/both", COMMIT[:10], False),
-        ("house/both", COMMIT, True),
-    ],
-)
-def test_what_is_pinned(path: str, revision: str | None, expected: bool) -> None:
-    assert pinned(path, revision) == expected
-
-
-def test_a_folder_has_no_commit(tmp_path: Path) -> None:
-    assert commit_of(tmp_path) is None
-    assert commit_of(Path(COMMIT)) is None
-    assert commit_of(Path("hub/models--house--both/snapshots") / COMMIT) == COMMIT
+def test_a_folder_has_no_name_on_the_hub(tmp_path: Path) -> None:
+    assert hub_name(tmp_path) is None and hub_name(Path(COMMIT)) is None
+    assert hub_name(Path("hub/models--house--both/snapshots") / COMMIT) == f"house/both@{COMMIT}"
 
 
 @pytest.mark.parametrize(
