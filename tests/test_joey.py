@@ -35,7 +35,7 @@ def test_all_methods_ran(runs) -> None:
     assert (
         set(runs)
         == set(all_methods(installed()))
-        == {"kangaroo", "lookahead", "medusa", "pld", "recycling", "rest", "sam"}
+        == {"kangaroo", "layerskip", "lookahead", "medusa", "pld", "recycling", "rest", "sam"}
     )
 
 

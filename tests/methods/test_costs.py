@@ -14,12 +14,14 @@ from methods.decoder import Decoder
 from methods.engine.kv_cache import KVCache
 from methods.engine.llama import Llama
 from methods.kangaroo import Kangaroo
+from methods.layerskip import LayerSkip
 from methods.lookahead import Lookahead
 from methods.medusa import Medusa
 from methods.pld import PromptLookup
 from methods.recycling import Recycling
 from methods.sam import Sam
 from methods.vanilla import Vanilla
+from tests.methods.test_layerskip import agreeing
 from tests.methods.test_medusa import random_heads, write_heads
 from tests.tiny import adapter_checkpoint, tiny_llama
 
@@ -143,7 +145,12 @@ def automaton(model: Llama) -> Sam:
     return Sam(model, predict=8, threshold=3, bias=0, static=None, fallback=recycling(model))
 
 
-@pytest.mark.parametrize("make", [recycling, lookups, automaton])
+def early_exit(model: Llama) -> LayerSkip:
+    agreeing(model)
+    return LayerSkip(model, exit_layer=3, gamma=3)
+
+
+@pytest.mark.parametrize("make", [recycling, lookups, automaton, early_exit])
 def test_what_needs_no_confidence_waits_once_a_step(transfers: list[str], make: Callable[[Llama], Any]) -> None:
     model = tiny_llama(vocab_size=40)
     decoder, prompt = Decoder(model, make(model)), torch.tensor([5, 6, 7])
