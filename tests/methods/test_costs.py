@@ -20,9 +20,12 @@ from methods.medusa import Medusa
 from methods.pld import PromptLookup
 from methods.recycling import Recycling
 from methods.sam import Sam
+from methods.sps import SmallModel
 from methods.vanilla import Vanilla
 from tests.methods.test_layerskip import agreeing
 from tests.methods.test_medusa import random_heads, write_heads
+from tests.methods.test_sps import near, write_drafter
+from tests.methods.test_sps import target as sps_target
 from tests.tiny import adapter_checkpoint, tiny_llama
 
 TO_HOST = ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__")
@@ -152,10 +155,26 @@ def early_exit(model: Llama) -> LayerSkip:
 
 @pytest.mark.parametrize("make", [recycling, lookups, automaton, early_exit])
 def test_what_needs_no_confidence_waits_once_a_step(transfers: list[str], make: Callable[[Llama], Any]) -> None:
-    model = tiny_llama(vocab_size=40)
+    model = tiny_llama(vocab_size=40, eos_token_ids=())
     decoder, prompt = Decoder(model, make(model)), torch.tensor([5, 6, 7])
     transfers.clear()
     with Operations() as operations:
         generation = decoder.generate(prompt, 80)
     assert max(step.emitted for step in generation.steps) > 1
     assert transfers == ["tolist"] * (2 + len(generation.steps)) and operations.waiting() == 0
+
+
+@pytest.mark.parametrize("schedule", ["heuristic", "constant", "confidence"])
+def test_a_small_model_waits_once_a_step_and_for_confidence_once_a_drafted_token(
+    tmp_path: Path, transfers: list[str], schedule: str
+) -> None:
+    model = sps_target(tmp_path)
+    folder = write_drafter(tmp_path, near(model, 0.1))
+    method = SmallModel(model, drafter=folder, gamma=4, schedule=schedule, threshold=0.1, max_gamma=8)  # type: ignore[arg-type]
+    decoder, prompt = Decoder(model, method), torch.tensor([5, 6, 7])
+    transfers.clear()
+    with Operations() as operations:
+        generation = decoder.generate(prompt, 60)
+    drafted = sum(step.drafted for step in generation.steps) if schedule == "confidence" else 0
+    assert transfers.count("item") == drafted == operations.waiting()
+    assert len(transfers) == drafted + 2 + len(generation.steps)

@@ -17,6 +17,7 @@ from methods.proof import Make, check_lossless, check_side_by_side
 from methods.sam import Sam
 from tests.methods.test_medusa import random_heads, write_heads
 from tests.methods.test_rest import tokenizer_folder, write_datastore
+from tests.methods.test_sps import write_drafter
 from tests.tiny import adapter_checkpoint, tiny_llama
 
 # Without a draft model of their own; hf_... stands beside the loop and has tests of its own.
@@ -36,8 +37,12 @@ def rest(folder: Path) -> dict[str, Any]:
     return {"datastore": write_datastore(folder, text, tokenizer_folder(folder))}
 
 
+def sps(folder: Path) -> dict[str, Any]:
+    return {"drafter": write_drafter(folder, tiny_llama(vocab_size=48, num_layers=2))}
+
+
 # What a method needs besides its configuration, made in a folder. A new method with weights adds a line.
-DRAFTS: dict[str, Callable[[Path], dict[str, Any]]] = {"kangaroo": kangaroo, "medusa": medusa, "rest": rest}
+DRAFTS: dict[str, Callable[[Path], dict[str, Any]]] = {"kangaroo": kangaroo, "medusa": medusa, "rest": rest, "sps": sps}
 
 
 @pytest.fixture(scope="module")
