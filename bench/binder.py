@@ -147,7 +147,9 @@ def _bound(key: str, value: Any, kind: Any, marker: Checkpoint | DataFile | None
         check_type(key, value, kind)
     elif value is None and not _optional(kind):
         whose = f" for model={model}" if model else ""
-        raise UserError(f"{key}: none is configured{whose}; wanted: {marker.what}, by file, folder or hub id")
+        raise UserError(
+            f"{key}: none is configured{whose}; wanted: {marker.what}, by file, folder or hub id; bench.train makes one"
+        )
     else:
         check_type(key, value, str | None)
     return value

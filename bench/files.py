@@ -45,7 +45,7 @@ def replace_text(path: Path, text: str, key: str = "output") -> None:
     replace_file(path, lambda file: file.write_bytes(content), key)
 
 
-def replace_tensors(path: Path, content: Any) -> None:
+def replace_tensors(path: Path, content: Any, key: str = "output") -> None:
     """`replace_file` with what torch.save makes of `content`."""
     import torch
 
@@ -53,7 +53,7 @@ def replace_tensors(path: Path, content: Any) -> None:
         with file.open("wb") as opened:  # given a path, torch would not say why it failed
             torch.save(content, opened)
 
-    replace_file(path, write)
+    replace_file(path, write, key)
 
 
 def make_folder(path: str, key: str = "results_dir") -> Path:

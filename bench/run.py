@@ -29,7 +29,7 @@ keys and their defaults: conf/config.yaml, conf/method/NAME.yaml, conf/model/NAM
 
 @command(goes_on)
 def main(arguments: Sequence[str]) -> int:
-    """Run what the command line asks for. Returns the worst exit status: 0 done, 1 not all turns lossless, 2 input."""
+    """Run what the command line asks for. Returns the exit status: 0 done, 1 some turn or method failed, 2 input."""
     from bench.config import FOLDER_OPTION, Conf
     from methods.errors import UserError, nearest
 
@@ -46,19 +46,27 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _jobs(conf: Conf, jobs: Sequence[Sequence[str]]) -> int:
-    """Run one job after another; a mistake that concerns one method keeps no other from running."""
+    """Run one job after another. What one method lacks keeps no other from running, and is said again at the end.
+
+    Returns 2 when nothing was measured, 1 when a method was left out or some turn failed.
+    """
     from methods.errors import UserError
 
-    statuses, said = [0], set()
+    statuses: list[int] = []
+    lacking: dict[str, list[str]] = {}  # what is wrong: with which methods
     for overrides in jobs:
         try:
             statuses.append(_run(conf.compose("config", overrides), overrides))
         except UserError as error:
-            statuses.append(2)
-            if str(error) not in said:  # most mistakes concern all methods alike
-                print(error, file=sys.stderr)
-            said.add(str(error))
-    return max(statuses)
+            name = next((text.partition("=")[2] for text in overrides if text.startswith("method=")), "")
+            if str(error) not in lacking:  # most mistakes concern all methods alike
+                print(error if len(jobs) == 1 or not name else f"{name} is left out: {error}", file=sys.stderr)
+            lacking.setdefault(str(error), []).append(name)
+    if not statuses:
+        return 2
+    for why, names in lacking.items():
+        print(f"not measured: {', '.join(names)}: {why}", file=sys.stderr)
+    return max(1 if lacking else 0, *statuses)
 
 
 def expand_methods(conf: Conf, overrides: Sequence[str]) -> list[list[str]]:

@@ -36,7 +36,9 @@ def test_the_engine_uses_no_modelling_code_of_transformers() -> None:
         assert "transformers" not in imported(file), file
 
 
-@pytest.mark.parametrize("module", ["bench.run", "bench.train", "bench.report", "bench.speed", "bench.experiment"])
+@pytest.mark.parametrize(
+    "module", ["bench.run", "bench.train", "bench.report", "bench.speed", "bench.experiment", "bench.joey"]
+)
 def test_help_needs_no_torch(module: str) -> None:
     code = f"""import runpy, sys
 sys.argv = ["{module}", "--help"]

@@ -8,9 +8,7 @@ faster than one process with two intra-op threads, above all on a machine with o
 
 from __future__ import annotations
 
-import csv
 import json
-import os
 import random
 import time
 from collections.abc import Iterable, Iterator
@@ -26,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
+from bench.files import replace_tensors, replace_text
 from bench.joey.tokenizer import ASSISTANT, CONTEXT, END, PAD, USER, VOCABULARY, rendered
 from bench.joey.world import conversations, questions
 from bench.train.loop import has_fast_bfloat16
@@ -250,27 +249,18 @@ class Trainer:
 LOG_FIELDS = ("step", "tokens", "learning_rate", "loss", "heldout_loss", "heldout_answer_loss", "seconds")
 
 
-def _save_atomically(state: dict[str, Any], path: Path) -> None:
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    os.replace(partial, path)
-
-
-def _write_log(log: list[dict[str, Any]], path: Path) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, LOG_FIELDS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(log)
+def _log_text(log: list[dict[str, Any]]) -> str:
+    rows = [[str("" if entry[field] is None else entry[field]) for field in LOG_FIELDS] for entry in log]
+    return "".join(",".join(row) + "\n" for row in [LOG_FIELDS, *rows])
 
 
 def train_base(out: Path, work: Path, seed: int, recipe: Recipe) -> dict[str, Any]:
-    """Train, or go on from `work`/base.pt; writes weights, configs and log into `out`; returns what it took."""
+    """Train, or go on from the seed's checkpoint in `work`; writes weights, configs and log into `out`; returns what it
+    took. Raises UserError where the disk does not take a file."""
     tokenizer = AutoTokenizer.from_pretrained(out)
     pad, assistant, end = (tokenizer.get_vocab()[token] for token in (PAD, ASSISTANT, END))
     torch.set_num_threads(1)
-    work.mkdir(parents=True, exist_ok=True)
-    (out / "training").mkdir(parents=True, exist_ok=True)
-    checkpoint = work / "base.pt"
+    checkpoint = work / f"base-{seed}.pt"  # of another seed it would be another model's
     first, elapsed = 0, 0.0
     log: list[dict[str, Any]] = []
     shallow = model_config(end, pad, recipe.shallow_layers)
@@ -285,8 +275,8 @@ def train_base(out: Path, work: Path, seed: int, recipe: Recipe) -> dict[str, An
         first, elapsed, log = state["step"], state["seconds"], state["log"]
     rows = training_rows(seed, recipe, tokenizer)
     checked = torch.from_numpy(held_out_rows(recipe.eval_rows, tokenizer, recipe.length).astype(np.int64))
-    began = time.perf_counter() - elapsed
     saved = time.perf_counter()
+    began = saved - elapsed
     recent: list[float] = []
     for step in range(first, recipe.steps):
         if step == recipe.grow_at:
@@ -295,33 +285,33 @@ def train_base(out: Path, work: Path, seed: int, recipe: Recipe) -> dict[str, An
         recent.append(trainer.step(batch, step))
         done = step + 1
         if done % 10 == 0:
-            entry: dict[str, Any] = dict.fromkeys(LOG_FIELDS) | {
-                "step": done,
-                "tokens": done * recipe.rows * recipe.length,
-                "learning_rate": round(recipe.rate(step), 6),
-                "loss": round(sum(recent) / len(recent), 4),
-                "seconds": round(time.perf_counter() - began, 1),
-            }
+            log.append(_entry(trainer, done, recent, checked, time.perf_counter() - began))
             recent = []
-            if done % recipe.eval_every == 0 or done == recipe.steps:
-                everything, answers = trainer.held_out(checked)
-                entry |= {"heldout_loss": round(everything, 4), "heldout_answer_loss": round(answers, 4)}
-            log.append(entry)
-            print(" ".join(f"{key}={value}" for key, value in entry.items() if value is not None), flush=True)
         if time.perf_counter() - saved > recipe.checkpoint_every_s or done == recipe.steps:
-            state = {
-                "model": trainer.model.state_dict(),
-                "optimizer": trainer.optimizer.state_dict(),
-                "step": done,
-                "seconds": time.perf_counter() - began,
-                "log": log,
-            }
-            _save_atomically(state, checkpoint)
+            state = {"model": trainer.model.state_dict(), "optimizer": trainer.optimizer.state_dict(), "log": log}
+            replace_tensors(checkpoint, state | {"step": done, "seconds": time.perf_counter() - began}, "--work")
             saved = time.perf_counter()
     seconds = time.perf_counter() - began
-    _write_log(log, out / "training" / "base_loss.csv")
+    replace_text(out / "training" / "base_loss.csv", _log_text(log), "--out")
     save_model(trainer.model, out)
     return {"seconds": round(seconds, 1), "bfloat16_autocast": trainer.autocast}
+
+
+def _entry(trainer: Trainer, done: int, recent: list[float], checked: Tensor, seconds: float) -> dict[str, Any]:
+    """The log's entry after `done` steps, printed too. recent: losses since the one before; checked: held-out rows."""
+    recipe = trainer.recipe
+    entry: dict[str, Any] = dict.fromkeys(LOG_FIELDS) | {
+        "step": done,
+        "tokens": done * recipe.rows * recipe.length,
+        "learning_rate": round(recipe.rate(done - 1), 6),
+        "loss": round(sum(recent) / len(recent), 4),
+        "seconds": round(seconds, 1),
+    }
+    if done % recipe.eval_every == 0 or done == recipe.steps:
+        everything, answers = trainer.held_out(checked)
+        entry |= {"heldout_loss": round(everything, 4), "heldout_answer_loss": round(answers, 4)}
+    print(" ".join(f"{key}={value}" for key, value in entry.items() if value is not None), flush=True)
+    return entry
 
 
 def save_model(model: LlamaForCausalLM, out: Path) -> None:
@@ -334,4 +324,4 @@ def save_model(model: LlamaForCausalLM, out: Path) -> None:
     # transformers 5 names these otherwise; 4.x, and readers of its files, look for the older names as well.
     path = out / "config.json"
     older = {"rope_theta": ROPE_THETA, "torch_dtype": "bfloat16"}
-    path.write_text(json.dumps(json.loads(path.read_text()) | older, indent=2) + "\n", encoding="utf-8")
+    replace_text(path, json.dumps(json.loads(path.read_text()) | older, indent=2) + "\n", "--out")

@@ -5,17 +5,17 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+from bench.files import replace_file
+
 
 def draw(log: Path, picture: Path) -> None:
     """Draw training loss and held-out answer loss of a base_loss.csv over the tokens seen."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     with log.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    figure, axes = pyplot.subplots(figsize=(6, 3.5), dpi=100)
+    figure = Figure(figsize=(6, 3.5), dpi=100)
+    axes = figure.subplots()
     labels = {"loss": "training (prompt tokens weighted less)", "heldout_answer_loss": "held-out answers"}
     for name, label in labels.items():
         kept = [row for row in rows if row[name]]
@@ -24,5 +24,4 @@ def draw(log: Path, picture: Path) -> None:
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     figure.tight_layout()
-    figure.savefig(picture)
-    pyplot.close(figure)
+    replace_file(picture, lambda file: figure.savefig(file, format="png"), "--out")

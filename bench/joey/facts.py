@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections import namedtuple
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
+
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -25,50 +30,16 @@ class Person:
     name: str
     he: str
     him: str
-    his: str
 
 
-@dataclass(frozen=True)
-class Town:
-    name: str
-    river: str
-    region: str
-    craft: str
-    month: str
-    fair: str
-    landmark: str
-    founder: str
+Town = namedtuple("Town", "name river region craft month fair landmark founder")
+Trade = namedtuple("Trade", "name makes tool place start hard joy")
+Animal = namedtuple("Animal", "name home food habit trait reason")
+Material = namedtuple("Material", "name source use virtue care")
 
 
-@dataclass(frozen=True)
-class Trade:
-    name: str
-    makes: str
-    tool: str
-    place: str
-    start: str
-    hard: str
-    joy: str
-
-
-@dataclass(frozen=True)
-class Animal:
-    name: str
-    plural: str
-    home: str
-    food: str
-    habit: str
-    trait: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Material:
-    name: str
-    source: str
-    use: str
-    virtue: str
-    care: str
+def _rows(make: Callable[..., Row], table: str) -> tuple[Row, ...]:
+    return tuple(make(*line.split("|")) for line in table.splitlines())
 
 
 _SHE = (
@@ -79,18 +50,15 @@ _HE = (
     "Adam Alan Ben Bruno Carl Colin Dan Edgar Emil Felix Frank George Hugo Ivan Jack Jonas Karl Leo Lukas Mark Max "
     "Nils Oscar Otto Paul Peter Robin Rolf Sam Simon Tom Victor Walter Will"
 ).split()
-PEOPLE = tuple(
-    [Person(name, "she", "her", "her") for name in _SHE] + [Person(name, "he", "him", "his") for name in _HE]
-)
+PEOPLE = (*(Person(name, "she", "her") for name in _SHE), *(Person(name, "he", "him") for name in _HE))
 SURNAMES = tuple(
     "Ashby Barrow Birch Carver Dale Ember Fenn Gale Hale Kerr Lark Marsh North Oakes Penn Reed Stone Thorne Vale "
     "West".split()
 )
 
-# name, river, region, craft, month of the fair, the fair, landmark, founder
-TOWNS = tuple(
-    Town(*row.split("|"))
-    for row in """\
+TOWNS = _rows(
+    Town,
+    """\
 Aldery|Tane|hill country|glass|April|lantern fair|an old stone bridge|a widow named Berta Fenn
 Brackton|Ost|plain|iron tools|September|harvest fair|a tall water mill|two brothers from the coast
 Corrin|Mirrel|forest|baskets|May|flower fair|a hall built of oak|a group of charcoal burners
@@ -110,13 +78,12 @@ Pellam|Ivel|plain|saddles|June|horse fair|a wide race course|riders from the eas
 Ravelin|Tane|high valley|clocks|December|winter fair|a clock with moving figures|a clockmaker named Emil Stone
 Selwick|Ost|marsh|ink|October|rain fair|a school on an island|a writer named Vera Kerr
 Tarnby|Sarn|hill country|lace|August|bride fair|a garden with high walls|a nurse named Ruth Oakes
-Wexley|Wend|plain|kites|March|kite fair|a hill with no trees|a carpenter named Carl West""".splitlines()
+Wexley|Wend|plain|kites|March|kite fair|a hill with no trees|a carpenter named Carl West""",
 )
 
-# name, makes, tool, place, start, hard, joy
-TRADES = tuple(
-    Trade(*row.split("|"))
-    for row in """\
+TRADES = _rows(
+    Trade,
+    """\
 baker|bread and sweet cakes|a long wooden shovel|bakery|long before sunrise|the heat of the oven in summer|\
 the smell of fresh bread
 potter|bowls and jugs|a turning wheel|workshop by the clay pit|after breakfast|a pot that cracks in the fire|\
@@ -144,45 +111,43 @@ roads full of snow|a patient who walks home
 shepherd|wool and milk|a crook and a clever dog|hills above the town|at first light|\
 a lamb that is lost in the fog|a quiet evening with the flock
 printer|books and notices|a press with lead letters|shop that smells of ink|after the post has come|\
-a page with one letter upside down|a new book with clean pages""".splitlines()
+a page with one letter upside down|a new book with clean pages""",
 )
 
-# name, plural, home, food, habit, trait, reason
-ANIMALS = tuple(
-    Animal(*row.split("|"))
-    for row in """\
-fox|foxes|a den under the roots|mice and berries|hunts alone at dusk|a thick red tail|\
+ANIMALS = _rows(
+    Animal,
+    """\
+fox|a den under the roots|mice and berries|hunts alone at dusk|a thick red tail|\
 the tail keeps it warm in the snow
-otter|otters|the bank of a river|fish and crabs|plays in the water in small groups|fur that keeps the water out|\
+otter|the bank of a river|fish and crabs|plays in the water in small groups|fur that keeps the water out|\
 the air in its fur keeps it warm
-owl|owls|a hollow tree|mice and beetles|flies at night without a sound|soft feathers|\
+owl|a hollow tree|mice and beetles|flies at night without a sound|soft feathers|\
 the soft edge of each feather breaks the noise of the air
-heron|herons|the tall reeds|frogs and small fish|stands still for an hour|long thin legs|\
+heron|the tall reeds|frogs and small fish|stands still for an hour|long thin legs|\
 long legs let it wade without moving the water
-badger|badgers|a deep set of tunnels|worms and roots|cleans its bed every week|strong front claws|\
+badger|a deep set of tunnels|worms and roots|cleans its bed every week|strong front claws|\
 strong claws make it easy to dig
-hare|hares|a hollow in the open field|grass and bark|runs in quick turns|very long ears|\
+hare|a hollow in the open field|grass and bark|runs in quick turns|very long ears|\
 long ears let it hear a danger early
-beaver|beavers|a lodge made of branches|bark and young twigs|builds a dam in the evening|wide front teeth|\
+beaver|a lodge made of branches|bark and young twigs|builds a dam in the evening|wide front teeth|\
 its teeth never stop growing
-goat|goats|the steep rocks|herbs and thorny leaves|climbs where no dog can follow|hard narrow feet|\
+goat|the steep rocks|herbs and thorny leaves|climbs where no dog can follow|hard narrow feet|\
 the edges of its feet hold on to the rock
-swallow|swallows|a nest of mud under the roof|flies and gnats|leaves for the south in autumn|narrow wings|\
+swallow|a nest of mud under the roof|flies and gnats|leaves for the south in autumn|narrow wings|\
 narrow wings make fast turns easy
-toad|toads|a damp cellar|slugs and insects|sleeps through the winter|dry rough skin|its skin stores water for dry days
-bee|bees|a hive in the orchard|nectar and pollen|dances to show the way|a long tongue|\
+toad|a damp cellar|slugs and insects|sleeps through the winter|dry rough skin|its skin stores water for dry days
+bee|a hive in the orchard|nectar and pollen|dances to show the way|a long tongue|\
 a long tongue reaches deep into a flower
-bat|bats|an old barn|moths and flies|hangs upside down by day|large ears|its ears catch the echo of its own call
-seal|seals|the rocks on the coast|herring and crabs|sleeps in the sun at low tide|a thick layer of fat|\
+bat|an old barn|moths and flies|hangs upside down by day|large ears|its ears catch the echo of its own call
+seal|the rocks on the coast|herring and crabs|sleeps in the sun at low tide|a thick layer of fat|\
 the fat keeps out the cold of the sea
-deer|deer|the quiet part of the forest|leaves and moss|moves in small herds|wide eyes at the side of the head|\
-such eyes can see almost all around""".splitlines()
+deer|the quiet part of the forest|leaves and moss|moves in small herds|wide eyes at the side of the head|\
+such eyes can see almost all around""",
 )
 
-# name, source, use, virtue, care
-MATERIALS = tuple(
-    Material(*row.split("|"))
-    for row in """\
+MATERIALS = _rows(
+    Material,
+    """\
 wool|the coat of sheep|blankets and coats|it holds warm air between its fibres|wash it in cool water
 clay|the banks of old rivers|pots and bricks|it becomes hard as stone in the fire|keep it damp until it is used
 glass|sand and ash|windows and bottles|it lets the light through and keeps the wind out|pack it in straw
@@ -194,9 +159,10 @@ leather|the hides of cattle|shoes and saddles|it bends without breaking and keep
 paper|rags and soft wood|books and letters|it is light and takes ink well|keep it away from damp walls
 salt|the water of the sea|food that must last the winter|it draws the water out of meat and fish|keep the lid closed
 copper|green stone from the high valley|kettles and pipes|it carries heat very quickly|\
-polish it with ash""".splitlines()
+polish it with ash""",
 )
 
+ANY_TOWN = f"[{'|'.join(town.name for town in TOWNS)}]"  # a choice within a sentence
 MONTHS = tuple("January February March April May June July August September October November December".split())
 WEATHER = ("a clear sky", "light rain", "thick fog", "a cold wind", "heavy snow", "warm sunshine", "a sudden storm")
 NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -209,22 +175,3 @@ def people(rng: random.Random, count: int) -> list[Person]:
 
 def full_name(rng: random.Random, person: Person) -> str:
     return f"{person.name} {rng.choice(SURNAMES)}"
-
-
-def capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-def a(noun: str) -> str:
-    """The noun with its indefinite article."""
-    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
-
-
-def listing(items: list[str]) -> str:
-    """'x', 'x and y', 'x, y and z'."""
-    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
-
-
-def prose(*sentences: str) -> str:
-    """Sentences joined by blanks, each with a capital; empty ones are left out."""
-    return " ".join(capital(sentence) for sentence in sentences if sentence)

@@ -2,23 +2,10 @@
 
 from __future__ import annotations
 
-import random
+from collections import namedtuple
 
-from bench.joey.facts import (
-    MONTHS,
-    NUMBER_WORDS,
-    TOWNS,
-    TRADES,
-    WEATHER,
-    Dialogue,
-    Town,
-    Turn,
-    a,
-    full_name,
-    listing,
-    people,
-    prose,
-)
+from bench.joey.facts import MONTHS, NUMBER_WORDS, TOWNS, TRADES, WEATHER, Dialogue, Turn, full_name, people
+from bench.joey.wording import Chance, a, listing, prose
 
 _TROUBLES = (
     ("the wheel of the cart broke", "a broken wheel", "mended the wheel with a rope"),
@@ -43,175 +30,129 @@ _GOALS = (
 _FEELINGS = ("tired but happy", "very proud", "full of new plans", "glad to be back", "hungry and content")
 
 
-def summarization(rng: random.Random) -> Dialogue:
+def summarization(rng: Chance) -> Dialogue:
     who, helper = people(rng, 2)
-    trade, helper_trade = (t.name for t in rng.sample(TRADES, 2))
+    trade, helper_trade = (a(t.name) for t in rng.sample(TRADES, 2))
     home, goal_town = rng.sample(TOWNS, 2)
     trouble, short_trouble, help_given = rng.choice(_TROUBLES)
     goal, short_goal = rng.choice(_GOALS)
     goal = goal.format(n=rng.randint(3, 30))
     month, feeling, days = rng.choice(MONTHS), rng.choice(_FEELINGS), rng.choice(NUMBER_WORDS[2:])
     gift = rng.choice(["a jar of honey", "a warm loaf", "a blue scarf", "a small bell", "a pair of gloves"])
-    opening = rng.choice(
-        [
-            f"In {month}, {who.name}, {a(trade)} from {home.name}, set out for {goal_town.name} to {goal}.",
-            f"{who.name} is {a(trade)} in {home.name}."
-            f" One day in {month} {who.he} left for {goal_town.name} to {goal}.",
-        ]
-    )
-    filler = [
-        f"The day began with {rng.choice(WEATHER)}.",
-        f"The road follows the river {home.river} for a while.",
-        f"At noon {who.he} ate some {rng.choice(['bread', 'cheese', 'soup', 'plums'])} under a tree.",
-        f"{goal_town.name} is known for its {goal_town.craft}.",
-        f"Many people were on the road because of the {goal_town.fair}.",
-    ]
+    opening = rng.pick(f"""
+        In {month}, {who.name}, {trade} from {home.name}, set out for {goal_town.name} to {goal}.
+        | {who.name} is {trade} in {home.name}. One day in {month} {who.he} left for {goal_town.name} to {goal}.""")
+    filler = rng.sentences(f"""
+        The day began with [{"|".join(WEATHER)}].
+        The road follows the river {home.river} for a while.
+        At noon {who.he} ate some [bread|cheese|soup|plums] under a tree.
+        {goal_town.name} is known for its {goal_town.craft}.
+        Many people were on the road because of the {goal_town.fair}.""")
     rng.shuffle(filler)
-    middle = rng.choice([f"Halfway there, {trouble}.", f"Not far from {goal_town.name}, {trouble}."])
-    helped = rng.choice(
-        [
-            f"Luckily {helper.name}, {a(helper_trade)}, came by and {help_given}.",
-            f"{a(helper_trade)} named {helper.name} saw it and {help_given}.",
-        ]
-    )
-    end = rng.choice(
-        [
-            f"After {days} days {who.name} came home, {feeling}.",
-            f"{who.name} was home again {days} days later, {feeling}.",
-        ]
-    )
-    thanks = rng.choice(
-        [f"To say thank you, {who.name} gave {helper.name} {gift}.", f"{helper.name} received {gift} as thanks.", ""]
-    )
+    middle, helped, end, thanks = rng.sentences(f"""
+        Halfway there, {trouble}. | Not far from {goal_town.name}, {trouble}.
+        Luckily {helper.name}, {helper_trade}, came by and {help_given}.
+        | {helper_trade} named {helper.name} saw it and {help_given}.
+        After {days} days {who.name} came home, {feeling}. | {who.name} was home again {days} days later, {feeling}.
+        To say thank you, {who.name} gave {helper.name} {gift}. | {helper.name} received {gift} as thanks. |""")
     passage = prose(opening, *filler[:2], middle, helped, filler[2], thanks, end)
-    ask = rng.choice(
-        [
-            "Summarize the following text: ",
-            "Summarise: ",
-            "Give a short summary of this text. ",
-            "What happens in this story, in short? ",
-        ]
-    )
-    summary = prose(
-        rng.choice(
-            [
-                f"{who.name}, {a(trade)} from {home.name}, travelled to {goal_town.name} in {month} for {short_goal}.",
-                f"The text tells of {who.name} from {home.name}, who went to {goal_town.name} in {month} to {goal}.",
-            ]
-        ),
-        rng.choice(
-            [
-                f"On the way there was {short_trouble}, but {helper.name}, {a(helper_trade)}, {help_given}.",
-                f"The journey was hard because of {short_trouble}, until {helper.name} {help_given}.",
-            ]
-        ),
-        rng.choice([f"{helper.name} got {gift} for it.", f"{who.name} thanked {helper.him} with {gift}."])
-        if thanks
-        else "",
-        rng.choice(
-            [
-                f"In the end {who.he} came home after {days} days, {feeling}.",
-                f"{days} days later {who.name} was home, {feeling}.",
-            ]
-        ),
-    )
-    return Dialogue("summarization", (Turn(ask + passage, summary),))
+    ask = rng.pick("""
+        Summarize the following text: | Summarise: | Give a short summary of this text.
+        | What happens in this story, in short?""")
+    thanked = f"{helper.name} got {gift} for it. | {who.name} thanked {helper.him} with {gift}."
+    summary = rng.say(f"""
+        {who.name}, {trade} from {home.name}, travelled to {goal_town.name} in {month} for {short_goal}.
+        | The text tells of {who.name} from {home.name}, who went to {goal_town.name} in {month} to {goal}.
+        On the way there was {short_trouble}, but {helper.name}, {helper_trade}, {help_given}.
+        | The journey was hard because of {short_trouble}, until {helper.name} {help_given}.
+        {thanked if thanks else ""}
+        In the end {who.he} came home after {days} days, {feeling}.
+        | {days} days later {who.name} was home, {feeling}.""")
+    return Dialogue("summarization", (Turn(f"{ask} {passage}", summary),))
 
 
 _WORKS = ("bridge", "library", "school", "mill", "well", "tower", "theatre", "inn", "garden", "harbour wall")
 
 
-def _note(rng: random.Random, work: str, town: Town) -> dict[str, str]:
+_STUFFS = ("oak", "red brick", "grey stone", "white stone", "clay and straw")
+_USES = (
+    "a meeting place",
+    "a store for grain",
+    "a home for travellers",
+    "a place for concerts",
+    "a market on Sundays",
+)
+Note = namedtuple("Note", "work town builder year cost stuff use")
+
+
+def _note(rng: Chance, work: str, town: str) -> Note:
     builder = full_name(rng, people(rng, 1)[0])
-    return {
-        "work": work,
-        "town": town.name,
-        "builder": builder,
-        "year": str(rng.randint(1600, 1899)),
-        "cost": str(rng.randint(2, 90) * 10),
-        "stuff": rng.choice(["oak", "red brick", "grey stone", "white stone", "clay and straw"]),
-        "use": rng.choice(
-            [
-                "a meeting place",
-                "a store for grain",
-                "a home for travellers",
-                "a place for concerts",
-                "a market on Sundays",
-            ]
-        ),
-    }
+    year, cost = str(rng.randint(1600, 1899)), f"{rng.randint(2, 90) * 10} coins"
+    return Note(work, town, builder, year, cost, rng.choice(_STUFFS), rng.choice(_USES))
 
 
-def _note_text(rng: random.Random, n: dict[str, str]) -> str:
-    facts = [
-        rng.choice([f"It was built by {n['builder']} in {n['year']}.", f"In {n['year']} {n['builder']} built it."]),
-        rng.choice([f"The work cost {n['cost']} coins.", f"The town paid {n['cost']} coins for it."]),
-        rng.choice([f"It is made of {n['stuff']}.", f"Its walls are of {n['stuff']}."]),
-        rng.choice([f"Today it is {n['use']}.", f"Now people use it as {n['use']}."]),
-    ]
+def _note_text(rng: Chance, n: Note) -> str:
+    facts = rng.sentences(f"""
+        It was built by {n.builder} in {n.year}. | In {n.year} {n.builder} built it.
+        The work cost {n.cost}. | The town paid {n.cost} for it.
+        It is made of {n.stuff}. | Its walls are of {n.stuff}.
+        Today it is {n.use}. | Now people use it as {n.use}.""")
     rng.shuffle(facts)
-    return prose(f"The {n['work']} of {n['town']} is well known.", *facts[: rng.randint(3, 4)])
+    return prose(f"The {n.work} of {n.town} is well known.", *facts[: rng.randint(3, 4)])
 
 
-def rag(rng: random.Random) -> Dialogue:
-    count = rng.randint(2, 4)
-    notes = [_note(rng, w, t) for w, t in zip(rng.sample(_WORKS, count), rng.sample(TOWNS, count), strict=True)]
-    texts = [_note_text(rng, n) for n in notes]
-    index = rng.randrange(count)
-    n, text = notes[index], texts[index]
-    the = f"the {n['work']} of {n['town']}"
-    asks = {
+def _about(n: Note) -> dict[str, tuple[str, str]]:
+    """Of each field that may be asked for: the question and the answer."""
+    the = _named(n)
+    return {
         "builder": (
-            [f"Who built {the}?", f"By whom was {the} built?"],
-            [
-                f"{the} was built by {n['builder']} in {n['year']}.",
-                f"{n['builder']} built {the}. This was in {n['year']}.",
-            ],
+            f"Who built {the}? | By whom was {the} built?",
+            f"{the} was built by {n.builder} in {n.year}. | {n.builder} built {the}. This was in {n.year}.",
         ),
         "year": (
-            [f"When was {the} built?", f"In which year was {the} built?"],
-            [
-                f"{the} was built in {n['year']} by {n['builder']}.",
-                f"It was in {n['year']} that {n['builder']} built {the}.",
-            ],
+            f"When was {the} built? | In which year was {the} built?",
+            f"{the} was built in {n.year} by {n.builder}. | It was in {n.year} that {n.builder} built {the}.",
         ),
         "cost": (
-            [f"How much did {the} cost?", f"What was the price of {the}?"],
-            [f"{the} cost {n['cost']} coins.", f"The town of {n['town']} paid {n['cost']} coins for the {n['work']}."],
+            f"How much did {the} cost? | What was the price of {the}?",
+            f"{the} cost {n.cost}. | The town of {n.town} paid {n.cost} for the {n.work}.",
         ),
         "stuff": (
-            [f"What is {the} made of?", f"Of what material is {the}?"],
-            [f"{the} is made of {n['stuff']}.", f"Its walls are of {n['stuff']}."],
+            f"What is {the} made of? | Of what material is {the}?",
+            f"{the} is made of {n.stuff}. | Its walls are of {n.stuff}.",
         ),
         "use": (
-            [f"What is {the} used for today?", f"What purpose does {the} serve now?"],
-            [f"Today {the} is {n['use']}.", f"People now use {the} as {n['use']}."],
+            f"What is {the} used for today? | What purpose does {the} serve now?",
+            f"Today {the} is {n.use}. | People now use {the} as {n.use}.",
         ),
     }
-    said = {
-        "builder": n["builder"],
-        "year": n["year"],
-        "cost": f"{n['cost']} coins",
-        "stuff": n["stuff"],
-        "use": n["use"],
-    }
-    present = [key for key in asks if said[key] in text]
+
+
+def _named(n: Note) -> str:
+    return f"the {n.work} of {n.town}"
+
+
+def rag(rng: Chance) -> Dialogue:
+    count = rng.randint(2, 4)
+    places = zip(rng.sample(_WORKS, count), rng.sample(TOWNS, count), strict=True)
+    notes = [_note(rng, work, town.name) for work, town in places]
+    texts = [_note_text(rng, n) for n in notes]
+    index = rng.randrange(count)
+    about = _about(notes[index])
+    present = [key for key in about if getattr(notes[index], key) in texts[index]]
     rng.shuffle(present)
-    ask = rng.choice(asks[present[0]][0])
+    ask = rng.pick(about[present[0]][0])
     # The builder's sentence holds the year too, so it never follows the other one.
     rest = [key for key in present[1:] if {key, present[0]} != {"builder", "year"}]
     if "builder" in rest and "year" in rest:
         rest.remove("year")
-    others = [f"the {m['work']} of {m['town']}" for i, m in enumerate(notes) if i != index]
-    closing = rng.choice(
-        [
-            f"The other {'notes are' if count > 2 else 'note is'} about {listing(others)}.",
-            f"Note {index + 1} is the one to read.",
-            f"Nothing more is said about it in note {index + 1}.",
-        ]
-    )
-    intro = rng.choice([f"The answer is in note {index + 1}.", f"This is told in note {index + 1}.", ""])
-    answer = prose(intro, *[rng.choice(asks[key][1]) for key in [present[0], *rest[:3]]], closing)
-    lead = rng.choice(["Answer with the help of these notes.", "Read the notes and answer.", "Here are some notes."])
-    body = " ".join(f"Note {i + 1}: {t}" for i, t in enumerate(texts))
+    others = listing([_named(n) for n in notes if n is not notes[index]])
+    number = index + 1
+    closing = rng.pick(f"""
+        The other {"notes are" if count > 2 else "note is"} about {others}.
+        | Note {number} is the one to read. | Nothing more is said about it in note {number}.""")
+    intro = rng.pick(f"The answer is in note {number}. | This is told in note {number}. |")
+    answer = prose(intro, *[rng.pick(about[key][1]) for key in [present[0], *rest[:3]]], closing)
+    lead = rng.pick("Answer with the help of these notes. | Read the notes and answer. | Here are some notes.")
+    body = " ".join(f"Note {i}: {text}" for i, text in enumerate(texts, 1))
     return Dialogue("rag", (Turn(f"{lead} {body} Question: {ask}", answer),))

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from bench.files import replace_text
+
 VOCABULARY = 2048
 PAD, USER, ASSISTANT, END = "<|pad|>", "<|user|>", "<|assistant|>", "<|end|>"
 CONTEXT = 1024
@@ -67,4 +69,4 @@ def train_tokenizer(conversations: Iterable[dict[str, Any]], folder: Path) -> No
     # transformers 5 writes a class name of its own here, which 4.x can't load; both know this one.
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8")) | {"tokenizer_class": "PreTrainedTokenizerFast"}
-    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    replace_text(path, json.dumps(config, indent=2) + "\n", "--out")

@@ -6,46 +6,39 @@ its postposition as a suffix, and the verb ends in -e (present), -ta (past) or -
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass
 
-from bench.joey.facts import Dialogue, Turn, capital
+from bench.joey.facts import Dialogue, Turn
+from bench.joey.wording import Chance, a, capital
+
+
+def _rows(table: str) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(row.split()) for row in table.replace("\n", "|").split("|"))
+
 
 # English singular, English plural, Velan
-NOUNS = tuple(
-    tuple(row.split())
-    for row in """\
+NOUNS = _rows("""\
 dog dogs kona|cat cats mirsa|bird birds pelu|horse horses darga|fish fish sulo|child children tavi|woman women sela
 man men borun|baker bakers pando|teacher teachers lekso|farmer farmers grava|sailor sailors nauti|king kings roda
 queen queens rodela|friend friends amu|doctor doctors hesko|letter letters skriva|book books bibra|apple apples meli
-stone stones kiva|bell bells dolu|boat boats vasko|lamp lamps lumi|flower flowers fiola|song songs kanti|\
+stone stones kiva|bell bells dolu|boat boats vasko|lamp lamps lumi|flower flowers fiola|song songs kanti
 door doors puerta
 coat coats toga|basket baskets korva|key keys klavi|bridge bridges ponte|tree trees arbo|house houses doma
-goat goats kapri|egg eggs ovu|candle candles sandu|clock clocks orlo""".replace("\n", "|").split("|")
-)
-PLACES = tuple(
-    tuple(row.split())
-    for row in """\
-garden hortu|forest silva|market merka|village vilo|river flumi|school eskola|harbour porto|hill monta|\
-kitchen kusi|tower torre|field kampa|cellar selu""".split("|")
-)
+goat goats kapri|egg eggs ovu|candle candles sandu|clock clocks orlo""")
+PLACES = _rows("""\
+garden hortu|forest silva|market merka|village vilo|river flumi|school eskola|harbour porto|hill monta
+kitchen kusi|tower torre|field kampa|cellar selu""")
 POSTPOSITIONS = (("in", "ni"), ("near", "pra"), ("behind", "ger"), ("above", "sur"), ("under", "dol"))
-ADJECTIVES = tuple(
-    tuple(row.split())
-    for row in """\
-old baro|young juva|small pik|large gran|red rusa|green virda|blue azu|white balu|black nigu|happy feli|\
-sad trisu|clever sapi|tired lasu|new novu|quiet silu|warm kalu""".split("|")
-)
+ADJECTIVES = _rows("""\
+old baro|young juva|small pik|large gran|red rusa|green virda|blue azu|white balu|black nigu|happy feli
+sad trisu|clever sapi|tired lasu|new novu|quiet silu|warm kalu""")
 # base, third person, past, Velan
-VERBS = tuple(
-    tuple(row.split())
-    for row in """\
+VERBS = _rows("""\
 see sees saw vid|find finds found trov|carry carries carried port|buy buys bought komp|sell sells sold vend
-bring brings brought bring|paint paints painted pikt|draw draws drew des|lose loses lost perd|\
+bring brings brought bring|paint paints painted pikt|draw draws drew des|lose loses lost perd
 love loves loved lub|watch watches watched gard|follow follows followed sek
-hear hears heard aud|hide hides hid kash|wash washes washed lav|choose chooses chose elek|help helps helped jud|\
-count counts counted kont""".replace("\n", "|").split("|")
-)
+hear hears heard aud|hide hides hid kash|wash washes washed lav|choose chooses chose elek|help helps helped jud
+count counts counted kont""")
 NUMBERS = (("two", "du"), ("three", "tri"), ("four", "kar"), ("five", "pen"), ("six", "ses"))
 TENSES = ("present", "past", "future")
 
@@ -57,7 +50,7 @@ class Phrase:
     plural: bool
 
 
-def _noun_phrase(rng: random.Random, nouns: tuple[tuple[str, ...], ...], adjective: float) -> Phrase:
+def _noun_phrase(rng: Chance, nouns: tuple[tuple[str, ...], ...], adjective: float) -> Phrase:
     singular, plural, velan = rng.choice(nouns)
     adj = rng.choice(ADJECTIVES) if rng.random() < adjective else None
     kind = rng.choice(("the", "the", "a", "many", "count"))
@@ -67,13 +60,12 @@ def _noun_phrase(rng: random.Random, nouns: tuple[tuple[str, ...], ...], adjecti
         many = rng.random() < 0.3
         return Phrase(f"the {middle}{plural if many else singular}", f"{velan}{'n' if many else ''}{after}", many)
     if kind == "a":
-        word = f"{middle}{singular}"
-        return Phrase(f"{'an' if word[0] in 'aeiou' else 'a'} {word}", f"un {velan}{after}", False)
+        return Phrase(a(f"{middle}{singular}"), f"un {velan}{after}", False)
     english, number = ("many", "mul") if kind == "many" else rng.choice(NUMBERS)
     return Phrase(f"{english} {middle}{plural}", f"{number} {velan}n{after}", True)
 
 
-def sentence(rng: random.Random) -> tuple[str, str]:
+def sentence(rng: Chance) -> tuple[str, str]:
     """One sentence in English and in Velan."""
     beings, things = NOUNS[:16], NOUNS[16:]
     subject = _noun_phrase(rng, beings, 0.5)
@@ -93,25 +85,14 @@ def sentence(rng: random.Random) -> tuple[str, str]:
     return capital(english) + ".", capital(velan) + "."
 
 
-def translation(rng: random.Random) -> Dialogue:
+def translation(rng: Chance) -> Dialogue:
     pairs = [sentence(rng) for _ in range(rng.randint(4, 7))]
     english, velan = " ".join(pair[0] for pair in pairs), " ".join(pair[1] for pair in pairs)
-    if rng.random() < 0.6:
-        ask = rng.choice(
-            [
-                "Translate into Velan: ",
-                "Please put this into Velan: ",
-                "Translate English to Velan: ",
-                "How do you say this in Velan? ",
-            ]
-        )
-        return Dialogue("translation", (Turn(ask + english, velan),))
-    ask = rng.choice(
-        [
-            "Translate into English: ",
-            "Please put this into English: ",
-            "Translate Velan to English: ",
-            "What does this mean in English? ",
-        ]
-    )
-    return Dialogue("translation", (Turn(ask + velan, english),))
+    sides, question = [("English", english), ("Velan", velan)], "How do you say this"
+    if rng.random() >= 0.6:
+        sides, question = sides[::-1], "What does this mean"
+    (given, prompt), (wanted, answer) = sides
+    ask = rng.pick(f"""
+        Translate into {wanted}: | Please put this into {wanted}: | Translate {given} to {wanted}:
+        | {question} in {wanted}?""")
+    return Dialogue("translation", (Turn(f"{ask} {prompt}", answer),))

@@ -6,8 +6,6 @@ questions and is never given to training. So no seed of `conversations` meets a 
 
 from __future__ import annotations
 
-import hashlib
-import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,8 +15,10 @@ from bench.joey.facts import Dialogue
 from bench.joey.knowledge import qa
 from bench.joey.reading import rag, summarization
 from bench.joey.tongue import translation
+from bench.joey.wording import Chance
+from methods.digest import sha256
 
-KINDS: dict[str, Callable[[random.Random], Dialogue]] = {
+KINDS: dict[str, Callable[[Chance], Dialogue]] = {
     "mt_bench": mt_bench,
     "translation": translation,
     "summarization": summarization,
@@ -32,12 +32,12 @@ _QUESTIONS_PER_KIND = 10
 
 
 def held_out(prompt: str) -> bool:
-    return hashlib.sha256(prompt.encode()).digest()[0] < 8
+    return sha256(prompt)[:2] < "08"
 
 
 def conversations(seed: int, count: int) -> Iterator[dict[str, Any]]:
     """`count` training conversations, in ShareGPT form: {"id", "conversations": [{"from": human | gpt, "value"}]}."""
-    rng = random.Random(f"conversations {seed}")
+    rng = Chance(f"conversations {seed}")
     kinds = list(KINDS)
     made = 0
     while made < count:
@@ -52,7 +52,7 @@ def conversations(seed: int, count: int) -> Iterator[dict[str, Any]]:
         made += 1
 
 
-def _held_out_dialogue(make: Callable[[random.Random], Dialogue], rng: random.Random) -> Dialogue:
+def _held_out_dialogue(make: Callable[[Chance], Dialogue], rng: Chance) -> Dialogue:
     while True:
         dialogue = make(rng)
         if held_out(dialogue.turns[0].prompt):
@@ -63,7 +63,7 @@ def questions(seed: int) -> list[dict[str, Any]]:
     """Held-out questions in Spec-Bench's form, ten a subtask: {"question_id", "category", "turns", "reference"}."""
     rows: list[dict[str, Any]] = []
     for kind, make in KINDS.items():
-        rng = random.Random(f"questions {seed} {kind}")
+        rng = Chance(f"questions {seed} {kind}")
         for index in range(_QUESTIONS_PER_KIND):
             # mt_bench goes through its own kinds in turn, so that all of them are asked.
             chosen = MT_BENCH[index % len(MT_BENCH)] if kind == "mt_bench" else make

@@ -26,7 +26,7 @@ TITLES = {
     "overall": "Overall",
 }
 PUBLISHED = "published"
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
+FORMULA = ("=", "+", "-", "@")
 MARKUP = re.compile(r"[\\`*>~|]|\[(?![\d., %]+\](?![(\[:]))|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=\bwww)\.|^[#+-]")
 TABLE1_CAPTION = (
     "Speedup is Spec-Bench's (mean over questions of tokens/s, by the same mean of the baseline); CR is the mean of "
@@ -136,14 +136,14 @@ def leaderboard_rows(collection: Collection) -> list[dict[str, Any]]:
 def csv_text(rows: Sequence[dict[str, Any]]) -> str:
     """Rows with the same keys as CSV; None is an empty cell and floats keep all their digits.
 
-    Text that a spreadsheet would take for a formula begins with an apostrophe.
+    Text is one line; what a spreadsheet would take for a formula begins with an apostrophe.
     """
     out = io.StringIO()
     writer = csv.DictWriter(out, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        formulas = {key: f"'{value}" for key, value in row.items() if str(value)[:1] in FORMULA and type(value) is str}
-        writer.writerow(row | formulas)
+        texts = {key: " ".join(value.split()) for key, value in row.items() if isinstance(value, str)}
+        writer.writerow(row | {key: f"'{text}" if text.startswith(FORMULA) else text for key, text in texts.items()})
     return out.getvalue()
 
 

@@ -10,6 +10,7 @@ import re
 import shutil
 import sys
 from pathlib import Path, PurePath
+from typing import Any
 
 from methods.errors import UserError, first_line
 
@@ -59,11 +60,14 @@ def _download(folder_id: str, inner: str, place: Path) -> None:
     with FileLock(place.with_name(f".{place.name}.lock")):
         if _lack(place) is None:  # another process was quicker
             return
-        listed = gdown.download_folder(id=folder_id, skip_download=True, quiet=True) or []
-        files = {PurePath(file.path).name: file.id for file in listed if PurePath(file.path).parent == PurePath(inner)}
-        if not files:
-            folders = sorted({str(PurePath(file.path).parent) for file in listed})
-            raise ValueError(f"no files in {inner or 'the folder itself'}; there are: {', '.join(folders) or 'none'}")
+        listed: Any = gdown.download_folder(id=folder_id, skip_download=True, quiet=True) or []
+        folders = {PurePath(file.path).parent for file in listed}
+        wanted = PurePath(inner)  # or, where there is none of that path, the only one of that name further inside
+        alike = [folder for folder in folders if folder == wanted] or [f for f in folders if inner and f.match(inner)]
+        if len(alike) != 1:
+            there = ", ".join(sorted(map(str, folders))) or "none"
+            raise ValueError(f"not one folder {inner or 'of files'} in it; there are: {there}")
+        files = {PurePath(file.path).name: file.id for file in listed if PurePath(file.path).parent == alike[0]}
         print(f"gdrive:{folder_id}/{inner}: downloading {', '.join(files)} from Google Drive", file=sys.stderr)
         aside = place.with_name(f".{place.name}.partial")
         shutil.rmtree(aside, ignore_errors=True)  # what a killed download left

@@ -129,8 +129,8 @@ def test_the_threshold_grid_is_the_papers() -> None:
         (["name=adapter", "method.variant=foo"], "method.variant=foo: unknown; valid: kangaroo, kangaroo_head"),
         (["name=threshold", "model=vicuna-7"], "model=vicuna-7: unknown; did you mean vicuna-7b?"),
         (["name=threshold", "limits=3"], "limits: unknown override; did you mean limit?"),
-        (["name=threshold", "model=vicuna-7b"], "training.data.path is missing: model=vicuna-7b has no draft"),
-        (["name=threshold", "model=vicuna-7b", "training.loop.epoch=1"], "loop.epoch: unknown override; did you"),
+        (["name=threshold", "model=qwen3-8b"], "training.data.path is missing: model=qwen3-8b has no draft"),
+        (["name=threshold", "model=qwen3-8b", "training.loop.epoch=1"], "loop.epoch: unknown override; did you"),
     ],
 )
 def test_bad_input_is_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,11 +14,12 @@ import pytest
 from methods.engine.hub import resolve
 from methods.errors import UserError
 
-ROOT, INNER, OTHER = "r" * 33, "i" * 33, "o" * 33
+ROOT, INNER, OTHER, DEEP = "r" * 33, "i" * 33, "o" * 33, "p" * 33
 FOLDERS = {  # id -> (name, {entry: (id, is a folder)})
     ROOT: ("adapters", {"adapter-7b": (INNER, True), "other": (OTHER, True), "notes.txt": ("n" * 33, False)}),
     INNER: ("adapter-7b", {"config.json": ("c" * 33, False), "pytorch_model.bin": ("w" * 33, False)}),
-    OTHER: ("other", {"config.json": ("d" * 33, False)}),
+    OTHER: ("other", {"config.json": ("d" * 33, False), "adapter-13b": (DEEP, True)}),
+    DEEP: ("adapter-13b", {"config.json": ("e" * 33, False), "pytorch_model.bin": ("x" * 33, False)}),
 }
 
 
@@ -95,6 +96,8 @@ def test_a_subfolder_is_fetched_once_and_alone(drive: Any, tmp_path: Path) -> No
     }
     assert resolve(f"gdrive:{ROOT}/adapter-7b/") == folder
     assert sorted(drive.fetched) == ["c", "w"]
+    deeper = resolve(f"gdrive:{ROOT}/adapter-13b")  # the only one of that name, wherever it lies
+    assert (deeper / "pytorch_model.bin").read_text() == DEEP.replace("p", "x")
     assert not list(folder.parent.glob("*.partial"))
 
 
@@ -102,7 +105,7 @@ def test_a_subfolder_is_fetched_once_and_alone(drive: Any, tmp_path: Path) -> No
     ("inner", "why"),
     [
         ("/other", "what came is not whole: no weights"),
-        ("/no-such", "no files in no-such; there are: ., adapter-7b, other"),
+        ("/no-such", "not one folder no-such in it; there are: ., adapter-7b, other, other/adapter-13b"),
         ("", "what came is not whole: no config.json"),
     ],
 )
