@@ -113,6 +113,8 @@ def _sweep(conf: Conf, overrides: Sequence[str]) -> int:
     lists = [
         o if not o.startswith("method=") else "method=" + ",".join(_named(conf, o.partition("=")[2])) for o in overrides
     ]
+    inside = "method.fallback="  # to Hydra a choice of the group that it names; see Conf.compose
+    lists = [f"method@{text}" if text.startswith(inside) else text for text in lists]
     make_folder(Run.of(conf.check_sweep("config", lists)).results_dir)  # where Hydra itself writes
     statuses = []
 

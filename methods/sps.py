@@ -87,18 +87,17 @@ class Assistant:
     def propose(self, tokens: list[int], room: int) -> Draft:
         """A greedy chain, after what the cache lacks of the tokens: the pending one, and the last if it was drafted."""
         method, device = self.method, self.method.drafter.device
-        rows, drafted, sure = upload(tokens[self.cache.lengths[0] :], device), list[Tensor](), 1.0
-        self.base = len(tokens) - 1
+        rows = upload(tokens[self.cache.lengths[0] :], device)
+        drafted: list[Tensor] = []
+        self.base, sure = len(tokens) - 1, 1.0
         while len(drafted) < min(self.gamma, room):
             logits = self._logits(self._run(rows))
-            if method.schedule == "confidence":
-                confidence, rows = torch.softmax(logits.float(), -1).max(-1)
-                sure = confidence.item()
-            else:
-                rows = logits.argmax(-1)
+            rows = logits.argmax(-1)
             drafted.append(rows)
-            if method.schedule == "confidence" and not sure >= method.threshold:  # nor if it is no number
-                break
+            if method.schedule == "confidence":
+                sure = torch.softmax(logits.float(), -1).amax().item()
+                if not sure >= method.threshold:  # nor if it is no number
+                    break
         self.drafted = len(drafted)
         tree = Tree.chain(self.drafted, device)
         return Draft(tokens=torch.cat(drafted), tree=tree, doubtful=math.isnan(sure))
@@ -117,9 +116,11 @@ class Assistant:
     def _run(self, tokens: Tensor) -> Tensor:
         """Tokens [n] behind those in the cache -> the last one's state [1, hidden]."""
         drafter, held = self.method.drafter, self.cache.lengths[0]
-        known = tokens.clamp(max=drafter.config.vocab_size - 1)  # the target's may be padded further
+        known = drafter.config.vocab_size
+        if known < self.method.vocab_size:  # the target is padded further, and may have said a token of its own
+            tokens = tokens.clamp(max=known - 1)
         positions = torch.arange(held, held + len(tokens), device=drafter.device)
-        return drafter.run(drafter.embed(known), positions, self.cache, slice(0, None))[-1:]
+        return drafter.run(drafter.embed(tokens), positions, self.cache, slice(0, None))[-1:]
 
     def _logits(self, state: Tensor) -> Tensor:
         """State [1, hidden] -> logits [1, vocab] of tokens that the target knows, whatever the drafter is padded to."""

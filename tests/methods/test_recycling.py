@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bench.run import main
-from methods.decoder import Decoder, Verification
+from methods.decoder import Decoder, Method, Verification
 from methods.draft import Draft, Tree
 from methods.engine.llama import Llama
 from methods.recycling import Recycling, Successors
@@ -63,10 +63,10 @@ def paths_of(draft: Draft) -> list[list[int]]:
 
 
 class Watched:
-    """Recycling whose drafts and outcomes are written down."""
+    """A method whose drafts are written down, with the tokens that they follow."""
 
-    def __init__(self, method: Recycling) -> None:
-        self.method, self.drafts = method, list[list[list[int]]]()
+    def __init__(self, method: Method) -> None:
+        self.method, self.seen = method, list[tuple[list[int], Draft]]()
         self.taps, self.max_rows, self.extra_parameters = method.taps, method.max_rows, 0
 
     def start(self, prompt: list[int], prefill: Any) -> Watched:
@@ -74,9 +74,8 @@ class Watched:
         return self
 
     def propose(self, tokens: list[int], room: int) -> Draft:
-        draft = self.drafter.propose(tokens, room)
-        self.drafts.append(paths_of(draft))
-        return draft
+        self.seen.append((tokens[:], self.drafter.propose(tokens, room)))
+        return self.seen[-1][1]
 
     def observe(self, verification: Verification) -> None:
         self.drafter.observe(verification)
@@ -90,7 +89,8 @@ def test_every_step_is_the_definitions(prompt: list[int], learn_prompt: bool, eo
     decoder = Decoder(model, method)
     found = decoder.generate(torch.tensor(prompt), 30)
     reference, tokens, drafted = Reference(model, prompt if learn_prompt else []), [*prompt, found.tokens[0]], []
-    for step, given in zip(found.steps, method.drafts, strict=True):
+    for step, (_, verified) in zip(found.steps, method.seen, strict=True):
+        given = paths_of(verified)
         draft = reference.draft(tokens, 50 - len(tokens))
         emitted = reference.learn(tokens, draft)
         assert sorted(map(tuple, given)) == sorted(tuple(path) for path in draft.values() if path)

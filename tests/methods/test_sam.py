@@ -11,8 +11,7 @@ import torch
 
 from bench.binder import bind
 from bench.config import installed
-from methods.decoder import Decoder, Method, Verification
-from methods.draft import Draft
+from methods.decoder import Decoder
 from methods.engine.llama import Llama
 from methods.errors import UserError
 from methods.kangaroo import Kangaroo
@@ -21,7 +20,7 @@ from methods.rest import Datastore
 from methods.sam import Sam
 from methods.vanilla import Vanilla
 from tests.methods.test_pld import generated, steps_of
-from tests.methods.test_recycling import Reference, paths_of
+from tests.methods.test_recycling import Reference, Watched, paths_of
 from tests.methods.test_rest import tokenizer_folder, write_datastore
 from tests.tiny import adapter_checkpoint, tiny_llama
 
@@ -79,25 +78,6 @@ def test_every_step_is_the_definitions(threshold: int | None, eos: tuple[int, ..
             return searched(tokens, predict=12, threshold=threshold) or []
 
         assert list(found.steps) == steps_of(draft, prompt, output, 128)
-
-
-class Watched:
-    """A method whose drafts are written down, with the tokens that they follow."""
-
-    def __init__(self, method: Method) -> None:
-        self.method, self.seen = method, list[tuple[list[int], Draft]]()
-        self.taps, self.max_rows, self.extra_parameters = method.taps, method.max_rows, 0
-
-    def start(self, prompt: list[int], prefill: Any) -> Watched:
-        self.drafter = self.method.start(prompt, prefill)
-        return self
-
-    def propose(self, tokens: list[int], room: int) -> Draft:
-        self.seen.append((tokens[:], self.drafter.propose(tokens, room)))
-        return self.seen[-1][1]
-
-    def observe(self, verification: Verification) -> None:
-        self.drafter.observe(verification)
 
 
 def looping() -> Llama:
