@@ -75,7 +75,7 @@ class Parts:
         return {
             "config": config,
             "command": command,
-            "model": model.name,
+            "model": model.label,
             "method": settings.method_name,
             "demonstration": model.built_in,
             "dtype": str(pick_dtype(model.dtype, device, read_config(self.folder))).removeprefix("torch."),

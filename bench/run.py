@@ -23,8 +23,9 @@ USAGE = """usage: python -m bench.run [method=NAME[,NAME...]|all] [model=NAME] [
 method=all: {all}; transformers' own generate (hf_...) only when named
 methods: {methods}
 models:  {models}
+questions: {questions}; or data.path=FILE
 tasks:   all, mt_bench, translation, summarization, qa, math_reasoning, rag; of your own questions, their categories
-keys and their defaults: conf/config.yaml, conf/method/NAME.yaml, conf/model/NAME.yaml"""
+keys and their defaults: conf/config.yaml, conf/method/NAME.yaml, conf/model/NAME.yaml, conf/questions/NAME.yaml"""
 
 
 @command(goes_on)
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
 
     conf, overrides = Conf.given(arguments)
     if {"-h", "--help"} & set(overrides):
-        lists = {f"{group}s": ", ".join(conf.choices(group)) for group in ("method", "model")}
+        lists = {f"{group.rstrip('s')}s": ", ".join(conf.choices(group)) for group in ("method", "model", "questions")}
         print(USAGE.format(all=", ".join(all_methods(conf)), **lists))
         return 0
     sweep = bool(set(SWEEP) & set(overrides))
@@ -94,9 +95,13 @@ def all_methods(conf: Conf) -> list[str]:
 
 def _run(composed: Any, overrides: Sequence[str]) -> int:
     from bench.session import run
-    from bench.settings import Run
+    from bench.settings import CUSTOM, Run
 
-    return run(Run.of(composed), " ".join(["python -m bench.run", *overrides])).status
+    settings = Run.of(composed)
+    if composed.choices["model"] != CUSTOM and any(text.startswith("model.path=") for text in overrides):
+        path, name = settings.model.path, settings.model.name
+        print(f"model.path={path}: taken for {name}; if it is another model, model=custom is meant", file=sys.stderr)
+    return run(settings, " ".join(["python -m bench.run", *overrides])).status
 
 
 def _sweep(conf: Conf, overrides: Sequence[str]) -> int:

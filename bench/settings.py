@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict, dataclass
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from bench.config import Composed
+from bench.places import BENCH, locate
+from bench.questions.sets import QuestionSet
 from bench.types import settings_of
 from methods.errors import UserError
 
 LARGEST_SEED = 2**63 - 1  # what torch's generators take
+CUSTOM = "custom"  # conf/model/custom.yaml, for whatever model.path names
 COLDEST = 1e-3  # below this temperature logits leave the range of half precision
 Node = dict[str, Any]  # `_target_` and its arguments, see bench.binder
 
@@ -38,15 +42,25 @@ class Model:
         """What bench.chat.Chat takes besides the folder."""
         return self.chat_template, self.system_prompt, self.template_arguments
 
+    @property
+    def label(self) -> str:
+        """What results are filed and shown under: the name; of a custom model, what its path ends in."""
+        last = PurePath(self.path.partition("@")[0]).name if self.name == CUSTOM else self.name
+        return last if last.isprintable() and last not in ("", "..") else self.name
+
     def __post_init__(self) -> None:
         if self.name in ("", ".", "..") or "/" in self.name or not self.name.isprintable():
             raise UserError(f"model.name={self.name!a}: names a folder of the results; valid: a name without /")
+        if self.built_in and not Path(locate(self.path)).resolve().is_relative_to(BENCH):
+            raise UserError(
+                f"model.path={self.path}: {self.name} is built in and lies elsewhere; model=custom is meant"
+            )
         check_threads("model.threads", self.threads)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Where questions come from besides a set of conf/questions."""
+    """Where questions come from in place of a set of conf/questions."""
 
     path: str | None
 
@@ -58,10 +72,11 @@ class Run:
     method_name: str
     method: Node
     model: Model
+    questions: QuestionSet
     task: str | list[str]
     data: Data
     limit: int | None
-    question_ids: int | list[int] | None
+    question_ids: int | str | list[int | str] | None
     shard: str
     max_new_tokens: int
     temperature: float
@@ -87,13 +102,13 @@ class Run:
             raise UserError(f"temperature={self.temperature}: must be 0 (greedy) or at least {COLDEST}")
 
     @property
-    def ids(self) -> list[int] | None:
+    def ids(self) -> list[int | str] | None:
         """question_ids as a list."""
-        return [self.question_ids] if isinstance(self.question_ids, int) else self.question_ids
+        return [self.question_ids] if isinstance(self.question_ids, (int, str)) else self.question_ids
 
     def record(self) -> dict[str, Any]:
         """As plain dictionaries, for run.json."""
-        return {**asdict(self), "question_ids": self.ids}
+        return {**asdict(self), "model": {**asdict(self.model), "name": self.model.label}, "question_ids": self.ids}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +137,7 @@ class Train:
     @classmethod
     def of(cls, composed: Composed) -> Train:
         """Raises UserError for a value of another type, or out of range."""
-        return settings_of(cls, composed.values)
+        return settings_of(cls, {key: value for key, value in composed.values.items() if key != "questions"})
 
     def __post_init__(self) -> None:
         check_threads("threads", self.threads)
@@ -137,6 +152,7 @@ class Speed:
     methods: str | list[str]
     dtypes: str | list[str]
     threads: int | list[int | None] | None
+    questions: QuestionSet
     data: Data
     prompt_tokens: int
     max_new_tokens: int

@@ -5,6 +5,7 @@ python -m bench.train method=rest model=vicuna-7b data.path=sharegpt.json output
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -13,14 +14,19 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from bench.chat import chat_files
+from bench.digests import sha256 as file_sha256
 from bench.files import replace_file
 from bench.places import locate
 from bench.settings import Model
+from bench.sources import Source
+from bench.texts import read, readable
 from bench.train import conversations
 from bench.train.conversations import Render
-from methods.digest import file_sha256, sha256
+from bench.words import plural
+from methods.digest import sha256 as text_sha256
 from methods.engine.checkpoint import resolve
 from methods.engine.vocabulary import Vocabulary
 from methods.errors import UserError
@@ -30,6 +36,10 @@ Tokens = NDArray[np.int32]
 
 BUILT_IN = "joey"
 CACHE = Path("results") / ".cache"
+REMEDY = "build one (bench.train method=rest) and give it as method.datastore=FILE"
+SMALL_BYTES = 20e6  # of text: a datastore of less is there in seconds
+BYTES_PER_MINUTE = 60e6  # of text rendered, tokenised and sorted on one busy core of 2024
+DISK_PER_BYTE = 2.0  # of text: a token of four characters takes eight bytes
 BATCH = 256  # conversations tokenised together
 PIECE_CHARS = 1 << 20  # a plain text is tokenised in pieces of about this length, cut at line ends
 LEADS = 256  # first bytes of the code that the suffixes are sorted by
@@ -68,8 +78,9 @@ def build(*, model: dict[str, Any], data: dict[str, Any], output: str, seed: int
     if path.endswith(".txt"):
         documents = _plain_text(Path(path), tokenizer, tally)
     else:
-        records = _generated(seed, limit or 10_000) if path == BUILT_IN else conversations.read(Path(path))
-        documents = _rendered(islice(records, limit), render, tokenizer, tally)
+        records = _generated(seed, limit or 10_000) if path == BUILT_IN else read(Path(path))
+        shown = tqdm(records, unit="conversation", desc=Path(path).name, delay=5, disable=None)
+        documents = _rendered(islice(shown, limit), render, tokenizer, tally)
     tokens = join(documents)
     if len(tokens) == 0:
         wanted = "ShareGPT JSON or JSONL is wanted, or plain text in a file whose name ends in .txt"
@@ -79,18 +90,26 @@ def build(*, model: dict[str, Any], data: dict[str, Any], output: str, seed: int
     return file
 
 
-def prepare(*, text: str, model: Model, cache: Path = CACHE) -> Path:
+def prepare(
+    *, text: str, model: Model, revision: str | None = None, sha256: str | None = None, cache: Path = CACHE
+) -> Path:
     """The datastore of a text for a model's tokenizer, made when it is first wanted.
 
-    It is kept in the cache, named after the content of the text and of what renders and tokenises it: a changed one is
-    made anew.
+    text: a path, a URL, or a file of a hub dataset, of that revision and SHA-256 if given. The datastore is kept in the
+    cache, named after the content of the text and of what renders and tokenises it: a changed one is made anew, and
+    models that agree in these share one.
     """
-    source = Path(locate(text))
+    source = Source(text, revision, sha256, "method.datastore", "text", REMEDY).fetch()
     folder = resolve(locate(model.path), model.revision, weights=False)
     rendered = [file_sha256(part) for part in chat_files(folder, model.chat_template)]
     facts = (Vocabulary.read(folder).sha256, file_sha256(source), VERSION, rendered, model.chat[1:])
-    file = cache / f"{source.name.partition('.')[0]}-{sha256(repr(facts))[:12]}.safetensors"
+    file = cache / f"{source.name.partition('.')[0]}-{text_sha256(repr(facts))[:12]}.safetensors"
     if not file.is_file():
+        size = source.stat().st_size * (4 if source.suffix == ".gz" else 1)
+        if size > SMALL_BYTES:
+            time = plural("minute", max(1, round(size / BYTES_PER_MINUTE)))
+            disk = f"takes about {size * DISK_PER_BYTE / 1e9:.1f} GB in {cache}"
+            print(f"method.datastore: made once from {source.name}, in about {time}; {disk}", file=sys.stderr)
         data = {"path": str(source), "limit": None}
         build(model={**vars(model), "path": str(folder)}, data=data, output=str(file), seed=0)
     return file
@@ -243,14 +262,10 @@ def _rendered(records: Iterable[tuple[str, Any]], render: Render, tokenizer: Any
 
 def _plain_text(path: Path, tokenizer: Any, tally: Tally) -> Iterator[Tokens]:
     """The file as one document."""
-    try:
-        with path.open(encoding="utf-8") as file:
-            pieces = []
-            while lines := file.readlines(PIECE_CHARS):
-                pieces += _tokenized(["".join(lines)], tokenizer, add_special_tokens=False)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise UserError(f"data.path={path}: {reason}; a plain text file is wanted") from error
+    with readable(path, "a plain text file is wanted"), path.open(encoding="utf-8") as file:
+        pieces = []
+        while lines := file.readlines(PIECE_CHARS):
+            pieces += _tokenized(["".join(lines)], tokenizer, add_special_tokens=False)
     if pieces:
         tally.used += 1
         yield np.concatenate(pieces)

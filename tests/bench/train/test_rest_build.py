@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from bench.settings import Run
 from bench.train import rest
 from bench.train.__main__ import main
 from bench.train.rest import byte_code, suffix_array
+from methods.digest import file_sha256
+from methods.errors import UserError
 from methods.rest import FILE_NAME, SEPARATOR
 from tests.bench.train.chat_model import NO_SYSTEM, SPECIAL, TEMPLATE, WORDS, tokenizer
 
@@ -174,6 +177,18 @@ def test_a_datastore_that_is_wanted_is_made_once(
     assert prepared() == first and not capsys.readouterr().out
     text.write_bytes(gzip.compress(as_lines(TALKS[:1]).encode()))
     assert prepared() != first
+    text.unlink()
+    os.mkfifo(text)
+    with pytest.raises(UserError, match=r"^method\.datastore\.text=.*: not a file"):
+        prepared()
+
+
+def test_plain_text_that_is_no_file_is_not_opened(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "a.txt")
+    assert build(model, tmp_path / "a.txt", tmp_path) == 2
+    assert "a.txt: not a file; a plain text file is wanted" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -222,3 +237,26 @@ def test_a_disk_that_is_full_is_one_line(
     (tmp_path / "a.json").write_text(as_list(TALKS))
     assert build(model, tmp_path / "a.json", tmp_path) == 2
     assert "rest.safetensors cannot be written (I/O error: No space left" in capsys.readouterr().err
+
+
+def test_a_large_text_is_announced_and_models_of_one_tokenizer_share_it(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rest, "SMALL_BYTES", 10)
+    (tmp_path / "talks.json").write_text(as_list(TALKS))
+    (tmp_path / "twin").symlink_to(model)
+    text, digest = str(tmp_path / "talks.json"), file_sha256(tmp_path / "talks.json")
+    made = [
+        rest.prepare(
+            text=text,
+            sha256=digest,
+            cache=tmp_path / "cache",
+            model=Run.of(installed().compose("config", ["model=custom", f"model.path={path}"])).model,
+        )
+        for path in (model, tmp_path / "twin")
+    ]
+    assert made[0] == made[1]
+    told = "method.datastore: made once from talks.json, in about 1 minute; takes about 0.0 GB in"
+    assert capsys.readouterr().err.count(told) == 1
+    with pytest.raises(UserError, match=r"method\.datastore\.text=.*: has sha256 .*, wanted 00; build one"):
+        rest.prepare(text=text, sha256="00", cache=tmp_path, model=Run.of(installed().compose("config", [])).model)
