@@ -26,6 +26,7 @@ from methods.engine.llama import Llama
 from methods.errors import UserError, first_line
 from methods.vanilla import Vanilla
 
+WHOLE = "0/1"  # the shard that has every question
 DEFAULT_THREADS = torch.get_num_threads()  # before a run has set another number
 
 
@@ -38,6 +39,7 @@ class Sides:
     baseline: Generator | None
     extra_parameters: int
     datastore_bytes: int | None
+    carries_over: str | None = None  # the setting by which the method learns from one question for the next
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,13 @@ def _sides(parts: Parts, target: Llama) -> Sides:
     context, temperature, seed = settings.model.context, settings.temperature, settings.seed
     decoder = partial(Decoder, target, context=context, temperature=temperature, seed=seed)
     made = parts.method.make(target=target)
+    carries_over = getattr(made, "carries_over", None)
+    if carries_over and (settings.repeats > 1 or settings.shard != WHOLE):
+        raise UserError(
+            f"{carries_over}: questions learn from those before, so each must come once and all in one process; "
+            f"repeats={settings.repeats} must be 1, shard={settings.shard} must be {WHOLE}"
+        )
     # Another library's generate is measured as it is; a method of ours is put into the loop.
     method = made if hasattr(made, "generate") else decoder(made)
     baseline = decoder(Vanilla(target)) if settings.baseline == "paired" else None
-    return Sides(target, method, baseline, made.extra_parameters, getattr(made, "datastore_bytes", None))
+    return Sides(target, method, baseline, made.extra_parameters, getattr(made, "datastore_bytes", None), carries_over)

@@ -37,13 +37,15 @@ class Bound:
     markers: Mapping[str, Checkpoint | DataFile] = field(default_factory=dict)  # by argument
 
     def fetch(self, **context: Any) -> Bound:
-        """With every file on this disk, and everything that stands inside made.
+        """With every file on this disk, and everything that stands inside made, but for what needs the target.
 
         Raises UserError for a file that is wanted and not given, or cannot be had.
         """
         found: dict[str, Any] = {}
         for name, value in self.arguments.items():
-            made = value.fetch(**context).make(**context) if isinstance(value, Bound) else value
+            made: Any = value.fetch(**context) if isinstance(value, Bound) else value
+            if isinstance(made, Bound) and "target" not in inspect.signature(made.target).parameters:
+                made = made.make(**context)
             found[name] = self._found(name, made) if name in self.markers else made
         return replace(self, arguments=found)
 
@@ -51,13 +53,29 @@ class Bound:
         """What the target makes of its arguments, and of what it takes of the context. Its errors pass unchanged."""
         takes = inspect.signature(self.target).parameters
         given = {name: value for name, value in context.items() if name in takes}
-        return self.target(**{**given, **self.arguments})
+        inside = {name: value._made_inside(**context) for name, value in self._inside()}
+        return self.target(**{**given, **self.arguments, **inside})
 
     def files(self) -> Iterator[tuple[str, Path]]:
         """(dotted key, path) of every file that was fetched."""
+        for _, inner in self._inside():
+            yield from inner.files()
         for name in self.markers:
             if self.arguments.get(name) is not None:
                 yield f"{self.key}.{name}", Path(self.arguments[name])
+
+    def _inside(self) -> Iterator[tuple[str, Bound]]:
+        """What stands inside and needs the target, such as a method that another one falls back on."""
+        for name, value in self.arguments.items():
+            if isinstance(value, Bound):
+                yield name, value
+
+    def _made_inside(self, **context: Any) -> Any:
+        """As `make`; a method's errors speak of method.KEY, and here it is this node's key."""
+        try:
+            return self.make(**context)
+        except UserError as error:
+            raise UserError(str(error).replace("method.", f"{self.key}.", 1)) from error
 
     def _found(self, name: str, given: str | Path | None) -> Path | None:
         key, marker = f"{self.key}.{name}", self.markers[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -22,6 +23,7 @@ from methods.errors import UserError, first_line, nearest
 
 ENTRY_POINTS = "speculative_bench"  # where an installed package names a folder of its own laid out like conf/
 FOLDER_OPTION, FOLDER_KEY = "--config-dir", "hydra.searchpath"
+FALLBACK = re.compile(r"\+?method\.fallback=(?!null$)(\w[\w-]*)")  # a method inside another one, by name
 COMPOSING = (HydraException, OmegaConfBaseException, ValueError, TypeError, RecursionError)
 
 
@@ -80,6 +82,7 @@ class Conf:
         Raises UserError for an unknown group member or key, with the nearest valid name, for a key taken away, and for
         a value that is missing.
         """
+        overrides = self._with_fallback(name, overrides)
         parsed = _parse(overrides)
         for override in parsed:
             self._check(override)
@@ -111,6 +114,24 @@ class Conf:
         """The override that tells Hydra of the folders besides the project's own."""
         others = ",".join(f"'file://{folder}'" for folder in self.folders if folder != CONF)
         return [f"{FOLDER_KEY}=[{others}]"] if others else []
+
+    def _with_fallback(self, name: str, overrides: Sequence[str]) -> list[str]:
+        """method.fallback=NAME in Hydra's words: that method's file goes there, and its draft for the model.
+
+        Raises UserError for a method that there is not.
+        """
+        chosen = next((found for text in overrides if (found := FALLBACK.fullmatch(text))), None)
+        others = [text for text in overrides if not text.lstrip("+").startswith("method.fallback")]
+        if chosen is None or "fallback" not in (base := self.compose(name, others)).values["method"]:
+            return list(overrides)
+        method = chosen[1]
+        if method not in (valid := self.choices("method")):
+            raise UserError(f"method.fallback={method}: unknown; {nearest(method, valid)}")
+        draft = f"{method}-{base.choices['model']}"
+        placed = [f"method@method.fallback={method}"]
+        if self.file("draft", draft):
+            placed.append(f"draft@method.fallback={draft}")
+        return [*(text for text in overrides if not FALLBACK.fullmatch(text)), *placed]
 
     def _check(self, override: Override) -> None:
         key = override.key_or_group

@@ -15,6 +15,7 @@ from bench.command import command, goes_on
 if TYPE_CHECKING:
     from bench.config import Conf
 
+NEED_WEIGHTS = ("sps",)  # that the built-in model does not bring
 SWEEP = ("-m", "--multirun")
 USAGE = """usage: python -m bench.run [method=NAME[,NAME...]|all] [model=NAME] [task=NAME] [key=value ...]
        python -m bench.run -m key=value,value ...       a Hydra sweep
@@ -87,8 +88,9 @@ def _named(conf: Conf, methods: str) -> list[str]:
 
 
 def all_methods(conf: Conf) -> list[str]:
-    """What method=all stands for: every method but vanilla, the baseline, and transformers' own generate."""
-    return [name for name in conf.choices("method") if name != "vanilla" and not name.startswith("hf_")]
+    """What method=all stands for: every method but the baseline, transformers' own generate, and NEED_WEIGHTS."""
+    left_out = ("vanilla", *NEED_WEIGHTS)
+    return [name for name in conf.choices("method") if name not in left_out and not name.startswith("hf_")]
 
 
 def _run(composed: Any, overrides: Sequence[str]) -> int:
@@ -116,6 +118,8 @@ def _sweep(conf: Conf, overrides: Sequence[str]) -> int:
     lists = [
         o if not o.startswith("method=") else "method=" + ",".join(_named(conf, o.partition("=")[2])) for o in overrides
     ]
+    inside = "method.fallback="  # to Hydra a choice of the group that it names; see Conf.compose
+    lists = [f"method@{text}" if text.startswith(inside) else text for text in lists]
     make_folder(Run.of(conf.check_sweep("config", lists)).results_dir)  # where Hydra itself writes
     statuses = []
 

@@ -104,6 +104,11 @@ def _ask(
     settings = parts.settings
     chat = Chat(parts.folder, *settings.model.chat)
     sides = build(parts)
+    if sides.carries_over and directory.done:
+        raise UserError(
+            f"{sides.carries_over}: {directory.folder} stopped halfway, and what its questions taught is gone; "
+            "resume=false starts anew"
+        )
     extra = {"extra_parameters": sides.extra_parameters, "datastore_bytes": sides.datastore_bytes}
     directory.write_info({**info, **extra, "weight_bytes": sides.target.weight_bytes})
     _warm_up(settings, sides, chat, questions)

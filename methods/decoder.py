@@ -32,6 +32,7 @@ class Verification:
 
     path: tuple[int, ...]  # accepted rows, the pending token's row 0 first
     tokens: tuple[int, ...]  # the tokens they emit: accepted candidates and the bonus token
+    rows: Tensor  # [rows] the tokens that went in
     tapped: tuple[Tensor, ...]  # [rows, hidden] as in Prefill, of the taps that the draft did not resume behind
     final: Tensor  # [rows, hidden] states after the final norm
     logits: Tensor  # [rows, vocab]
@@ -64,7 +65,7 @@ class Drafter(Protocol):
         """Candidates after `tokens`, whose last is pending; `room` is the deepest candidate the context can hold."""
 
     def observe(self, verification: Verification) -> None:
-        """Take in the outcome of a pass; not called for the last pass of a sequence."""
+        """Take in a pass, also one that another drafter proposed; not called for the last pass of a sequence."""
 
 
 class Method(Protocol):
@@ -208,12 +209,10 @@ class Sequence:
             positions, mask = self.decoder.positions[base : base + rows], None
         else:
             positions, mask = self._layout(draft, base)
-        if draft.hidden is None:
-            pending = torch.full((1,), self.tokens[-1], device=model.device)
-            extra = () if draft.extra is None else (draft.extra.tokens,)
-            hidden, first = model.embed(torch.cat((pending, draft.tokens, *extra))), 0
-        else:
-            hidden, first = draft.hidden.states, draft.hidden.layer
+        pending = torch.full((1,), self.tokens[-1], device=model.device)
+        fed = torch.cat((pending, draft.tokens, *(() if draft.extra is None else (draft.extra.tokens,))))
+        resumed = draft.hidden
+        hidden, first = (model.embed(fed), 0) if resumed is None else (resumed.states, resumed.layer)
         taps = Taps(self.decoder.method.taps)
         final = model.norm(model.run(hidden, positions, self.cache, slice(first, None), mask, taps))
         logits = model.lm_head(final)
@@ -223,6 +222,7 @@ class Sequence:
         return Verification(
             path=accepted.path,
             tokens=accepted.tokens,
+            rows=fed,
             tapped=taps.collected(),
             final=final,
             logits=logits,

@@ -18,6 +18,11 @@ def upload(values: Sequence[int] | np.ndarray, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
+@lru_cache(maxsize=256)
+def _order(length: int, device: torch.device) -> Tensor:
+    return torch.arange(length, device=device)
+
+
 @dataclass(frozen=True)
 class Tree:
     """Shape of a draft. Row 0 is the pending token, row i + 1 is candidate i; n candidates make n + 1 rows.
@@ -82,6 +87,16 @@ class Tree:
         mask.scatter_(1, climb, True)
         down = (depths[:, None] - torch.arange(deepest + 1, device=parents.device)).clamp(min=0)
         return cls(parents=rows, depths=depths, mask=mask, paths=climb.gather(1, down), is_chain=False)
+
+    def only(self, rows: Tensor) -> Tree:
+        """The same shape, of which only some rows count: rows [n + 1] bool on the device, whole branches at a time.
+
+        The others ride along, at the pending token's position, and cannot be accepted: each is its own parent, at no
+        depth. So a draft whose size is known to the device alone needs no wait.
+        """
+        order = _order(len(rows), rows.device)
+        parents, depths = torch.where(rows, self.parents, order), torch.where(rows, self.depths, order[:1])
+        return Tree(parents=parents, depths=depths, mask=self.mask, paths=self.paths, is_chain=False)
 
     @classmethod
     @lru_cache(maxsize=256)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from methods.adapters import Adapter
 from methods.decoder import Prefill, Verification
-from methods.draft import Draft, Resumed, Tree
+from methods.draft import Draft, Resumed, Tree, upload
 from methods.engine.config import read_json
 from methods.engine.kv_cache import KVCache
 from methods.engine.llama import Llama, Rope
@@ -85,10 +85,10 @@ class SelfDraft:
     def __init__(self, method: Kangaroo, prefill: Prefill) -> None:
         self.method, self.target, self.cache = method, method.target, prefill.cache
         self.adapter_cache = method.new_adapter_cache(prefill.cache.capacity)
-        self.seen = 0  # states of the sequence that the adapter has been run on
+        self.seen = self.ahead = 0  # states of the sequence that the adapter has been run on, and of the draft
         (exits,) = prefill.tapped
         self._adapt(exits)
-        self.unseen = exits[:0]
+        self.unseen = exits[:0]  # states of accepted tokens behind those
 
     def propose(self, tokens: list[int], room: int) -> Draft:
         """Draft until the confidence falls below eta, or gamma tokens, or the context is full."""
@@ -108,16 +108,19 @@ class SelfDraft:
             sure = confidence.item()
             if not sure >= method.eta:  # nor if it is no number
                 break
-        self.base, self.states = base, torch.cat(states)
+        self.unseen = states[0][:0]
+        self.ahead = self.seen - base  # rows of this draft, the pending token's included, that the adapter has seen
         tree = Tree.chain(len(drafted), self.target.device)
-        hidden = Resumed(self.states, method.exit_layer)
+        hidden = Resumed(torch.cat(states), method.exit_layer)
         return Draft(tokens=torch.cat(drafted), tree=tree, hidden=hidden, doubtful=math.isnan(sure))
 
     def observe(self, verification: Verification) -> None:
-        """Drop rejected rows from the adapter's cache; note the accepted state it never saw, if all were accepted."""
-        accepted = len(verification.path)
-        self.unseen = self.states[self.seen - self.base : accepted]
-        self.seen = min(self.seen, self.base + accepted)
+        """Drop rejected rows from the adapter's cache; note the accepted states that it has not seen yet."""
+        (exits,) = verification.tapped
+        accepted = exits[upload(verification.path, self.target.device)]
+        self.unseen = torch.cat((self.unseen, accepted[self.ahead :]))
+        self.seen -= max(0, self.ahead - len(accepted))
+        self.ahead = 0
         self.adapter_cache.truncate(self.seen)
 
     def _exit_state(self, token: Tensor, position: int) -> Tensor:

@@ -80,7 +80,6 @@ class Window:
         self.method, self.pool = method, Pool(method.guesses)
         drawn = random.Random(method.seed).choices(prompt, k=method.window + method.level - 3)
         self.rows = [[-1, *drawn]]  # the first is the pending token, known when a pass begins
-        self.fits = False  # whether the window rides along in the pass under way
 
     def propose(self, tokens: list[int], room: int) -> Draft:
         """The pool's n-grams after the pending token, and the window as extra rows.
@@ -93,9 +92,8 @@ class Window:
         ngrams = self.pool.starting_with(tokens[-1])
         candidates = [token for ngram in ngrams for token in ngram[1 : length + 1]]
         rows, columns = len(self.rows), len(self.rows[0])
-        self.fits = rows + columns - 2 <= room
         extra = None
-        if self.fits:
+        if rows + columns - 2 <= room:
             shown = [token for row in self.rows for token in row]
             offsets, mask = window_layout(rows, columns, len(candidates), device)
             extra = Extra(tokens=upload(shown[1:], device), offsets=offsets, mask=mask)
@@ -106,8 +104,8 @@ class Window:
         )
 
     def observe(self, verification: Verification) -> None:
-        """Advance the window by one row: what the target says after the last one."""
-        if not self.fits:
+        """Advance the window by one row: what the target says after the last one, where the window was there."""
+        if not verification.extra_predicted:
             return
         columns = len(self.rows[0])
         new = list(verification.extra_predicted[-columns:])  # the pending token is the window's first

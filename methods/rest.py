@@ -45,25 +45,29 @@ class Candidates:
 
 
 class Datastore:
-    """Token sequences with their suffix array, memory-mapped. Raises UserError for a file that is not one."""
+    """Token sequences with their suffix array, memory-mapped. Raises UserError for a file that is not one.
 
-    def __init__(self, path: Path) -> None:
+    key: the setting that names it.
+    """
+
+    def __init__(self, path: Path, key: str = "method.datastore") -> None:
+        self.name = f"{key}={path}"
         try:
             self._open(path / FILE_NAME if path.is_dir() else path)
         except OSError as error:
-            raise UserError(f"method.datastore={path}: cannot be read ({error.strerror})") from error
+            raise UserError(f"{self.name}: cannot be read ({error.strerror})") from error
 
     def _open(self, path: Path) -> None:
         if not path.is_file():
             build = "build one: python -m bench.train method=rest model=... data.path=... output=..."
-            raise UserError(f"method.datastore={path}: no such file; {build}")
+            raise UserError(f"{self.name}: no such file; {build}")
         self.path, self.size_bytes = path, path.stat().st_size
-        header, base = _header(path)
+        header, base = _header(path, self.name)
         try:
             facts, tokens, suffixes = header["__metadata__"], header["tokens"], header["suffixes"]
             if (facts["format"], facts["version"]) != (FORMAT, VERSION):
                 found = f"{facts['format']} version {facts['version']}"
-                raise UserError(f"method.datastore={path}: {found}; valid: {FORMAT} version {VERSION}; build it again")
+                raise UserError(f"{self.name}: {found}; valid: {FORMAT} version {VERSION}; build it again")
             self.vocabulary = Vocabulary(int(facts["tokenizer_size"]), facts["tokenizer_sha256"])
             self.largest = int(facts["largest_token"])
             self.length = int(suffixes["shape"][0])
@@ -73,16 +77,16 @@ class Datastore:
         except (KeyError, TypeError, ValueError, IndexError) as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(_not_one(path)) from error
+            raise UserError(_not_one(self.name)) from error
         wanted = max(tokens_end, suffixes_end)
         if wanted > self.size_bytes:
-            raise UserError(f"method.datastore={path}: truncated, {self.size_bytes} of {wanted} bytes; build it again")
+            raise UserError(f"{self.name}: truncated, {self.size_bytes} of {wanted} bytes; build it again")
         if self.length == 0:
-            raise UserError(f"method.datastore={path}: holds no tokens; build it again from text that is not empty")
+            raise UserError(f"{self.name}: holds no tokens; build it again from text that is not empty")
         if (tokens_end - self._tokens_at, suffixes_end - suffixes_at) != (4 * self.length, kind.itemsize * self.length):
-            raise UserError(_not_one(path))
+            raise UserError(_not_one(self.name))
         if not _is_whole(path, self.size_bytes, path.stat().st_mtime_ns):
-            raise UserError(f"method.datastore={path}: damaged, its checksum is another; build it again")
+            raise UserError(f"{self.name}: damaged, its checksum is another; build it again")
         with path.open("rb") as file:
             self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         if hasattr(mmap, "MADV_RANDOM"):  # else five lookups in 31 MB on a disk read all of it ahead, not 3 MB
@@ -90,6 +94,18 @@ class Datastore:
         self._tokens = np.frombuffer(self._bytes, ">i4", self.length, self._tokens_at)
         self._suffixes = np.frombuffer(self._bytes, kind, self.length, suffixes_at)
         self._order = self._suffixes.data  # as Python integers, which one by one are faster than numpy's
+
+    def fit(self, target: Llama) -> None:
+        """Raises UserError unless it holds tokens of the target's own tokenizer, all of which the target knows."""
+        if target.folder is None:
+            raise UserError(f"{self.name}: the target has no folder whose tokenizer could be compared")
+        own, vocab_size = Vocabulary.read(target.folder), target.config.vocab_size
+        if self.vocabulary != own:
+            raise UserError(
+                f"{self.name}: made with another tokenizer ({self.vocabulary}), the model's is {target.folder} ({own})"
+            )
+        if self.largest >= vocab_size:
+            raise UserError(f"{self.name}: holds token {self.largest}, the model's embedding has {vocab_size} rows")
 
     def longest_match(self, context: list[int], spans: range) -> tuple[int, int, int] | None:
         """(span, start, stop): the longest suffix of the context, within `spans`, that occurs, and its places.
@@ -175,7 +191,7 @@ def _is_whole(path: Path, size_bytes: int, changed_ns: int) -> bool:
 
 def _checksum(path: Path) -> tuple[int, bytes]:
     """Where in the file the checksum stands, and what it should be, in hexadecimal."""
-    _, base = _header(path)
+    _, base = _header(path, str(path))
     with path.open("rb") as file:
         header = file.read(base)
         before, mark, after = header.partition(b'"%s":"' % CHECKSUM.encode())
@@ -183,11 +199,11 @@ def _checksum(path: Path) -> tuple[int, bytes]:
         return len(before + mark), hashlib.file_digest(file, lambda: digest).hexdigest().encode()
 
 
-def _header(path: Path) -> tuple[dict[str, Any], int]:
+def _header(path: Path, name: str) -> tuple[dict[str, Any], int]:
     """JSON header of a safetensors file and where its data begin."""
     size = path.stat().st_size
     if size == 0:
-        raise UserError(f"method.datastore={path}: the file is empty; build it again")
+        raise UserError(f"{name}: the file is empty; build it again")
     with path.open("rb") as file:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
@@ -196,12 +212,12 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
         except ValueError:
             header = None
     if not isinstance(header, dict):
-        raise UserError(_not_one(path))
+        raise UserError(_not_one(name))
     return header, 8 + length
 
 
-def _not_one(path: Path) -> str:
-    return f"method.datastore={path}: not a REST datastore; bench.train method=rest writes one"
+def _not_one(name: str) -> str:
+    return f"{name}: not a REST datastore; bench.train method=rest writes one"
 
 
 class Rest:
@@ -235,19 +251,7 @@ class Rest:
             raise UserError(f"method.max_span={max_span}: must be at least method.min_span={min_span}")
         self.datastore = Datastore(Path(datastore))
         self.datastore_bytes = self.datastore.size_bytes
-        if target.folder is None:
-            raise UserError(f"method.datastore={datastore}: the target has no folder whose tokenizer could be compared")
-        own = Vocabulary.read(target.folder)
-        if self.datastore.vocabulary != own:
-            raise UserError(
-                f"method.datastore={datastore}: made with another tokenizer ({self.datastore.vocabulary}), "
-                f"the model's is {target.folder} ({own})"
-            )
-        if self.datastore.largest >= target.config.vocab_size:
-            raise UserError(
-                f"method.datastore={datastore}: holds token {self.datastore.largest}, "
-                f"the model's embedding has {target.config.vocab_size} rows"
-            )
+        self.datastore.fit(target)
         self.device, self.max_rows = target.device, nodes + 1
         self.spans, self.continuation = range(min_span, max_span + 1), continuation
         self.limits = {"occurrences": occurrences, "nodes": nodes}

@@ -37,6 +37,13 @@ def _from_children(text: str) -> tuple[Node, ...]:
 
 MC_SIM_7B_63 = _from_children(_CHILDREN_MC_SIM_7B_63)
 
+# The 80 nodes of version 2.2.2 (Token Recycling's repository, model/recycling/tree_template_.py), in its order.
+RECYCLING_2_2_2 = _from_children(
+    "-:8 0:8 1:4 2:3 3:2 4:1 5:1 6:1 7:1 00:8 01:3 02:2 03:1 04:1 05:1 06:1 07:1 10:2 11:1 20:1 30:1 40:1 50:1 "
+    "000:5 001:2 002:1 003:1 004:1 010:1 020:1 100:1 200:1 300:1 0000:3 0001:1 0002:1 0010:1 0100:1 1000:1 "
+    "00000:2 00010:1"
+)
+
 
 @dataclass(frozen=True)
 class ChoiceTree:

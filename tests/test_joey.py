@@ -24,7 +24,7 @@ MiB = 1024 * 1024
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """Metrics of every method on the first question of each subtask; the run itself checks each token."""
     folder = tmp_path_factory.mktemp("joey")
-    small = ["limit=1", "repeats=1", "max_new_tokens=64", "warmup_turns=0", "threads=1", f"results_dir={folder}"]
+    small = ["limit=1", "repeats=1", "max_new_tokens=40", "warmup_turns=0", "threads=1", f"results_dir={folder}"]
     assert main(["method=all", "model=joey", *small]) == 0
     found = {
         file.parent.parent.name: json.loads(file.read_text()) for file in folder.glob("runs/joey/*/*/metrics.json")
@@ -34,7 +34,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
 
 
 def test_all_methods_ran(runs) -> None:
-    assert set(runs) == set(all_methods(installed())) == {"kangaroo", "lookahead", "medusa", "rest"}
+    assert (
+        set(runs)
+        == set(all_methods(installed()))
+        == {"kangaroo", "layerskip", "lookahead", "medusa", "pld", "recycling", "rest", "sam"}
+    )
 
 
 def test_every_token_is_vanillas(runs) -> None:

@@ -155,15 +155,21 @@ def report(found: Measured) -> str:
     )
 
 
+def read_sizes(arguments: Sequence[str], sizes: dict[str, int], *, least: int) -> None:
+    """Put KEY=NUMBER of the command line in place of the defaults. Raises UserError for anything else."""
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key not in sizes or not value.isdigit() or int(value) < least:
+            valid = ", ".join(f"{name}=NUMBER" for name in sizes)
+            raise UserError(f"{argument}: valid: {valid}, each at least {least}")
+        sizes[key] = int(value)
+
+
 def main(arguments: Sequence[str] = ()) -> int:
     """Measure and print. Returns 0, or 2 for an argument that is none."""
     sizes = {"tokens": 10_000_000, "lookups": 2_000}
     try:
-        for argument in arguments:
-            key, _, value = argument.partition("=")
-            if key not in sizes or not value.isdigit() or int(value) < 1_000:
-                raise UserError(f"{argument}: valid: tokens=NUMBER, lookups=NUMBER, each at least 1000")
-            sizes[key] = int(value)
+        read_sizes(arguments, sizes, least=1_000)
         print(report(measure(**sizes)))
     except UserError as error:
         print(error, file=sys.stderr)

@@ -529,7 +529,8 @@ def test_method_lists_become_one_job_each() -> None:
         ["limit=2", "method=vanilla"],
     ]
     everything = [job[0] for job in expand_methods(installed(), ["method=all"])]
-    assert everything == [f"method={name}" for name in ("kangaroo", "lookahead", "medusa", "rest")]
+    names = ("kangaroo", "layerskip", "lookahead", "medusa", "pld", "recycling", "rest", "sam")
+    assert everything == [f"method={name}" for name in names]
     assert installed().compose("config", []).choices["method"] == "kangaroo"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from methods.decoder import Decoder
 from methods.engine.kv_cache import KVCache
+from methods.engine.llama import Llama
 from methods.kangaroo import Kangaroo
+from methods.layerskip import LayerSkip
 from methods.lookahead import Lookahead
 from methods.medusa import Medusa
+from methods.pld import PromptLookup
+from methods.recycling import Recycling
+from methods.sam import Sam
+from methods.sps import SmallModel
 from methods.vanilla import Vanilla
+from tests.methods.test_layerskip import agreeing
 from tests.methods.test_medusa import random_heads, write_heads
+from tests.methods.test_sps import near, write_drafter
+from tests.methods.test_sps import target as sps_target
 from tests.tiny import adapter_checkpoint, tiny_llama
 
 TO_HOST = ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__")
@@ -124,3 +134,47 @@ def test_lookahead_waits_once_a_step(transfers: list[str], window: int, level: i
     with Operations() as operations:
         generation = decoder.generate(prompt, 40)
     assert transfers == ["tolist"] * (2 + len(generation.steps)) and operations.waiting() == 0
+
+
+def recycling(model: Llama) -> Recycling:
+    return Recycling(model, memory="sequence", prompt=False)
+
+
+def lookups(model: Llama) -> PromptLookup:
+    return PromptLookup(model, max_ngram=3, length=5, match="last", partial=True)
+
+
+def automaton(model: Llama) -> Sam:
+    return Sam(model, predict=8, threshold=3, bias=0, static=None, fallback=recycling(model))
+
+
+def early_exit(model: Llama) -> LayerSkip:
+    agreeing(model)
+    return LayerSkip(model, exit_layer=3, gamma=3)
+
+
+@pytest.mark.parametrize("make", [recycling, lookups, automaton, early_exit])
+def test_what_needs_no_confidence_waits_once_a_step(transfers: list[str], make: Callable[[Llama], Any]) -> None:
+    model = tiny_llama(vocab_size=40, eos_token_ids=())
+    decoder, prompt = Decoder(model, make(model)), torch.tensor([5, 6, 7])
+    transfers.clear()
+    with Operations() as operations:
+        generation = decoder.generate(prompt, 80)
+    assert max(step.emitted for step in generation.steps) > 1
+    assert transfers == ["tolist"] * (2 + len(generation.steps)) and operations.waiting() == 0
+
+
+@pytest.mark.parametrize("schedule", ["heuristic", "constant", "confidence"])
+def test_a_small_model_waits_once_a_step_and_for_confidence_once_a_drafted_token(
+    tmp_path: Path, transfers: list[str], schedule: str
+) -> None:
+    model = sps_target(tmp_path)
+    folder = write_drafter(tmp_path, near(model, 0.1))
+    method = SmallModel(model, drafter=folder, gamma=4, schedule=schedule, threshold=0.1, max_gamma=8)  # type: ignore[arg-type]
+    decoder, prompt = Decoder(model, method), torch.tensor([5, 6, 7])
+    transfers.clear()
+    with Operations() as operations:
+        generation = decoder.generate(prompt, 60)
+    drafted = sum(step.drafted for step in generation.steps) if schedule == "confidence" else 0
+    assert transfers.count("item") == drafted == operations.waiting()
+    assert len(transfers) == drafted + 2 + len(generation.steps)

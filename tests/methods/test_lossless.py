@@ -14,8 +14,10 @@ from methods.decoder import Decoder, Prefill, Verification
 from methods.draft import Draft, Resumed, Tree
 from methods.engine.llama import Llama
 from methods.proof import Make, check_lossless, check_side_by_side
+from methods.sam import Sam
 from tests.methods.test_medusa import random_heads, write_heads
 from tests.methods.test_rest import tokenizer_folder, write_datastore
+from tests.methods.test_sps import write_drafter
 from tests.tiny import adapter_checkpoint, tiny_llama
 
 # Without a draft model of their own; hf_... stands beside the loop and has tests of its own.
@@ -35,8 +37,12 @@ def rest(folder: Path) -> dict[str, Any]:
     return {"datastore": write_datastore(folder, text, tokenizer_folder(folder))}
 
 
+def sps(folder: Path) -> dict[str, Any]:
+    return {"drafter": write_drafter(folder, tiny_llama(vocab_size=48, num_layers=2))}
+
+
 # What a method needs besides its configuration, made in a folder. A new method with weights adds a line.
-DRAFTS: dict[str, Callable[[Path], dict[str, Any]]] = {"kangaroo": kangaroo, "medusa": medusa, "rest": rest}
+DRAFTS: dict[str, Callable[[Path], dict[str, Any]]] = {"kangaroo": kangaroo, "medusa": medusa, "rest": rest, "sps": sps}
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +61,13 @@ def maker(name: str, folder: Path) -> Make:
     lacking = [key for key in ("checkpoint", "datastore", "drafter") if settings.get(key, "") is None]
     assert not lacking, f"{name}: add what makes its {lacking[0]} to DRAFTS"
     return lambda model: target(model, **settings)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_lossless_behind_lookups(name: str, model: Llama, tmp_path: Path) -> None:
+    make = maker(name, tmp_path)
+    settings: dict[str, Any] = {"predict": 6, "threshold": 2, "bias": 0, "static": None}
+    check_side_by_side(lambda target: Sam(target, fallback=make(target), **settings), model)
 
 
 @pytest.mark.parametrize("name", METHODS)

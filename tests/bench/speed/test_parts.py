@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from bench.config import installed
-from bench.speed import packing, rest
+from bench.speed import lookups, packing, rest
 from methods.rest import SEPARATOR
 
 
@@ -32,6 +32,15 @@ def test_other_arguments_are_refused(capsys) -> None:
     for argument in ("token=5000", "tokens=many", "tokens=5", "tokens"):
         assert rest.main([argument]) == 2
         assert capsys.readouterr().err.startswith(f"{argument}: valid: tokens=NUMBER")
+
+
+def test_lookups_are_measured_one_method_a_line(capsys) -> None:
+    assert lookups.main(["tokens=60", "steps=20"]) == 0
+    _, *lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["pld", "sam", "recycling"]
+    assert "80.0 candidates a step" in lines[-1] and all("us median" in line for line in lines)
+    assert lookups.main(["steps=5"]) == 2
+    assert capsys.readouterr().err == "steps=5: valid: tokens=NUMBER, steps=NUMBER, each at least 10\n"
 
 
 def test_packing_is_compared_for_every_number_of_rows(capsys) -> None:
