@@ -25,7 +25,7 @@ setup: $(READY)
 $(VENV)/.ready: setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --constraint constraints.txt torch
-	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[dev,gguf]"
 	touch $@
 
 bench: $(READY)

@@ -25,7 +25,7 @@ LORA = "adapter_config.json"
 
 def resolve(path: str, revision: str | None = None, *, key: str = "model.path", weights: bool = True) -> Path:
     """The local folder of a checkpoint: `path` itself, or what is downloaded once: a hub repository's snapshot, or the
-    Google Drive folder that gdrive:FOLDER_ID[/subfolder] names.
+    Google Drive folder that gdrive:FOLDER_ID[/subfolder] names. Of a target (model.path) also a GGUF file.
 
     `key` is the configuration key that an error names. With `weights=False` only configuration and tokenizer are
     fetched from the hub. safetensors are preferred; .bin files are fetched only where there are none.
@@ -34,11 +34,15 @@ def resolve(path: str, revision: str | None = None, *, key: str = "model.path", 
     if re.search(r"[\0-\x1f]", path):
         raise UserError(f"{key}={path!r}: a path without control characters is wanted")
     folder = Path(os.path.expanduser(path))
+    if key == "model.path" and folder.suffix == ".gguf" and os.path.isfile(folder):
+        return folder
     if path.startswith(drive.PREFIX):
         folder = drive.fetch(path, key)
     elif not path or not _is_folder(folder, f"{key}={path}"):
         if path.startswith(("/", ".", "~")) or path.count("/") != 1:
-            valid = "a folder with config.json and weights, a hub id owner/name, or gdrive:FOLDER_ID/subfolder"
+            valid = (
+                "a folder with config.json and weights, FILE.gguf, a hub id owner/name, or gdrive:FOLDER_ID/subfolder"
+            )
             raise UserError(f"{key}={path}: no such folder; valid: {valid}")
         folder = _download(path, revision, key, weights)
     if os.path.isfile(folder / LORA):
