@@ -16,13 +16,13 @@ from bench.binder import bind
 from bench.config import choices, installed
 from bench.experiment import read_experiment
 from bench.places import CONF
-from bench.settings import Run, Speed, Train
+from bench.settings import Distill, Run, Speed, Train
 from bench.types import settings_of
 from methods.errors import UserError
 
 FILES = sorted(CONF.rglob("*.yaml"))
 # What a configuration leaves to the user.
-REQUIRED = {"train": ["output=somewhere"], "custom": ["model.path=somewhere"]}
+REQUIRED = {"train": ["output=somewhere"], "distill": ["output=somewhere"], "custom": ["model.path=somewhere"]}
 
 
 def name_of(file: Path) -> str:
@@ -33,8 +33,8 @@ def composed(entry: str, *overrides: str) -> dict[str, Any]:
     """A whole configuration whose values are of the right type."""
     model = next((text.removeprefix("model=") for text in overrides if text.startswith("model=")), "")
     found = installed().compose(entry, [*overrides, *REQUIRED.get(entry, []), *REQUIRED.get(model, [])])
-    if entry == "speed":
-        settings_of(Speed, found.values)
+    if entry in ("speed", "distill"):
+        settings_of(Speed if entry == "speed" else Distill, found.values)
     else:
         (Train if entry == "train" else Run).of(found)
     return found.values

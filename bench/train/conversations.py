@@ -49,11 +49,11 @@ class Corpus:
         )
 
 
-def read(path: Path) -> Iterator[tuple[str, Any]]:
+def read(path: Path, key: str = "data.path") -> Iterator[tuple[str, Any]]:
     """Records of a ShareGPT JSON list or JSONL file, or a .gz of one, with a name for each ("record 3", "line 7").
 
     A JSONL line that is not JSON yields its ValueError in place of a record. Raises UserError for a file that is
-    missing, empty, or a JSON list that does not parse.
+    missing, empty, or a JSON list that does not parse; `key` is the configuration key that it names.
     """
     opened = gzip.open if path.suffix == ".gz" else open
     try:
@@ -61,25 +61,25 @@ def read(path: Path) -> Iterator[tuple[str, Any]]:
             first = next((line for line in file if line.strip()), "")
             file.seek(0)
             if not first:
-                raise UserError(f"data.path={path}: the file is empty; a ShareGPT JSON list or JSONL is wanted")
+                raise UserError(f"{key}={path}: the file is empty; a ShareGPT JSON list or JSONL is wanted")
             if first.lstrip().startswith("["):
-                yield from _read_list(path, file.read())
+                yield from _read_list(path, file.read(), key)
                 return
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield f"line {number}", _parsed(line)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"data.path={path}: truncated, or not a gzip file; compress it again") from error
+        raise UserError(f"{key}={path}: truncated, or not a gzip file; compress it again") from error
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise UserError(f"data.path={path}: {reason}; a ShareGPT JSON list or JSONL file is wanted") from error
+        raise UserError(f"{key}={path}: {reason}; a ShareGPT JSON list or JSONL file is wanted") from error
 
 
-def _read_list(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+def _read_list(path: Path, text: str, key: str) -> Iterator[tuple[str, Any]]:
     try:
         records = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"data.path={path}: not valid JSON ({error})") from error
+        raise UserError(f"{key}={path}: not valid JSON ({error})") from error
     for number, record in enumerate(records):
         yield f"record {number}", record
 
