@@ -143,7 +143,7 @@ class Distill:
     temperature: float
     prompt_tokens: int
     prompt_temperature: float
-    prompt_top_p: float
+    prompt_top_k: int | None
     seed: int
     threads: int | None
 
@@ -151,11 +151,10 @@ class Distill:
         check_least(1, batch=self.batch, max_new_tokens=self.max_new_tokens, prompt_tokens=self.prompt_tokens)
         if self.conversations is None and self.prompts is None:
             raise UserError("conversations=null: drawn prompts never end; give a number, or prompts=FILE")
-        check_least(1, conversations=self.conversations or 1)
+        optional = {"conversations": self.conversations, "prompt_top_k": self.prompt_top_k}
+        check_least(1, **{key: value for key, value in optional.items() if value is not None})
         check_temperature("temperature", self.temperature)
         check_temperature("prompt_temperature", self.prompt_temperature)
-        if not 0 < self.prompt_top_p <= 1:
-            raise UserError(f"prompt_top_p={self.prompt_top_p}: must be above 0 and at most 1")
         check_threads("threads", self.threads)
         check_seed(self.seed)
 

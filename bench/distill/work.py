@@ -121,7 +121,7 @@ class Writing:
 
     def _drawn(self, count: int) -> list[str | None]:
         settings = self.settings
-        style = Style(settings.prompt_tokens, settings.prompt_temperature, settings.prompt_top_p)
+        style = Style(settings.prompt_tokens, settings.prompt_temperature, settings.prompt_top_k)
         return self.author.draw(count, style, self._seed())
 
     def _answered(self, batch: list[list[str]]) -> list[tuple[Turns, int]]:

@@ -170,7 +170,7 @@ def refused(capsys: Any, given: list[str]) -> str:
         ({"prompts": "/no/such/prompts.jsonl"}, "prompts=/no/such/prompts.jsonl: No such file"),
         ({"conversations": "null"}, "drawn prompts never end"),
         ({"prompt_temperature": 1e-9}, "prompt_temperature=1e-09: must be"),
-        ({"prompt_top_p": 0}, "prompt_top_p=0"),
+        ({"prompt_top_k": 0}, "prompt_top_k=0: must be"),
         ({"unfinished": "cut"}, "unfinished=cut: must be"),
         ({"batch": 0}, "batch=0: must be"),
         ({"model.path": "/no/such/model"}, "model.path=/no/such/model: no such folder"),
