@@ -109,8 +109,8 @@ class Chat:
 
 
 def chat_files(folder: Path, template: str | None = None) -> list[Path]:
-    """The files that a Chat of this folder and template is made of. Raises UserError when there is no such template."""
-    files = [folder / name for name in CHAT_FILES if (folder / name).is_file()]
+    """The files that a Chat of this checkpoint and template is made of. Raises UserError where there is no template."""
+    files = [folder] if folder.is_file() else [folder / name for name in CHAT_FILES if (folder / name).is_file()]
     return files if template is None else [*files, template_file(template)]
 
 
