@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -262,8 +263,11 @@ def _read_prompts(path: Path) -> Iterable[list[str]]:
             raise UserError(f"prompts={path}: not readable ({type(error).__name__})") from error
         yield from ([line.strip()] for line in lines if line.strip())
         return
+    left_out: list[str] = []
     for name, record in read(path, "prompts"):
         try:
             yield user_turns(record)
         except ValueError as error:
-            raise UserError(f"prompts={path} {name}: {error}") from error
+            left_out.append(f"{name}: {error}")
+    if left_out:
+        print(f"prompts={path}: {len(left_out)} without a prompt left out (first: {left_out[0]})", file=sys.stderr)

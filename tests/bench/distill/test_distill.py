@@ -156,6 +156,15 @@ def test_an_answer_with_a_question_in_it_is_dropped(
     assert records(tmp_path / "out.jsonl") == []
 
 
+def test_records_without_a_prompt_are_left_out_and_counted(model: Path, tmp_path: Path, capsys: Any) -> None:
+    human, bot = {"from": "human", "value": "w1 w2"}, {"from": "gpt", "value": "w3"}
+    lines = [{"conversations": [bot]}, {"conversations": [human, bot]}, "no JSON"]
+    (tmp_path / "p.jsonl").write_text("\n".join(text if isinstance(text, str) else json.dumps(text) for text in lines))
+    assert main(overrides(model, tmp_path, prompts=tmp_path / "p.jsonl")) == 0
+    assert [record["conversations"][0] for record in records(tmp_path / "out.jsonl")] == [human]
+    assert "2 without a prompt left out (first: line 1: neither" in capsys.readouterr().err
+
+
 def refused(capsys: Any, given: list[str]) -> str:
     assert main(given) == 2
     said = capsys.readouterr().err
