@@ -44,7 +44,7 @@ def write_gguf(
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(rope["factor"])
     for key, value in more.items():
-        writer.add_uint32(key.replace("__", "."), value)
+        (writer.add_string if isinstance(value, str) else writer.add_uint32)(key.replace("__", "."), value)
     if tokenizer:
         _add_tokenizer(writer, config.vocab_size)
     if rope["rope_type"] == "llama3":

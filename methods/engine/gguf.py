@@ -99,13 +99,13 @@ def config_json(file: Path, header: Header) -> dict[str, Any]:
         raise UserError(f"{file}: general.architecture={shown(architecture)} is not supported; valid: {valid}")
     own = {key.removeprefix(f"{architecture}."): value for key, value in metadata.items()}
     raw = {name: own[key] for key, name in CONFIG_KEYS.items() if key in own}
-    linear = "rope.scale_linear" in own or own.get("rope.scaling.type") == "linear"
-    rope: dict[str, Any] = {
-        "rope_type": "linear" if linear else str(own.get("rope.scaling.type", "none")).replace("none", "default")
-    }
-    rope["factor"] = own.get("rope.scaling.factor", own.get("rope.scale_linear"))
+    kind = str(own.get("rope.scaling.type", "linear" if "rope.scale_linear" in own else "none"))
+    rope = {"rope_type": kind, "factor": own.get("rope.scaling.factor", own.get("rope.scale_linear"))}
     if ROPE_FACTORS in tensors:
-        rope = {"rope_type": "factors", "factors": _values(file, tensors[ROPE_FACTORS])}
+        name = "factors" if kind == "none" else f"{kind} with {ROPE_FACTORS}"
+        rope = {"rope_type": name, "factors": _values(file, tensors[ROPE_FACTORS])}
+    elif kind == "none":
+        rope = {"rope_type": "default"}
     embedding = tensors.get(GLOBAL_NAMES["token_embd.weight"])
     return {
         **raw,

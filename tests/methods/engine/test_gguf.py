@@ -53,6 +53,11 @@ def test_logits_are_those_of_transformers_reading(family: str, kind: str, tmp_pa
         torch.testing.assert_close(logits(file), theirs(IDS[None]).logits[0], atol=1e-4, rtol=0)
 
 
+def test_one_scaling_of_rotary_positions_at_a_time(tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "odd.gguf", reference_model("llama3"), llama__rope__scaling__type="yarn")
+    assert "rope_type=yarn with rope_freqs.weight is not supported" in refusal(file)
+
+
 @pytest.mark.parametrize("family", ["llama3", "llama_linear"])
 def test_scaled_rotary_positions_are_the_original_models(family: str, tmp_path: Path) -> None:
     reference = reference_model(family)
@@ -136,6 +141,7 @@ def test_a_hostile_header_allocates_nothing(content: bytes, message: str, tmp_pa
     [
         ({"architecture": "gemma2"}, "general.architecture=gemma2 is not supported; valid: llama, qwen2, qwen3"),
         ({"llama__rope__dimension_count": 8}, "instead of"),
+        ({"llama__rope__scaling__type": "yarn"}, "rope_type=yarn is not supported"),
         ({"split__count": 3}, "one part of several"),
         ({"general__alignment": 1 << 20}, "general.alignment=1048576"),
         ({"llama__block_count": 1 << 20}, "at most 1024"),
