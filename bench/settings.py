@@ -98,8 +98,7 @@ class Run:
         check_least(0, warmup_turns=self.warmup_turns)
         check_threads("threads", self.threads)
         check_seed(self.seed)
-        if self.temperature != 0 and self.temperature < COLDEST:
-            raise UserError(f"temperature={self.temperature}: must be 0 (greedy) or at least {COLDEST}")
+        check_temperature("temperature", self.temperature)
 
     @property
     def ids(self) -> list[int | str] | None:
@@ -145,6 +144,42 @@ class Train:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Distill:
+    """conf/distill.yaml: conversations that a target writes."""
+
+    model: Model
+    prompts: str | None
+    conversations: int | None
+    output: str
+    exclude: str | None
+    batch: int
+    max_new_tokens: int
+    unfinished: Literal["drop", "keep"]
+    temperature: float
+    prompt_tokens: int
+    prompt_temperature: float
+    prompt_top_k: int | None
+    seed: int
+    threads: int | None
+
+    @classmethod
+    def of(cls, composed: Composed) -> Distill:
+        """Raises UserError for a value of another type, or out of range."""
+        return settings_of(cls, {key: value for key, value in composed.values.items() if key != "questions"})
+
+    def __post_init__(self) -> None:
+        check_least(1, batch=self.batch, max_new_tokens=self.max_new_tokens, prompt_tokens=self.prompt_tokens)
+        if self.conversations is None and self.prompts is None:
+            raise UserError("conversations=null: drawn prompts never end; give a number, or prompts=FILE")
+        optional = {"conversations": self.conversations, "prompt_top_k": self.prompt_top_k}
+        check_least(1, **{key: value for key, value in optional.items() if value is not None})
+        check_temperature("temperature", self.temperature)
+        check_temperature("prompt_temperature", self.prompt_temperature)
+        check_threads("threads", self.threads)
+        check_seed(self.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Speed:
     """conf/speed.yaml: what bench.speed measures."""
 
@@ -181,6 +216,12 @@ def check_least(least: int, **values: int) -> None:
     for key, value in values.items():
         if value < least:
             raise UserError(f"{key}={value}: must be an integer of at least {least}")
+
+
+def check_temperature(key: str, temperature: float) -> None:
+    """Raises UserError for one that is too cold to divide by."""
+    if temperature != 0 and temperature < COLDEST:
+        raise UserError(f"{key}={temperature}: must be 0 (greedy) or at least {COLDEST}")
 
 
 def check_threads(key: str, threads: int | None) -> None:

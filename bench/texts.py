@@ -47,22 +47,22 @@ def shown(path: Path) -> str:
     return str(path) if str(path).isprintable() else ascii(str(path))
 
 
-def read(path: Path, wanted: str = WANTED) -> Iterator[tuple[str, Any]]:
+def read(path: Path, wanted: str = WANTED, key: str = "data.path") -> Iterator[tuple[str, Any]]:
     """Records of a JSON list or JSONL file, or a .gz of one, with a name for each ("record 3", "line 7").
 
     A JSONL line that is not JSON yields its ValueError in place of a record. Raises UserError for a file that cannot
     be read, is empty, or is a JSON list that does not parse.
     """
     opened = gzip.open if path.suffix == ".gz" else open
-    with readable(path, wanted), opened(path, "rt", encoding="utf-8-sig") as file:
+    with readable(path, wanted, key), opened(path, "rt", encoding="utf-8-sig") as file:
         first = next((line for line in file if line.strip()), "")
         file.seek(0)
         if not first:
-            raise UserError(f"data.path={shown(path)}: the file is empty; {wanted}")
+            raise UserError(f"{key}={shown(path)}: the file is empty; {wanted}")
         if first.lstrip().startswith("["):
             records = _parsed(file.read())
             if isinstance(records, ValueError):
-                raise UserError(f"data.path={shown(path)}: not valid JSON ({records})") from records
+                raise UserError(f"{key}={shown(path)}: not valid JSON ({records})") from records
             yield from ((f"record {number}", record) for number, record in enumerate(records))
             return
         for number, line in enumerate(file, 1):

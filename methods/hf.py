@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -9,7 +11,8 @@ from torch import Tensor
 
 from methods.decoder import Generation, NoPhases, Phases, Step
 from methods.engine.checkpoint import published_weights
-from methods.engine.llama import Llama
+from methods.engine.gguf import chat_template, is_gguf, token_texts, transformers_config
+from methods.engine.llama import Llama, inverse_frequencies
 from methods.errors import UserError
 
 
@@ -124,10 +127,32 @@ def model_of(target: Llama) -> Any:
     if target.folder is None:
         raise UserError("model.path: transformers' generate needs the config.json of the target's folder")
     with init_empty_weights(include_buffers=False):  # buffers, such as rotary frequencies, come from the config
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(target.folder))
+        gguf = is_gguf(target.folder)
+        own = AutoConfig.for_model(**transformers_config(target.folder)) if gguf else None
+        config = own or AutoConfig.from_pretrained(target.folder)
+        model = AutoModelForCausalLM.from_config(config)
     tensors = {name: tensor.contiguous() for name, tensor in published_weights(target).items()}
     if target.config.tied:
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
     model.load_state_dict(tensors, assign=True)
+    if gguf:  # transformers has no name for factors of single frequencies
+        model.model.rotary_emb.inv_freq = inverse_frequencies(target.config)
     model.generation_config = GenerationConfig()  # nothing from the checkpoint: the settings are given with each call
     return model.to(target.device).eval().requires_grad_(False)
+
+
+def load_tokenizer(path: Path) -> Any:
+    """transformers' tokenizer of a checkpoint folder or of a GGUF file, whose chat template it has too.
+
+    Raises UserError for a file without tokenizer; for everything else whatever transformers raises.
+    """
+    from transformers import AutoTokenizer
+
+    if not is_gguf(path):
+        return AutoTokenizer.from_pretrained(path)
+    token_texts(path)
+    with TemporaryDirectory() as folder:  # where no other tokenizer's files lie beside it
+        Path(folder, path.name).symlink_to(path.resolve())
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=path.name)
+    tokenizer.chat_template = chat_template(path)
+    return tokenizer

@@ -17,13 +17,13 @@ from bench.config import choices, installed
 from bench.experiment import read_experiment
 from bench.places import CONF
 from bench.run import NEED_WEIGHTS
-from bench.settings import Run, Speed, Train
+from bench.settings import Distill, Run, Speed, Train
 from bench.types import settings_of
 from methods.errors import UserError
 
 FILES = sorted(CONF.rglob("*.yaml"))
 # What a configuration leaves to the user.
-REQUIRED = {"train": ["output=somewhere"], "custom": ["model.path=somewhere"]}
+REQUIRED = {"train": ["output=somewhere"], "distill": ["output=somewhere"], "custom": ["model.path=somewhere"]}
 
 
 def name_of(file: Path) -> str:
@@ -37,7 +37,7 @@ def composed(entry: str, *overrides: str) -> dict[str, Any]:
     if entry == "speed":
         settings_of(Speed, found.values)
     else:
-        (Train if entry == "train" else Run).of(found)
+        {"train": Train, "distill": Distill}.get(entry, Run).of(found)  # type: ignore[attr-defined]
     return found.values
 
 
@@ -53,6 +53,8 @@ def configurations(file: Path) -> Iterator[dict[str, Any]]:
         yield composed("config", f"{group}={name}")
     elif group == "questions":
         yield composed("config", f"questions={name}", "questions.source=somewhere")
+    elif group == "sample":
+        yield composed("config", f"model={name}")
     elif group == "train":
         yield composed("train", f"method={name}")
     elif group == "draft":
@@ -125,6 +127,12 @@ def test_every_file_opens_with_the_command_that_uses_it(file: Path) -> None:
         method, _, model = file.stem.partition("-")
         assert f"method={method} model={model}" in rest and model in choices("model"), opening
         return
-    group = {"": "", "train": "method", "experiment": "name"}.get(file.parent.name, file.parent.name)
+    group = {"": "", "train": "method", "experiment": "name", "sample": "model"}.get(file.parent.name, file.parent.name)
     if file.parent != CONF and group != "launcher":
         assert f"{group}={file.stem}" in rest, opening
+
+
+@pytest.mark.parametrize(("overrides", "expected"), [([], (20, 256, 1)), (["limit=null", "repeats=3"], (None, 256, 3))])
+def test_a_models_sample_is_a_default_that_the_command_line_overrides(overrides: list[str], expected: Any) -> None:
+    found = composed("config", "model=smollm2-135m", "method=vanilla", *overrides)
+    assert (found["limit"], found["max_new_tokens"], found["repeats"]) == expected

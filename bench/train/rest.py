@@ -30,6 +30,7 @@ from methods.digest import sha256 as text_sha256
 from methods.engine.checkpoint import resolve
 from methods.engine.vocabulary import Vocabulary
 from methods.errors import UserError
+from methods.hf import load_tokenizer
 from methods.rest import CHECKSUM, FILE_NAME, FORMAT, SEPARATOR, VERSION, seal
 
 Tokens = NDArray[np.int32]
@@ -229,9 +230,7 @@ def _generated(seed: int, count: int) -> Iterator[tuple[str, Any]]:
 
 def _chat_format(folder: Path, model: dict[str, Any], path: str) -> tuple[Any, Render]:
     if path.endswith(".txt"):  # plain text needs no chat template
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(folder), lambda chat, opened: ""
+        return load_tokenizer(folder), lambda chat, opened: ""
     from bench.train.source import chat_format
 
     return chat_format(folder, model)

@@ -1,4 +1,4 @@
-"""Hugging Face checkpoint folder -> engine weights.
+"""Hugging Face checkpoint folder, or GGUF file -> engine weights.
 
 Linears that read the same input become one matrix, filled in place tensor by tensor, so loading needs hardly more
 memory than the model. Files are memory-mapped and reopened every so often, because pages once read stay resident.
@@ -17,7 +17,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from methods.engine.config import read_config, read_json, reading, shown
+from methods.engine import config as folders
+from methods.engine import gguf
+from methods.engine.config import read_json, reading, shown
 from methods.engine.hub import resolve
 from methods.engine.llama import LayerWeights, Llama, ModelConfig, Weights
 from methods.engine.matrix import Matrix, new_matrix
@@ -43,7 +45,13 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 DEVICES = ("auto", "cpu", "cuda")
 REOPEN_BYTES = 256 << 20  # at most; less for a small checkpoint
 INIT_STD = 0.02
-HARMLESS = ("rotary_emb.inv_freq",)  # buffers that old versions of transformers saved; they follow from config.json
+# Buffers that old versions of transformers saved and that follow from config.json; a part of a GGUF file's settings.
+HARMLESS = ("rotary_emb.inv_freq", gguf.ROPE_FACTORS)
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The shape of the model in a folder or a GGUF file. Raises UserError for anything the engine does not have."""
+    return gguf.read_config(folder) if gguf.is_gguf(folder) else folders.read_config(folder)
 
 
 def load_model(
@@ -54,7 +62,7 @@ def load_model(
     weights: str = "checkpoint",
     seed: int = 0,
 ) -> Llama:
-    """The model in `folder`.
+    """The model in `folder`, or in a GGUF file.
 
     dtype: auto (float32 on the CPU, the checkpoint's own on CUDA), float32, float16, bfloat16; device: auto (CUDA if
     present), cpu, cuda, or a torch.device; weights: checkpoint, or random (needs config.json only; normal, std 0.02,
@@ -122,6 +130,8 @@ def weight_files(folder: Path) -> list[Path]:
 
     Raises UserError when an index names a file that is not there, or not in the folder.
     """
+    if gguf.is_gguf(folder):
+        return [folder]
     for name in (*SINGLE_FILES, *HEAD_FILES):
         if (folder / name).is_file():
             return [folder / name]
@@ -251,10 +261,13 @@ def _check(folder: Path, files: list[Path], wanted: Mapping[str, tuple[int, ...]
     if wrong := [f"{name} {list(is_)} instead of {list(shape)}" for name, is_, shape in shapes if is_ != shape]:
         faults.append(f"mis-shaped {_some(wrong)}")
     if faults:
-        raise UserError(f"{folder}: the weights do not fit config.json: {'; '.join(faults)}")
+        settings = "its settings" if gguf.is_gguf(folder) else "config.json"
+        raise UserError(f"{folder}: the weights do not fit {settings}: {'; '.join(faults)}")
 
 
 def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    if gguf.is_gguf(file):
+        return {name: entry.shape for name, entry in gguf.read_header(file).tensors.items()}
     if file.suffix == ".safetensors":
         with reading(file, "a weight file"), safe_open(file, framework="pt") as opened:
             return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
@@ -263,6 +276,9 @@ def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
 
 def _copy(file: Path, slots: Mapping[str, Tensor]) -> None:
     """Copy what the file has into the slots, reopening it so that few of its pages are resident at any time."""
+    if gguf.is_gguf(file):
+        gguf.copy_weights(file, slots)
+        return
     names = [name for name in _shapes(file) if name in slots]
     while names:
         names = _copy_some(file, names, slots, min(REOPEN_BYTES, file.stat().st_size // 16))

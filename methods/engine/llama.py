@@ -128,6 +128,8 @@ def inverse_frequencies(config: ModelConfig) -> Tensor:
         return inverse
     if scaling["rope_type"] == "linear":
         return inverse / scaling["factor"]
+    if scaling["rope_type"] == "factors":
+        return inverse / torch.tensor(scaling["factors"], dtype=torch.float32)
     # llama3: long wavelengths are stretched by `factor`, short ones kept, those between are blended.
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     turns = scaling["original_max_position_embeddings"] * inverse / (2 * math.pi)

@@ -10,6 +10,7 @@ from typing import Any
 
 from methods.digest import sha256
 from methods.engine.config import read_json, reading
+from methods.engine.gguf import is_gguf, token_texts
 from methods.errors import UserError
 
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -27,17 +28,23 @@ class Vocabulary:
 
     @classmethod
     def read(cls, folder: Path) -> Vocabulary:
-        """Vocabulary of the tokenizer in a checkpoint folder: tokenizer.json, tokenizer.model or vocab.json.
+        """Vocabulary of the tokenizer in a checkpoint folder: tokenizer.json, tokenizer.model or vocab.json; or in a
+        GGUF file.
 
         Raises UserError when there is none of them, or it cannot be read.
         """
+        if is_gguf(folder):
+            return cls._of(dict(enumerate(token_texts(folder))))
         file = next((folder / name for name in FILES if (folder / name).is_file()), None)
         if file is None:
             raise UserError(f"model.path={folder}: no tokenizer; one of {', '.join(FILES)} is wanted")
         with reading(file, "a tokenizer"):
             pieces = _tokenizer_json(read_json(file)) if file.name == FILES[0] else _older(file)
-            text = json.dumps(sorted(pieces.items()), ensure_ascii=True)
-        return cls(size=len(pieces), sha256=sha256(text))
+            return cls._of(pieces)
+
+    @classmethod
+    def _of(cls, pieces: dict[int, str]) -> Vocabulary:
+        return cls(size=len(pieces), sha256=sha256(json.dumps(sorted(pieces.items()), ensure_ascii=True)))
 
 
 def _tokenizer_json(content: dict[str, Any]) -> dict[int, str]:

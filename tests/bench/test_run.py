@@ -20,7 +20,10 @@ import torch
 from bench.config import installed
 from bench.records import HASHES
 from bench.run import all_methods, expand_methods, main
+from methods.digest import file_sha256
 from tests.bench.small_run import QUESTIONS, SmallRun, lines, write_questions
+from tests.gguf_file import write_gguf
+from tests.tiny import reference_model
 
 SIDES = ("method", "baseline")
 ROOT = Path(__file__).parents[2]
@@ -606,3 +609,14 @@ def test_sampled_answers_are_held_against_the_baselines_token_by_token(small: Sm
     (other,) = (file.parent for file in (tmp_path / "greedy").glob("runs/*/*/*/run.json"))
     texts = [[line["choices"][0]["turns"] for line in lines(f / "answers.jsonl")] for f in (folder, other)]
     assert texts[0] != texts[1]
+
+
+def test_a_gguf_target_is_measured_and_its_hash_is_recorded(tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "tiny.gguf", reference_model("llama_gqa"), "Q8_0")
+    questions = write_questions(tmp_path / "q.jsonl", [{"question_id": 1, "category": "qa", "turns": ["ab a"]}])
+    small = SmallRun(tmp_path)
+    settings = {"model__path": file, "method": "lookahead", "method__checkpoint": None, "data__path": questions}
+    assert main(small.overrides(**settings)) == 0
+    (folder,) = small.folders()
+    info = json.loads((folder / "run.json").read_text())
+    assert info["checkpoint_sha256"] == {"target/tiny.gguf": file_sha256(file)}

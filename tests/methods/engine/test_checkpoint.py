@@ -20,6 +20,7 @@ from bench.binder import file_hashes
 from methods.engine.checkpoint import load_model, read_config, read_tensors, weight_files
 from methods.engine.llama import Llama
 from methods.errors import UserError
+from tests.gguf_file import write_gguf
 from tests.tiny import FAMILIES, SHAPE, adapter_checkpoint, reference_model, tiny_llama, write_checkpoint
 
 LAYOUTS = ("safetensors", "safetensors_shards", "bin", "bin_shards", "bin_legacy")
@@ -133,6 +134,9 @@ def test_loading_peaks_below_one_fifth_over_the_model(tmp_path: Path) -> None:
     save_file(state, f"{folders[0]}/model.safetensors")
     Path(folders[1], "model.safetensors").unlink()
     torch.save(state, f"{folders[1]}/pytorch_model.bin")
+    shape = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "vocab_size": 2048}
+    folders.append(str(write_gguf(tmp_path / "large.gguf", reference_model("llama", **shape), "Q8_0")))
+    warm = [str(small), str(write_gguf(tmp_path / "small.gguf", reference_model("llama"), "Q8_0"))]
     script = f"""
 import re
 from pathlib import Path
@@ -141,7 +145,8 @@ from methods.engine.checkpoint import load_model
 def status(key):
     return int(re.search(rf"{{key}}:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 
-load_model(Path({str(small)!r}), device="cpu")
+for warm in {warm!r}:
+    load_model(Path(warm), device="cpu")
 for folder in {folders!r}:
     before = status("VmRSS")
     model = load_model(Path(folder), device="cpu")
@@ -149,7 +154,7 @@ for folder in {folders!r}:
     del model
 """
     ratios = [float(line) for line in run_python(script).stdout.split()]
-    assert len(ratios) == 2
+    assert len(ratios) == 3
     assert all(0.9 < ratio <= 1.2 for ratio in ratios), ratios
 
 
