@@ -14,6 +14,7 @@ from bench.distill import work
 from bench.distill.__main__ import main
 from bench.distill.author import Author, Style
 from bench.texts import read as read_records
+from bench.train import conversations
 from methods.engine.checkpoint import load_model
 from methods.hf import model_of
 from tests.bench.small_run import write_questions
