@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from bench.questions import SUBTASKS
+from bench.questions.spec_bench import SUBTASKS
 from bench.records.frame import CTAR_POSITIONS, Run, ordered_subtasks
 
 SCHEMA_VERSION = 1

@@ -22,8 +22,9 @@ USAGE = """usage: python -m bench.run [method=NAME[,NAME...]|all] [model=NAME] [
 method=all: {all}; transformers' own generate (hf_...) only when named
 methods: {methods}
 models:  {models}
+questions: {questions}; or data.path=FILE
 tasks:   all, mt_bench, translation, summarization, qa, math_reasoning, rag; of your own questions, their categories
-keys and their defaults: conf/config.yaml, conf/method/NAME.yaml, conf/model/NAME.yaml"""
+keys and their defaults: conf/config.yaml, conf/method/NAME.yaml, conf/model/NAME.yaml, conf/questions/NAME.yaml"""
 
 
 @command(goes_on)
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
 
     conf, overrides = Conf.given(arguments)
     if {"-h", "--help"} & set(overrides):
-        lists = {f"{group}s": ", ".join(conf.choices(group)) for group in ("method", "model")}
+        lists = {f"{group.rstrip('s')}s": ", ".join(conf.choices(group)) for group in ("method", "model", "questions")}
         print(USAGE.format(all=", ".join(all_methods(conf)), **lists))
         return 0
     sweep = bool(set(SWEEP) & set(overrides))

@@ -20,12 +20,14 @@ from bench.digests import sha256
 from bench.fidelity import NEAR_TIE, Fidelity, compare
 from bench.files import make_folder
 from bench.measure import Generator, Timed, timed_generation
-from bench.questions import SUBTASKS, Question, find_questions, read_questions, select
+from bench.questions.choice import select
+from bench.questions.formats import Question, read_questions
+from bench.questions.sets import find
 from bench.records import Place, RunDirectory, Turn
 from bench.settings import Run
 from bench.words import format_table, summarise_run
 from methods.engine.llama import Llama
-from methods.errors import NonFiniteLogits, UserError, first_line, nearest
+from methods.errors import NonFiniteLogits, UserError, first_line
 
 
 @dataclass(frozen=True)
@@ -67,21 +69,21 @@ class TurnFailed(Exception):
 def run(settings: Run, command: str) -> Outcome:
     """Measure one configuration. Raises UserError for a mistake in configuration or input."""
     root, config = make_folder(settings.results_dir), settings.record()
-    asked = find_questions(settings.data.path, built_in=settings.model.built_in)
+    asked, notes = find(settings.questions, settings.data.path), list[str]()
     questions = select(
-        read_questions(asked),
-        subtasks=_subtasks(settings.task),
+        read_questions(asked, settings.questions.subtasks, notes),
+        subtasks=[settings.task] if isinstance(settings.task, str) else settings.task,
         limit=settings.limit,
         question_ids=settings.ids,
         shard=settings.shard,
     )
     torch.set_num_threads(settings.threads or DEFAULT_THREADS)
     parts = Parts.gather(settings, rehearsed=RunDirectory.known(root, config))
-    info = {**parts.information(command), "questions_sha256": sha256(asked)}
+    info = {**parts.information(command), "questions_file": str(asked), "questions_sha256": sha256(asked)}
     directory = RunDirectory.open(root, config, info, resume=settings.resume)
     try:
-        if directory.notice:
-            print(directory.notice, file=sys.stderr)
+        for note in filter(None, [*notes, directory.notice]):
+            print(note, file=sys.stderr)
         places = [Place(question, repeat) for repeat in range(settings.repeats) for question in questions]
         waiting = [place for place in places if place.key not in directory.done]
         if waiting:
@@ -89,15 +91,6 @@ def run(settings: Run, command: str) -> Outcome:
         return _finish(directory)
     finally:
         directory.close()
-
-
-def _subtasks(task: str | list[str]) -> list[str]:
-    """Those that `task` names. Raises UserError for one that is not among the questions."""
-    named = [task] if isinstance(task, str) else task
-    for name in named:
-        if name not in ("all", *SUBTASKS):
-            raise UserError(f"task={name}: unknown; {nearest(name, ('all', *SUBTASKS))}")
-    return list(SUBTASKS) if "all" in named else named
 
 
 def _ask(
@@ -120,6 +113,7 @@ def _ask(
             answer_id, stamp = uuid.uuid4().hex[:22], time.time()
             envelope = {"answer_id": answer_id, "model_id": f"{info['model']}-{info['method']}", "tstamp": stamp}
             try:
+                conversation.messages.extend(place.question.opening)
                 for turn in place.question.turns:
                     conversation.take(turn)
             except TurnFailed as error:
@@ -137,7 +131,8 @@ def _ask(
 def _warm_up(settings: Run, sides: Sides, chat: Chat, questions: list[Question]) -> None:
     """Unrecorded turns for both sides, so that no recorded one pays for the first use of anything."""
     for turn in range(settings.warmup_turns):
-        ids = chat.prompt_ids([Message("user", questions[turn % len(questions)].turns[0])])
+        question = questions[turn % len(questions)]
+        ids = chat.prompt_ids([*question.opening, Message("user", question.turns[0])])
         for name, side in (("method", sides.method), ("baseline", sides.baseline)):
             with suppress(TurnFailed):  # the recorded turns will say so, one by one
                 if side is not None:

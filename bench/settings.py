@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from bench.config import Composed
+from bench.questions.sets import QuestionSet
 from bench.types import settings_of
 from methods.errors import UserError
 
@@ -46,7 +47,7 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Where questions come from besides a set of conf/questions."""
+    """Where questions come from in place of a set of conf/questions."""
 
     path: str | None
 
@@ -58,10 +59,11 @@ class Run:
     method_name: str
     method: Node
     model: Model
+    questions: QuestionSet
     task: str | list[str]
     data: Data
     limit: int | None
-    question_ids: int | list[int] | None
+    question_ids: int | str | list[int | str] | None
     shard: str
     max_new_tokens: int
     temperature: float
@@ -87,9 +89,9 @@ class Run:
             raise UserError(f"temperature={self.temperature}: must be 0 (greedy) or at least {COLDEST}")
 
     @property
-    def ids(self) -> list[int] | None:
+    def ids(self) -> list[int | str] | None:
         """question_ids as a list."""
-        return [self.question_ids] if isinstance(self.question_ids, int) else self.question_ids
+        return [self.question_ids] if isinstance(self.question_ids, (int, str)) else self.question_ids
 
     def record(self) -> dict[str, Any]:
         """As plain dictionaries, for run.json."""
@@ -122,7 +124,7 @@ class Train:
     @classmethod
     def of(cls, composed: Composed) -> Train:
         """Raises UserError for a value of another type, or out of range."""
-        return settings_of(cls, composed.values)
+        return settings_of(cls, {key: value for key, value in composed.values.items() if key != "questions"})
 
     def __post_init__(self) -> None:
         check_threads("threads", self.threads)
@@ -137,6 +139,7 @@ class Speed:
     methods: str | list[str]
     dtypes: str | list[str]
     threads: int | list[int | None] | None
+    questions: QuestionSet
     data: Data
     prompt_tokens: int
     max_new_tokens: int

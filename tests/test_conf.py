@@ -48,8 +48,10 @@ def configurations(file: Path) -> Iterator[dict[str, Any]]:
     elif name.startswith("_"):  # part of others of its folder
         users = [other for other in file.parent.glob("*.yaml") if f"[{name}]" in other.read_text(encoding="utf-8")]
         yield from (found for user in users for found in configurations(user))
-    elif group in ("method", "model", "launcher", "questions"):
+    elif group in ("method", "model", "launcher"):
         yield composed("config", f"{group}={name}")
+    elif group == "questions":
+        yield composed("config", f"questions={name}", "questions.source=somewhere")
     elif group == "train":
         yield composed("train", f"method={name}")
     elif group == "draft":

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from bench.config import installed
-from bench.questions import BUILT_IN, SUBTASKS, read_questions
+from bench.places import BENCH
+from bench.questions.formats import read_questions
+from bench.questions.spec_bench import MT_BENCH, SUBTASKS
 from bench.run import all_methods, main
 from tests.bench.small_run import lines
 
-ASSETS = BUILT_IN.parent
+ASSETS = BENCH / "assets" / "joey"
 MiB = 1024 * 1024
 
 
@@ -55,7 +57,7 @@ def test_kangaroos_compression_is_in_the_wanted_range(runs) -> None:
 
 
 def test_questions_are_ten_a_subtask_and_mt_bench_has_two_turns() -> None:
-    questions = read_questions(BUILT_IN)
+    questions = read_questions(ASSETS / "question.jsonl", {"mt_bench": list(MT_BENCH)}, [])
     for subtask in SUBTASKS:
         own = [question for question in questions if question.subtask == subtask]
         assert len(own) == 10

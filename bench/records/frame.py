@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bench.questions import SUBTASKS, subtask_of
+from bench.questions.spec_bench import SUBTASKS, subtask_of
 from bench.records.directory import read_info
 from bench.records.identity import differences, environment
 from bench.records.lines import Row, json_lines, key_of, read_rows

@@ -32,9 +32,8 @@ def incidental(key: str) -> bool:
 
 def measured(config: Mapping[str, Any]) -> dict[str, Any]:
     """The flat configuration without what is incidental."""
-    task = config.get("task")
-    named = {**config, "task": task.get("name")} if isinstance(task, Mapping) else config
-    return {key: value for key, value in flatten(named).items() if not incidental(key)}
+    named = {key: config[key].get("name") for key in ("task", "questions") if isinstance(config.get(key), Mapping)}
+    return {key: value for key, value in flatten({**config, **named}).items() if not incidental(key)}
 
 
 def file_keys(info: Mapping[str, Any]) -> frozenset[str]:

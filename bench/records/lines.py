@@ -15,7 +15,8 @@ import numpy as np
 import orjson
 
 from bench.fidelity import Fidelity
-from bench.questions import Question, subtask_of
+from bench.questions.formats import Question
+from bench.questions.spec_bench import subtask_of
 from methods.digest import sha256
 from methods.errors import UserError
 

@@ -14,15 +14,16 @@ import pandas as pd
 
 from bench.digests import sha256
 from bench.metrics import question_table
-from bench.questions import BUILT_IN, cached_file
+from bench.places import BENCH
+from bench.questions.formats import read_questions
+from bench.questions.sets import cached_file
 from bench.records.frame import Run
 from bench.records.identity import flatten
-from bench.records.lines import json_lines
 from bench.report.collect import Collection, Group
 from bench.report.tables import title
-from methods.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
+BUILT_IN = BENCH / "assets" / "joey" / "question.jsonl"  # what runs of before there were question sets asked joey
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 LOOKUP = np.frombuffer(DIGITS.encode(), dtype=np.uint8)
 BUDGET_BYTES = 3_800_000  # of the page's 5 MB, what answers and the per-question table may take
@@ -92,15 +93,14 @@ def prompts(run: Run) -> dict[Any, list[str]]:
     known, wanted = flatten(run.config), run.info.get("questions_sha256")
     given = known.get("data.path") or known.get("questions.source")
     try:
-        files = [Path(given).expanduser(), ROOT / given] if given else []
+        files = [Path(run.info["questions_file"])] if run.info.get("questions_file") else []
+        files += [Path(given).expanduser(), ROOT / given] if given else []
         files += [BUILT_IN if known.get("model.built_in") else cached_file()] if wanted or not given else []
         file = next((file for file in files if file.is_file() and wanted in (None, sha256(file))), None)
-        lines = [record for _, record in json_lines(file, [])] if file else []
-    except (UserError, OSError, TypeError, RuntimeError):
+        questions = read_questions(file, {}, []) if file else []
+    except (OSError, TypeError, ValueError, RuntimeError):
         return {}  # the run itself read this file; the page does without what it asked
-    asked = [(record.get("question_id"), record.get("turns")) for record in lines]
-    whole = [(key, turns) for key, turns in asked if type(key) in (int, str) and isinstance(turns, list)]
-    return {key: turns for key, turns in whole if set(map(type, turns)) == {str}}
+    return {question.question_id: list(question.turns) for question in questions}
 
 
 def payloads(collection: Collection) -> list[dict[str, Any]]:

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from bench import words
+from bench.questions.spec_bench import SUBTASKS
 from bench.records.frame import Run, asked_otherwise, merge, ordered_subtasks, read_run
 from bench.records.identity import HARDWARE, differences, environment, file_keys, measured
+from bench.report import published
 from methods.digest import sha256
 from methods.errors import UserError
 
@@ -41,6 +43,18 @@ class Entry:
         """
         found = [w for w in self.metrics["warnings"] if w["scope"] == subtask and w["figure"] != "questions"]
         return "; ".join(warning["text"] for warning in found)
+
+    @property
+    def of_paper(self) -> bool:
+        """Whether it answered the paper's subtasks: Spec-Bench's questions, or joey's, which are made after them."""
+        asked = self.run.config.get("questions")
+        name = asked.get("name") if isinstance(asked, dict) else None  # None: from before there were question sets
+        return name in (None, "spec_bench", "joey") and not self.metrics["subtasks"].keys().isdisjoint(SUBTASKS)
+
+    @property
+    def published(self) -> dict[str, tuple[float | None, float | None]]:
+        """The paper's figures of this model and method, see `published.table1`; none beside other questions."""
+        return published.table1(self.run.model, self.run.method) if self.of_paper else {}
 
     @property
     def source(self) -> str:
@@ -153,8 +167,9 @@ def file_name(name: str, longest: int = 48) -> str:
 
 
 def identity(run: Run) -> dict[str, Any]:
-    """What was measured: the flat configuration without what says only where and how."""
-    return measured(run.config)
+    """What was measured: the flat configuration without what says only where and how, and which questions."""
+    digest = run.info.get("questions_sha256")
+    return {**measured(run.config), **({"questions_sha256": digest[:12]} if digest else {})}
 
 
 def _shards(run: Run) -> int:

@@ -59,7 +59,8 @@ def _ctar_axes(axes: Axes, group: Group, subtask: str) -> None:
             continue
         axes.plot(CTAR_POSITIONS, [100 * v for v in row["ctar"]], color=colour(entry), marker=marker(entry),
                   label=plain(entry.label))  # fmt: skip
-        beside = published.ctar_math_reasoning(group.model, entry.run.method) if subtask == "math_reasoning" else None
+        of_paper = subtask == "math_reasoning" and entry.of_paper
+        beside = published.ctar_math_reasoning(group.model, entry.run.method) if of_paper else None
         if beside and entry.run.method not in shown:
             shown.add(entry.run.method)
             label = plain(f"{entry.run.method}, published")
@@ -136,7 +137,7 @@ def figure1_speedup(group: Group) -> Figure | None:
                 axes.annotate("†", (x, top), xytext=(0, 1), textcoords="offset points", fontsize=6, ha="center")
             if row["speedup_low"] is not None:
                 axes.plot([x, x], [row["speedup_low"], row["speedup_high"]], color="#222222", linewidth=0.7)
-            beside = published.table1(group.model, entry.run.method).get(subtask)
+            beside = entry.published.get(subtask)
             if beside and beside[1] is not None:
                 axes.plot(x, beside[1], marker="_", color="black", markersize=6, linestyle="none",
                           label="published")  # fmt: skip

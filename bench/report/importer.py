@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bench.questions import subtask_of
+from bench.questions.spec_bench import subtask_of
 from bench.records.frame import FAILURE_COLUMNS, Run, turn_frame
 from bench.records.lines import Row, integers, json_lines, key_of, read_lists
 from methods.errors import UserError

@@ -136,7 +136,7 @@ def ctar_chart(group: Group, subtask: str) -> Markup | None:
         if row is not None and row["ctar"][0] is not None:
             curves.append((entry, [100 * v for v in row["ctar"]], ""))
             beside = published.ctar_math_reasoning(group.model, entry.run.method)
-            if beside and subtask == "math_reasoning" and entry.run.method not in shown:
+            if beside and subtask == "math_reasoning" and entry.of_paper and entry.run.method not in shown:
                 shown.add(entry.run.method)
                 curves.append((entry, [100 * v for v in beside], "published"))
     if not curves:
@@ -172,7 +172,7 @@ def speedup_chart(group: Group, subtask: str) -> Markup | None:
     found = [(e, row) for e in group.entries if (row := e.row(subtask)) is not None and row["speedup"] is not None]
     if not found:
         return None
-    beside = {e.label: published.table1(group.model, e.run.method).get(subtask, (None, None))[1] for e, _ in found}
+    beside = {e.label: e.published.get(subtask, (None, None))[1] for e, _ in found}
     tops = [max(row["speedup"], row["speedup_high"] or 0, beside[e.label] or 0) for e, row in found]
     top, entries = max(1.1, max(tops) * 1.05), [entry for entry, _ in found]
     canvas = _rows(entries, f"Speedup, {title(subtask)}", top, "speedup over vanilla", one=True)

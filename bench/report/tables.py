@@ -66,12 +66,13 @@ def ranks(group: Group) -> dict[str, int | None]:
 def table1_rows(group: Group) -> list[dict[str, Any]]:
     """Measured rows, those of one method followed by the published row of the same model and method."""
     rows = []
-    last = {entry.run.method: entry for entry in group.entries}
-    for entry in group.entries:
+    entries = [entry for entry in group.entries if entry.of_paper]
+    last = {entry.run.method: entry for entry in entries}
+    for entry in entries:
         head = {"machine": group.machine, "model": group.model}
         measured: dict[str, Any] = head | {"method": entry.label, "source": entry.source}
         measured["demonstration"] = entry.metrics["demonstration"]
-        beside = published.table1(group.model, entry.run.method) if last[entry.run.method] is entry else {}
+        beside = entry.published if last[entry.run.method] is entry else {}
         theirs: dict[str, Any] = head | {"method": entry.run.method, "source": PUBLISHED, "demonstration": False}
         for subtask in PAPER_ORDER:
             row = entry.row(subtask) or {}
@@ -90,7 +91,8 @@ def table2_rows(collection: Collection) -> list[dict[str, Any]]:
     """Adapter architectures: the paper's row, then each measured one. Empty when none of them was measured."""
     rows = []
     for reference in published.table2().to_dict("records"):
-        measured = [(g, e) for g in collection.groups for e in g.entries if e.architecture == reference["architecture"]]
+        found = [(group, entry) for group in collection.groups for entry in group.entries if entry.of_paper]
+        measured = [(group, entry) for group, entry in found if entry.architecture == reference["architecture"]]
         parts = {key: value for key, value in reference.items() if key not in ("parameters_millions", "speedup")}
         at_7b, at_13b = published.adapter_parameters()[reference["architecture"]]
         parts |= {"counted_vicuna_7b": at_7b, "counted_vicuna_13b": at_13b}
@@ -148,8 +150,9 @@ def csv_text(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *body]
-    return "".join("| " + " | ".join(map(markdown, line)) + " |\n" for line in lines)
+    lines = [list(map(markdown, line)) for line in (header, *body)]
+    lines.insert(1, ["---"] * len(header))
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def markdown(text: str) -> str:
@@ -242,12 +245,12 @@ def _tex_cell(text: str) -> str:
 def write_tables(collection: Collection, out: Path) -> list[Path]:
     """Writes every table that the runs allow below `out`; returns what was written."""
     files = {
-        "table1.md": _table1_markdown(collection.groups),
-        "table1.csv": csv_text([row for group in collection.groups for row in table1_rows(group)]),
-        "table1.tex": _table1_tex(collection.groups),
         "leaderboard.md": _leaderboard_markdown(collection),
         "leaderboard.csv": csv_text(leaderboard_rows(collection)),
     }
+    if groups := [group for group in collection.groups if table1_rows(group)]:
+        files["table1.md"], files["table1.tex"] = _table1_markdown(groups), _table1_tex(groups)
+        files["table1.csv"] = csv_text([row for group in groups for row in table1_rows(group)])
     if rows := table2_rows(collection):
         header = ["Model", "Architecture", "", *PARTS.values(), "Extra parameters", "Counted: 7B / 13B", "Avg. speedup"]
         body = [_table2_cells(row) for row in rows]

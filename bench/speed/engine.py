@@ -33,16 +33,19 @@ def make_prompts(speed: Speed, folder: Path, target: Llama) -> list[list[int]]:
     import torch
 
     from bench.chat import Chat, Message
-    from bench.questions import SUBTASKS, find_questions, read_questions, select
+    from bench.questions.choice import select
+    from bench.questions.formats import read_questions
+    from bench.questions.sets import find
+    from bench.questions.spec_bench import SUBTASKS
 
     if speed.model.weights == "random":
         drawn = torch.Generator().manual_seed(0)
         shape = (len(SUBTASKS), speed.prompt_tokens)
         return torch.randint(target.config.vocab_size, shape, generator=drawn).tolist()
-    questions = read_questions(find_questions(speed.data.path, built_in=speed.model.built_in))
+    questions = read_questions(find(speed.questions, speed.data.path), speed.questions.subtasks, [])
     chat = Chat(folder, *speed.model.chat)
-    first = select(questions, subtasks=SUBTASKS, limit=1, question_ids=None, shard="0/1")
-    return [chat.prompt_ids([Message("user", question.turns[0])]) for question in first]
+    first = select(questions, limit=1)
+    return [chat.prompt_ids([*question.opening, Message("user", question.turns[0])]) for question in first]
 
 
 def paired(sides: Sides, prompts: list[list[int]], max_new_tokens: int, repeats: int) -> Iterator[Pair]:

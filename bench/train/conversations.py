@@ -1,23 +1,17 @@
-"""ShareGPT conversations: reading, checking, rendering with a chat template, and marking the assistant's tokens."""
+"""ShareGPT conversations: checking, rendering with a chat template, and marking the assistant's tokens."""
 
 from __future__ import annotations
 
-import gzip
-import json
-import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.texts import Messages, said
 from methods.errors import UserError
 
-ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-
-Messages = list[dict[str, str]]
 Render = Callable[[Messages, bool], str]  # (messages, open the assistant's next turn) -> text
 
 
@@ -49,50 +43,6 @@ class Corpus:
         )
 
 
-def read(path: Path) -> Iterator[tuple[str, Any]]:
-    """Records of a ShareGPT JSON list or JSONL file, or a .gz of one, with a name for each ("record 3", "line 7").
-
-    A JSONL line that is not JSON yields its ValueError in place of a record. Raises UserError for a file that is
-    missing, empty, or a JSON list that does not parse.
-    """
-    opened = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opened(path, "rt", encoding="utf-8-sig") as file:
-            first = next((line for line in file if line.strip()), "")
-            file.seek(0)
-            if not first:
-                raise UserError(f"data.path={path}: the file is empty; a ShareGPT JSON list or JSONL is wanted")
-            if first.lstrip().startswith("["):
-                yield from _read_list(path, file.read())
-                return
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield f"line {number}", _parsed(line)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"data.path={path}: truncated, or not a gzip file; compress it again") from error
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise UserError(f"data.path={path}: {reason}; a ShareGPT JSON list or JSONL file is wanted") from error
-
-
-def _read_list(path: Path, text: str) -> Iterator[tuple[str, Any]]:
-    try:
-        records = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"data.path={path}: not valid JSON ({error})") from error
-    for number, record in enumerate(records):
-        yield f"record {number}", record
-
-
-def _parsed(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError as error:
-        return error
-    except RecursionError:
-        return ValueError("nested too deep")
-
-
 def messages(record: Any) -> Messages:
     """A ShareGPT record as chat messages: [system,] user, assistant, user, assistant, ...
 
@@ -104,15 +54,7 @@ def messages(record: Any) -> Messages:
     turns = record.get("conversations") if isinstance(record, dict) else record
     if not isinstance(turns, list):
         raise ValueError("no list under 'conversations'")
-    found: Messages = []
-    for number, turn in enumerate(turns):
-        speaker = turn.get("from", turn.get("role")) if isinstance(turn, dict) else None
-        text = turn.get("value", turn.get("content")) if isinstance(turn, dict) else None
-        if not isinstance(speaker, str) or speaker not in ROLES or not isinstance(text, str):
-            raise ValueError(f"turn {number} has no known 'from' ({', '.join(ROLES)}) or no text under 'value'")
-        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-            raise ValueError(f"turn {number} has half of a character")
-        found.append({"role": ROLES[speaker], "content": text})
+    found = said(turns)
     system = found[:1] if found and found[0]["role"] == "system" else []
     rest = found[len(system) :]
     rest = rest[1:] if rest and rest[0]["role"] == "assistant" else rest

@@ -18,6 +18,7 @@ from bench.chat import chat_files
 from bench.files import replace_file
 from bench.places import locate
 from bench.settings import Model
+from bench.texts import read, readable
 from bench.train import conversations
 from bench.train.conversations import Render
 from methods.digest import file_sha256, sha256
@@ -68,7 +69,7 @@ def build(*, model: dict[str, Any], data: dict[str, Any], output: str, seed: int
     if path.endswith(".txt"):
         documents = _plain_text(Path(path), tokenizer, tally)
     else:
-        records = _generated(seed, limit or 10_000) if path == BUILT_IN else conversations.read(Path(path))
+        records = _generated(seed, limit or 10_000) if path == BUILT_IN else read(Path(path))
         documents = _rendered(islice(records, limit), render, tokenizer, tally)
     tokens = join(documents)
     if len(tokens) == 0:
@@ -88,7 +89,9 @@ def prepare(*, text: str, model: Model, cache: Path = CACHE) -> Path:
     source = Path(locate(text))
     folder = resolve(locate(model.path), model.revision, weights=False)
     rendered = [file_sha256(part) for part in chat_files(folder, model.chat_template)]
-    facts = (Vocabulary.read(folder).sha256, file_sha256(source), VERSION, rendered, model.chat[1:])
+    with readable(source, key="method.datastore.text"):
+        content = file_sha256(source)
+    facts = (Vocabulary.read(folder).sha256, content, VERSION, rendered, model.chat[1:])
     file = cache / f"{source.name.partition('.')[0]}-{sha256(repr(facts))[:12]}.safetensors"
     if not file.is_file():
         data = {"path": str(source), "limit": None}
@@ -243,14 +246,10 @@ def _rendered(records: Iterable[tuple[str, Any]], render: Render, tokenizer: Any
 
 def _plain_text(path: Path, tokenizer: Any, tally: Tally) -> Iterator[Tokens]:
     """The file as one document."""
-    try:
-        with path.open(encoding="utf-8") as file:
-            pieces = []
-            while lines := file.readlines(PIECE_CHARS):
-                pieces += _tokenized(["".join(lines)], tokenizer, add_special_tokens=False)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise UserError(f"data.path={path}: {reason}; a plain text file is wanted") from error
+    with readable(path, "a plain text file is wanted"), path.open(encoding="utf-8") as file:
+        pieces = []
+        while lines := file.readlines(PIECE_CHARS):
+            pieces += _tokenized(["".join(lines)], tokenizer, add_special_tokens=False)
     if pieces:
         tally.used += 1
         yield np.concatenate(pieces)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bench.chat import Chat, Message
 from bench.places import locate
+from bench.texts import read
 from bench.train import conversations
 from bench.train.conversations import Encoded, Render
 from bench.train.loop import Data
@@ -98,7 +99,7 @@ class DataSource:
 
             generated = world.conversations(seed=seed, count=self.limit or 10_000)
             return ((f"conversation {number}", record) for number, record in enumerate(generated))
-        records = conversations.read(Path(self.path))
+        records = read(Path(self.path))
         return records if self.limit is None else (pair for _, pair in zip(range(self.limit), records, strict=False))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench.chat import TEMPLATES, Chat, Message, read_template
-from bench.questions import read_questions
+from bench.questions.formats import read_questions
 from methods.errors import UserError
 from tests.bench.train.chat_model import write_chat_model
 
@@ -62,7 +62,7 @@ def test_vicunas_template_on_spec_bench(tmp_path: Path) -> None:
     if not file:
         pytest.skip("SPEC_BENCH_QUESTIONS does not name Spec-Bench's question.jsonl")
     chat, checked = vicuna(tmp_path), 0
-    for question in read_questions(Path(file)):
+    for question in read_questions(Path(file), {}, []):
         for count in range(1, len(question.turns) + 1):
             turns, answers = list(question.turns[:count]), ["An answer.", "And another."]
             assert rendered(chat, turns, answers) == fastchat(turns, answers)

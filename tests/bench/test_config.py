@@ -17,7 +17,12 @@ from methods.errors import UserError
     [
         ("limit=abc", "limit=abc: must be an integer or null"),
         ("limit=2.5", "limit=2.5: must be an integer or null"),
-        ("question_ids=[abc,7]", 'question_ids=["abc", 7]: must be an integer or [an integer, ...] or null'),
+        ("question_ids=[true,7]", "question_ids=[true, 7]: must be an integer or text or [an integer or text, ...] or"),
+        (
+            "questions=specbench",
+            "questions=specbench: unknown; did you mean spec_bench? valid: custom, joey, spec_bench",
+        ),
+        ("questions.subtasks.mt_bench=b", "questions.subtasks.mt_bench=b: must be a list of categories"),
         ("threads=abc", "threads=abc: must be an integer or null"),
         ("threads=1.5", "threads=1.5: must be an integer or null"),
         ("temperature=abc", "temperature=abc: must be a number"),

@@ -14,7 +14,7 @@ import pytest
 
 from bench.fidelity import Fidelity
 from bench.measure import Timed
-from bench.questions import Question
+from bench.questions.formats import Question
 from bench.records import HASHES, Place, RunDirectory, Turn, config_hash, prompt_hash
 from bench.records.frame import read_run
 from bench.records.lines import choice_of, measured_row, read_rows
@@ -51,7 +51,7 @@ def turn(emitted: tuple[int, ...] = (3, 1)) -> Turn:
 
 
 def place(question_id: int, repeat: int = 0) -> Place:
-    return Place(Question(question_id, "writing", ("x",)), repeat)
+    return Place(Question(question_id, "writing", "mt_bench", ("x",)), repeat)
 
 
 def write(directory: RunDirectory, *question_ids: int) -> None:
@@ -303,7 +303,7 @@ def test_steps_that_disagree_with_the_tokens_are_never_written(tmp_path: Path) -
 
 def test_a_line_is_read_into_the_rows_that_it_was_written_from() -> None:
     turns = [turn(), replace(turn((1, 5, 2)), fidelity=Fidelity("near_tie", 4, 0.25)), replace(turn(()), fidelity=None)]
-    question = Question("chapter/7", "my own", ("x", "y", "z"))  # type: ignore[arg-type]
+    question = Question("chapter/7", "my own", "my own", ("x", "y", "z"))
     rows = [measured_row(Place(question, 1), number, one) for number, one in enumerate(turns)]
     rows[1].doubtful = 3
     line = json.loads(json.dumps({**Place(question, 1).head, "choices": [choice_of(rows)]}))

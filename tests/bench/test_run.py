@@ -387,6 +387,33 @@ def test_one_question_id_needs_no_brackets(small: SmallRun, tmp_path: Path) -> N
     assert [record["question_id"] for record in lines(file)] == [161]
 
 
+def test_a_file_of_prompts_is_measured_and_named_in_the_record(small: SmallRun, tmp_path: Path) -> None:
+    file = tmp_path / "mine.txt"
+    file.write_text("w1 w2\n\nw3\n")
+    assert main(small.overrides(results_dir=tmp_path, repeats=1, data__path=file, task="mine", question_ids=3)) == 0
+    (folder,) = (answers.parent for answers in tmp_path.glob("runs/*/*/*/answers.jsonl"))
+    info, digest = json.loads((folder / "run.json").read_text()), hashlib.sha256(file.read_bytes()).hexdigest()
+    assert info["config"]["questions"]["name"] == "spec_bench" and info["config"]["data"]["path"] == str(file)
+    assert (info["questions_file"], info["questions_sha256"]) == (str(file), digest)
+    assert [(line["question_id"], line["subtask"]) for line in lines(folder / "answers.jsonl")] == [(3, "mine")]
+    assert list(json.loads((folder / "metrics.json").read_text())["subtasks"]) == ["mine"]
+
+
+def test_a_set_with_text_ids_and_system_messages_is_measured(small: SmallRun, tmp_path: Path) -> None:
+    records = [
+        {"id": "a", "messages": [{"role": "system", "content": "w9"}, {"role": "user", "content": "w1"}]},
+        {"id": "b", "messages": [{"role": "user", "content": "w1"}]},
+        {"id": "c", "prompt": "w2", "category": "other"},
+    ]
+    overrides = small.overrides(results_dir=tmp_path, repeats=1, data__path=None, warmup_turns=2, question_ids="[a,b]")
+    source = f"questions.source={write_questions(tmp_path / 'mine.jsonl', records)}"
+    assert main([*overrides, "questions=custom", source]) == 0
+    (file,) = tmp_path.glob("runs/*/*/*/answers.jsonl")
+    answers = lines(file)
+    assert [answer["question_id"] for answer in answers] == ["a", "b"]
+    assert len({answer["choices"][0]["prompt_sha256"][0] for answer in answers}) == 2, "one has a system message"
+
+
 def test_what_a_method_cannot_be_made_of_is_one_line(small: SmallRun, tmp_path: Path, capsys, monkeypatch) -> None:
     def broken(*_: object, **__: object) -> None:
         raise KeyError("a part")
@@ -423,12 +450,17 @@ def test_shards_split_the_questions(small: SmallRun, tmp_path: Path) -> None:
             {"model__chat_template": "vicunia"},
             "model.chat_template=vicunia: no such file or template; did you mean vicuna?",
         ),
-        ({"data__path": "/nowhere/question.jsonl"}, "data.path=/nowhere/question.jsonl: not readable"),
+        (
+            {"data__path": "/nowhere/question.jsonl"},
+            "data.path=/nowhere/question.jsonl: No such file or directory",
+        ),
         ({"limit": 0}, "limit=0: must be at least 1"),
         ({"repeats": 0}, "repeats=0: must be an integer of at least 1"),
         ({"max_new_tokens": 0}, "max_new_tokens=0: must be"),
         ({"threads": 0}, "threads=0: must be at least 1"),
         ({"shard": "2/2"}, "shard=2/2: wanted part/parts"),
+        ({"shard": "²/3"}, "shard=²/3: wanted part/parts"),
+        ({"task": "maths"}, "task=maths: unknown; valid: all, mt_bench, qa, translation"),
         ({"question_ids": "[7]"}, "question_ids: 7 is not among"),
         ({"baseline": "both"}, "baseline=both: must be paired or none"),
         ({"temperature": -1}, "temperature=-1: must be 0"),

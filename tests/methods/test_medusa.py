@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bench.chat import Chat, Message
-from bench.questions import BUILT_IN, read_questions
+from bench.places import BENCH
+from bench.questions.formats import read_questions
 from methods import draft
 from methods.decoder import Decoder, Step
 from methods.engine.checkpoint import load_model
@@ -28,7 +29,7 @@ from tests.tiny import packed, reference_model, tiny_llama, write_checkpoint
 SIZES = {"num_hidden_layers": 3, "vocab_size": 48, "eos_token_id": None, "max_position_embeddings": 96}
 PROMPTS = ([5, 9, 11, 3], list(range(3, 30)), [i % 48 for i in range(82)])  # the last fills the context
 OWN_TREE = [[1], [0], [0, 2], [0, 0], [1, 0], [0, 0, 1]]
-ASSETS = BUILT_IN.parent
+ASSETS = BENCH / "assets" / "joey"
 Tensors = dict[str, Tensor]
 
 
@@ -187,7 +188,7 @@ def test_the_heads_are_right_sometimes_and_trees_differ(pair) -> None:
 
 def test_chain_and_tree_differ_on_joey() -> None:
     joey = packed(load_model(ASSETS, device="cpu"))
-    chat, questions = Chat(ASSETS), read_questions(ASSETS / "question.jsonl")[::25]  # of three subtasks
+    chat, questions = Chat(ASSETS), read_questions(ASSETS / "question.jsonl", {}, [])[::25]  # of three subtasks
     prompts = [torch.tensor(chat.prompt_ids([Message("user", question.turns[0])])) for question in questions]
     rates = []
     for tree in ("chain", "mc_sim_7b_63"):

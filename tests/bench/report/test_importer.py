@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.questions import MT_BENCH
+from bench.questions.spec_bench import MT_BENCH
 from bench.records.frame import read_run
 from bench.report.command import main
 from bench.report.importer import import_runs

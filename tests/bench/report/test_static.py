@@ -25,7 +25,8 @@ from bench.report.collect import collect, group_runs
 from bench.report.command import main
 from bench.report.figures import figure1_ctar_subtasks
 from bench.report.style import STYLE
-from bench.report.tables import PAPER_ORDER, group_notes, ranks
+from bench.report.svg import speedup_chart
+from bench.report.tables import PAPER_ORDER, group_notes, ranks, write_tables
 from tests.bench.report.simulate import MACHINE, Plan, Truth, write_run
 
 GPU = MACHINE | {"gpu": "NVIDIA H100", "driver": "570"}
@@ -221,6 +222,28 @@ def test_names_from_files_are_no_markup_and_no_paths(tmp_path):
     assert "figure1_ctar_meta-Llama-x_-script-a_A.png" in {p.name for p in (tmp_path / "report").iterdir()}
 
 
+def test_shards_of_two_question_files_are_not_merged(tmp_path):
+    for part in range(2):
+        own = {"questions_sha256": str(part) * 64}
+        ids = tuple(range(6 * part, 6 * part + 6))
+        plan = Plan(per_category=1, repeats=1, question_ids=ids, config={"shard": f"{part}/2"}, machine=MACHINE | own)
+        write_run(tmp_path, plan)
+    (group,) = collect(tmp_path).groups
+    assert [entry.label for entry in group.entries] == [f"kangaroo (questions_sha256={part * 12})" for part in "01"]
+
+
+@pytest.mark.parametrize("name", ["spec_bench", "mine"])
+def test_table1_is_of_the_papers_questions_only(tmp_path, name):
+    """A set of one's own may have a subtask that is called as one of the paper's."""
+    own = {"questions": {"name": name, "source": "x", "revision": None, "sha256": None, "subtasks": None}}
+    write_run(tmp_path, Plan(model="vicuna-7b", categories=("qa", "poems"), per_category=2, config=own))
+    write_tables(collect(tmp_path), tmp_path)
+    assert (tmp_path / "table1.csv").is_file() == (name == "spec_bench")
+    assert {row["subtask"] for row in rows(tmp_path / "leaderboard.csv")} == {"qa", "poems", "overall"}
+    (group,) = collect(tmp_path).groups
+    assert bool(speedup_chart(group, "qa").count("published")) == (name == "spec_bench")
+
+
 def test_another_question_file_is_said(tmp_path):
     write_run(tmp_path, Plan(categories=("qa",), per_category=2))
     folder = write_run(tmp_path, Plan(method="rest", categories=("qa",), per_category=2))
@@ -332,6 +355,14 @@ def test_prompts_of_the_built_in_model_and_of_a_downloaded_file(tmp_path, monkey
         config = {"model": {"name": "joey", "built_in": built_in}, "data": {"path": None}}
         run = read_run(write_run(tmp_path, Plan(per_category=1, repeats=1, seed=seed, config=config)))
         assert answers.prompts(run) == {1: ["prompt 1"], 2: ["prompt 2"]}
+
+
+def test_prompts_of_any_form_are_shown_from_where_the_run_found_them(tmp_path):
+    (tmp_path / "mine.txt").write_text("What?\n\nWho?\n")
+    config = {"data": {"path": None}, "questions": {"name": "mine", "source": "owner/name"}}
+    own = MACHINE | {"questions_file": str(tmp_path / "mine.txt")}
+    run = read_run(write_run(tmp_path, Plan(per_category=1, repeats=1, config=config, machine=own)))
+    assert answers.prompts(run) == {1: ["What?"], 3: ["Who?"]}
 
 
 def test_group_runs_of_nothing_is_nothing():

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from bench.texts import read
 from bench.train import conversations as c
 from bench.train.source import chat_format
 from methods.errors import UserError
@@ -96,7 +98,7 @@ def test_odd_records_are_malformed(record, reason):
 
 def test_a_line_nested_too_deep_is_malformed(tmp_path):
     (tmp_path / "data.jsonl").write_text(json.dumps(turns("w0", "w1")) + "\n" + "[" * 200_000 + "\n")
-    corpus = c.encode_all(c.read(tmp_path / "data.jsonl"), render, TOKENIZER, eos_token_ids=[2], length=9, source="x")
+    corpus = c.encode_all(read(tmp_path / "data.jsonl"), render, TOKENIZER, eos_token_ids=[2], length=9, source="x")
     assert len(corpus.conversations) == 1 and corpus.first_malformed.startswith("line 2: not valid JSON")
 
 
@@ -134,20 +136,23 @@ def test_list_and_lines_read_the_same(tmp_path):
     as_list, as_lines = tmp_path / "a.json", tmp_path / "a.jsonl"
     as_list.write_text(json.dumps(records, indent=1))
     as_lines.write_text("\n".join(json.dumps(r) for r in records) + "\n\n{broken\n")
-    assert [r for _, r in c.read(as_list)] == records
-    read = list(c.read(as_lines))
-    assert [r for _, r in read[:2]] == records
-    assert read[2][0] == "line 4" and isinstance(read[2][1], ValueError)
-    corpus = c.encode_all(iter(read), render, TOKENIZER, eos_token_ids=[2], length=50, source="a")
+    assert [r for _, r in read(as_list)] == records
+    found = list(read(as_lines))
+    assert [r for _, r in found[:2]] == records
+    assert found[2][0] == "line 4" and isinstance(found[2][1], ValueError)
+    corpus = c.encode_all(iter(found), render, TOKENIZER, eos_token_ids=[2], length=50, source="a")
     assert corpus.malformed == 1 and corpus.first_malformed.startswith("line 4: not valid JSON")
 
 
-@pytest.mark.parametrize("content", [b"[]", gzip.compress(b"[]" * 99)[:-12], gzip.compress(b"[]")[:10] + b"\xff" * 9])
+SQUEEZED = gzip.compress(b"[]" * 99, mtime=0)  # without the time: all processes of one session must name tests alike
+
+
+@pytest.mark.parametrize("content", [b"[]", SQUEEZED[:-12], SQUEEZED[:10] + b"\xff" * 9])
 def test_damaged_compressed_files(tmp_path, content):
     path = tmp_path / "data.jsonl.gz"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"data\.jsonl\.gz: truncated, or not a gzip file; compress it again$"):
-        list(c.read(path))
+        list(read(path))
 
 
 @pytest.mark.parametrize(
@@ -159,5 +164,15 @@ def test_unreadable_files(tmp_path, content, message):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError, match=message) as caught:
-        list(c.read(path))
+        list(read(path))
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["fifo", "folder", "nul\0"])
+def test_what_is_no_file_is_not_opened(tmp_path, name):
+    if name != "nul\0":
+        (os.mkfifo if name == "fifo" else os.mkdir)(tmp_path / name)
+    with pytest.raises(
+        UserError, match=r"^data\.path=.*(not a file|embedded null byte); a ShareGPT JSON list or JSONL"
+    ):
+        list(read(tmp_path / name))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from bench.settings import Run
 from bench.train import rest
 from bench.train.__main__ import main
 from bench.train.rest import byte_code, suffix_array
+from methods.errors import UserError
 from methods.rest import FILE_NAME, SEPARATOR
 from tests.bench.train.chat_model import NO_SYSTEM, SPECIAL, TEMPLATE, WORDS, tokenizer
 
@@ -174,6 +176,18 @@ def test_a_datastore_that_is_wanted_is_made_once(
     assert prepared() == first and not capsys.readouterr().out
     text.write_bytes(gzip.compress(as_lines(TALKS[:1]).encode()))
     assert prepared() != first
+    text.unlink()
+    os.mkfifo(text)
+    with pytest.raises(UserError, match=r"^method\.datastore\.text=.*: not a file"):
+        prepared()
+
+
+def test_plain_text_that_is_no_file_is_not_opened(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "a.txt")
+    assert build(model, tmp_path / "a.txt", tmp_path) == 2
+    assert "a.txt: not a file; a plain text file is wanted" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
