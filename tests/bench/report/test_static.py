@@ -93,7 +93,7 @@ def test_latex_is_ascii_and_as_wide_as_the_page(tmp_path):
     write_tables(collect(tmp_path), tmp_path)
     for name in ("table1.tex", "table2.tex"):
         text = (tmp_path / name).read_text()
-        assert text.isascii() and "vicuna-U+4E2DU+00E9" in text and r"$^\dagger$ \\" in text
+        assert text.isascii() and "vicuna-U+4E2DU+00E9" in text and text.count(r"$^\dagger$") > 1
         tables = text.count(r"\begin{tabular}")
         assert tables and text.count("\\resizebox{\\textwidth}{!}{%\n\\begin{tabular}") == tables
         assert text.count("\\end{tabular}}\n") == tables
