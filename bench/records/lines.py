@@ -5,11 +5,11 @@ Spec-Bench's own evaluation reads them; our per-turn lists stand in the same cho
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import orjson
@@ -23,6 +23,7 @@ from methods.errors import UserError
 if TYPE_CHECKING:
     from bench.measure import Timed
 
+T = TypeVar("T")
 LONGEST_S = 1e9  # a time beyond it was not measured
 
 
@@ -225,10 +226,13 @@ def _fidelity(value: Any) -> Fidelity | None:
     return found
 
 
-def json_lines(path: Path, notes: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, object) of a JSON-lines file. A last line that was never finished is left out and noted.
+def json_lines(
+    path: Path, notes: list[str], read: Callable[[dict[str, Any]], T], missing: str = "the key {} is missing"
+) -> Iterator[tuple[int, T]]:
+    """(line number, what `read` makes of the object) of a JSON-lines file. missing: what to say of a KeyError.
 
-    Raises UserError naming the file, and the line when any other one is broken.
+    A last line that was never finished is left out and noted. Raises UserError naming the file, and the line when any
+    other one is broken, or `read` raises KeyError, ValueError, TypeError or IndexError.
     """
     try:
         lines = path.read_bytes().splitlines(keepends=True)
@@ -246,4 +250,10 @@ def json_lines(path: Path, notes: list[str]) -> Iterator[tuple[int, dict[str, An
             raise UserError(f"{path} line {number}: not valid JSON ({error})") from None
         if not isinstance(record, dict):
             raise UserError(f"{path} line {number}: expected a JSON object, found {type(record).__name__}")
-        yield number, record
+        try:
+            found = read(record)
+        except KeyError as error:
+            raise UserError(f"{path} line {number}: {missing.format(error)}") from None
+        except (ValueError, TypeError, IndexError) as error:
+            raise UserError(f"{path} line {number}: {error}") from None
+        yield number, found

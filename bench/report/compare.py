@@ -12,7 +12,7 @@ import pandas as pd
 from bench.metrics import Interval, geometric_mean, question_table, ratio_interval
 from bench.records.frame import Run, asked_otherwise, ordered_subtasks, read_run, require_same_environment
 from bench.records.identity import differences, flatten
-from bench.words import plural, show, summary
+from bench.words import aligned, plural, show, summary
 from methods.errors import UserError
 
 # Facts of run.json that may differ between runs of one machine, and that a reader wants to know of.
@@ -94,9 +94,7 @@ def format_comparison(a: Run, b: Run) -> str:
         bounds = f"{low:.3f} to {high:.3f}" if low is not None and high is not None else ""
         crs = [show(value) for value in row.cr]
         table.append([row.subtask, str(row.questions), show(row.ratio, 3), bounds, *crs, row.verdict])
-    widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
-    lines += ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
-    lines += ["", f"Overall: {_plain(rows[-1])}"]
+    lines += [*aligned(table, left=len(table[0])), "", f"Overall: {_plain(rows[-1])}"]
     left_out = len({*a.answers.question_id, *b.answers.question_id}) - rows[-1].questions
     if left_out:
         lines.append(f"{plural('question', left_out)} not answered by both, left out")

@@ -56,14 +56,8 @@ def import_runs(files: Sequence[Path], baseline: Sequence[Path], *, model: str =
 def _answers(path: Path) -> list[_Answer]:
     if not path.is_file():
         raise UserError(f"import: {path}: no such file; give an answer file of Spec-Bench (JSON lines)")
-    found: list[_Answer] = []
-    for number, record in json_lines(path, []):
-        try:
-            found.append(_answer(record, path.stem))
-        except KeyError as error:
-            raise UserError(f"{path} line {number}: not a Spec-Bench answer, {error} is missing") from None
-        except (ValueError, TypeError, IndexError) as error:
-            raise UserError(f"{path} line {number}: {error}") from None
+    lines = json_lines(path, [], lambda record: _answer(record, path.stem), "not a Spec-Bench answer, {} is missing")
+    found = [answer for _, answer in lines]
     if not found:
         raise UserError(f"import: {path}: no answers in it")
     ids = [answer.rows[0].question_id for answer in found]
