@@ -106,12 +106,6 @@ def timed_generation(
     if cuda:
         torch.cuda.synchronize(device)
     wall_s = clock() - started
-    seconds = {name: span.seconds() for name, span in timer.spans.items()}
-    return Timed(
-        generation=generation,
-        wall_s=wall_s,
-        prefill_s=seconds["prefill"],
-        draft_s=seconds["draft"],
-        verify_s=seconds["verify"],
-        peak_memory_bytes=torch.cuda.max_memory_allocated(device) if cuda else None,
-    )
+    seconds = {f"{name}_s": span.seconds() for name, span in timer.spans.items()}
+    peak = torch.cuda.max_memory_allocated(device) if cuda else None
+    return Timed(generation, wall_s, **seconds, peak_memory_bytes=peak)

@@ -7,6 +7,7 @@ all of them, and accelerate inside takes them as its own.
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 
@@ -25,13 +26,9 @@ def wanted_processes(environment: os._Environ[str] | dict[str, str], parent: lis
     # accelerate sets MASTER_ADDR for several processes; a launcher that does start them sets WORLD_SIZE as well.
     if not on_cpu or "MASTER_ADDR" not in environment or "WORLD_SIZE" in environment:
         return 1
-    for flag in ("--num_processes", "--num-processes"):
-        for index, argument in enumerate(parent):
-            if argument == flag and parent[index + 1 : index + 2]:
-                return int(parent[index + 1])
-            if argument.startswith(f"{flag}="):
-                return int(argument.partition("=")[2])
-    return 1
+    flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    flags.add_argument("--num_processes", "--num-processes", type=int, default=1)
+    return int(flags.parse_known_args(parent)[0].num_processes)
 
 
 def _parent_command() -> list[str]:

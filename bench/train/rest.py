@@ -6,7 +6,6 @@ python -m bench.train method=rest model=vicuna-7b data.path=sharegpt.json output
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.chat import chat_files
+from bench.chat import chat_files, lacks_bos
 from bench.files import replace_file
 from bench.places import locate
 from bench.settings import Model
-from bench.texts import read, readable
-from bench.train import conversations
-from bench.train.conversations import Render
+from bench.texts import readable
+from bench.train.conversations import Render, Tally, named_records
 from methods.digest import file_sha256, sha256
 from methods.engine.checkpoint import resolve
 from methods.engine.vocabulary import Vocabulary
@@ -29,25 +27,11 @@ from methods.rest import CHECKSUM, FILE_NAME, FORMAT, SEPARATOR, VERSION, seal
 
 Tokens = NDArray[np.int32]
 
-BUILT_IN = "joey"
 CACHE = Path("results") / ".cache"
 BATCH = 256  # conversations tokenised together
 PIECE_CHARS = 1 << 20  # a plain text is tokenised in pieces of about this length, cut at line ends
 LEADS = 256  # first bytes of the code that the suffixes are sorted by
 BLOCK = 1 << 16  # tokens handled at once: what is in between stays in the processor's cache
-
-
-@dataclass
-class Tally:
-    """What became of the conversations."""
-
-    used: int = 0
-    malformed: int = 0
-    first_malformed: str | None = None
-
-    def __str__(self) -> str:
-        left_out = f", {self.malformed} malformed (first: {self.first_malformed})" if self.malformed else ""
-        return f"{self.used} documents{left_out}"
 
 
 def build(*, model: dict[str, Any], data: dict[str, Any], output: str, seed: int) -> Path:
@@ -69,14 +53,15 @@ def build(*, model: dict[str, Any], data: dict[str, Any], output: str, seed: int
     if path.endswith(".txt"):
         documents = _plain_text(Path(path), tokenizer, tally)
     else:
-        records = _generated(seed, limit or 10_000) if path == BUILT_IN else read(Path(path))
-        documents = _rendered(islice(records, limit), render, tokenizer, tally)
+        documents = _rendered(named_records(path, limit, seed), render, tokenizer, tally)
     tokens = join(documents)
+    left_out = f", {tally.malformed} malformed (first: {tally.first_malformed})" if tally.malformed else ""
+    found = f"{tally.used} documents{left_out}"
     if len(tokens) == 0:
         wanted = "ShareGPT JSON or JSONL is wanted, or plain text in a file whose name ends in .txt"
-        raise UserError(f"data.path={path}: no text to store: {tally}; {wanted}")
+        raise UserError(f"data.path={path}: no text to store: {found}; {wanted}")
     write(file, tokens, vocabulary)
-    print(f"data.path={path}: {tally}; {len(tokens)} tokens, {file.stat().st_size} bytes in {file}")
+    print(f"data.path={path}: {found}; {len(tokens)} tokens, {file.stat().st_size} bytes in {file}")
     return file
 
 
@@ -205,12 +190,6 @@ def _leads_between(frequent: NDArray[np.int64], symbols: int, room: int) -> NDAr
     return -(-gaps // room)
 
 
-def _generated(seed: int, count: int) -> Iterator[tuple[str, Any]]:
-    from bench.joey import world
-
-    return ((f"conversation {number}", record) for number, record in enumerate(world.conversations(seed, count)))
-
-
 def _chat_format(folder: Path, model: dict[str, Any], path: str) -> tuple[Any, Render]:
     if path.endswith(".txt"):  # plain text needs no chat template
         from transformers import AutoTokenizer
@@ -223,25 +202,10 @@ def _chat_format(folder: Path, model: dict[str, Any], path: str) -> tuple[Any, R
 
 def _rendered(records: Iterable[tuple[str, Any]], render: Render, tokenizer: Any, tally: Tally) -> Iterator[Tokens]:
     """Tokens of each conversation as the model's chat template writes it."""
-
-    def chats() -> Iterator[str]:
-        for name, record in records:
-            try:
-                chat = conversations.messages(record)
-                text = render(chat, False) if chat else ""
-            except ValueError as error:
-                tally.malformed += 1
-                tally.first_malformed = tally.first_malformed or f"{name}: {error}"
-                continue
-            if chat:
-                tally.used += 1
-                yield text
-
-    texts = chats()
+    texts = (text for text in tally.understood(records, lambda chat: render(chat, False)) if text is not None)
     while batch := list(islice(texts, BATCH)):
-        # A template that writes the beginning-of-sequence token itself must not get a second one.
-        written = bool(tokenizer.bos_token) and batch[0].startswith(tokenizer.bos_token)
-        yield from _tokenized(batch, tokenizer, add_special_tokens=not written)
+        tally.used += len(batch)
+        yield from _tokenized(batch, tokenizer, add_special_tokens=lacks_bos(tokenizer, batch[0]))
 
 
 def _plain_text(path: Path, tokenizer: Any, tally: Tally) -> Iterator[Tokens]:
