@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Protocol
 
 import torch
@@ -45,7 +44,7 @@ class _CpuSpan:
     def __enter__(self) -> None:
         self.started = self.clock()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self.total += self.clock() - self.started
 
     def seconds(self) -> float:
@@ -63,7 +62,7 @@ class _CudaSpan:
         ends[0].record()
         self.marks.append(ends)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self.marks[-1][1].record()
 
     def seconds(self) -> float:

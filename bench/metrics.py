@@ -126,11 +126,6 @@ def ratio_interval(ratios: Array, resamples: int = RESAMPLES) -> Interval:
     return Interval(float(np.exp(logs.low)), float(np.exp(logs.high)))
 
 
-def speedup_interval(rates: Array, baseline_rates: Array) -> Interval:
-    """Interval of Spec-Bench's speedup; rates and baseline_rates: [questions], in the same order."""
-    return bca_interval(lambda x, y, axis: np.mean(x, axis=axis) / np.mean(y, axis=axis), rates, baseline_rates)
-
-
 def spread(values: Sequence[float]) -> float | None:
     """(largest - smallest) over the mean of the repeats' values; None for a single repeat."""
     return float((max(values) - min(values)) / np.mean(values)) if len(values) > 1 else None
@@ -221,7 +216,8 @@ def _speedups(answers: pd.DataFrame, baseline: pd.DataFrame | None) -> dict[str,
         return found
     baseline_by_repeat = question_rates(baseline)
     baseline_rates = baseline_by_repeat.mean(axis=1).to_numpy()
-    plain, paired = speedup_interval(rates, baseline_rates), ratio_interval(rates / baseline_rates)
+    plain = bca_interval(lambda x, y, axis: np.mean(x, axis=axis) / np.mean(y, axis=axis), rates, baseline_rates)
+    paired = ratio_interval(rates / baseline_rates)
     every = by_repeat.notna().all(axis=1)  # repeats are compared over the same questions
     repeats = [
         float(by_repeat[r][every].mean() / baseline_by_repeat[r][every].mean()) for r in by_repeat if every.any()

@@ -103,7 +103,8 @@ WORDS = {str: "text", int: "an integer", float: "a number of seconds"}
 
 def measured_row(place: Place, number: int, turn: Turn) -> Row:
     """What is recorded of a question's turn `number`, counting from 0."""
-    timed, generation = turn.timed, turn.timed.generation
+    generation = turn.timed.generation
+    times = {name: value for name, value in vars(turn.timed).items() if name != "generation"}
     lengths = np.array([step.emitted for step in generation.steps], dtype=np.int64)
     assert lengths.sum() + 1 == len(generation.tokens), "steps and tokens disagree"
     return Row(
@@ -111,17 +112,13 @@ def measured_row(place: Place, number: int, turn: Turn) -> Row:
         turn=number,
         text=turn.text,
         new_tokens=len(generation.tokens),
-        wall_s=timed.wall_s,
+        **times,
         lengths=lengths,
         drafted=np.array([step.drafted for step in generation.steps], dtype=np.int64),
         token_ids=np.array(generation.tokens, dtype=np.int64),
         prompt_tokens=len(turn.prompt_ids),
         prompt_sha256=prompt_hash(turn.prompt_ids),
         stop=generation.stop,
-        prefill_s=timed.prefill_s,
-        draft_s=timed.draft_s,
-        verify_s=timed.verify_s,
-        peak_memory_bytes=timed.peak_memory_bytes,
         doubtful=generation.doubtful,
         fidelity=turn.fidelity,
     )
@@ -156,13 +153,19 @@ def key_of(record: Mapping[str, Any]) -> tuple[int | str, int]:
     return question_id, repeat
 
 
-def read_rows(record: Mapping[str, Any]) -> list[Row]:
-    """The turns of a line. Raises KeyError, TypeError, IndexError or ValueError where it is no record of ours."""
-    (question_id, repeat), choice, category = key_of(record), record["choices"][0], record["category"]
-    lists, ids, verdicts = read_lists(choice), choice.get("token_ids"), choice.get("fidelity")
+def read_head(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What every line begins with (see `Place.head`). Raises KeyError, TypeError or ValueError where it does not."""
+    (question_id, repeat), category = key_of(record), record["category"]
     subtask = record.get("subtask") or subtask_of(category)
     for name, value in (("category", category), ("subtask", subtask)):
         _check(name, value, str)
+    return {"question_id": question_id, "category": category, "subtask": subtask, "repeat": repeat}
+
+
+def read_rows(record: Mapping[str, Any]) -> list[Row]:
+    """The turns of a line. Raises KeyError, TypeError, IndexError or ValueError where it is no record of ours."""
+    head, choice = read_head(record), record["choices"][0]
+    lists, ids, verdicts = read_lists(choice), choice.get("token_ids"), choice.get("fidelity")
     rows = []
     for turn, new_tokens in enumerate(lists["new_tokens"]):
         # several times as fast as arrays made of lists of pairs
@@ -173,10 +176,7 @@ def read_rows(record: Mapping[str, Any]) -> list[Row]:
             raise ValueError(f"turn {turn}: steps emit {int(lengths.sum())} + 1 tokens, new_tokens is {new_tokens}")
         row = Row(
             **{name: values[turn] for name, values in lists.items()},
-            question_id=question_id,
-            category=category,
-            subtask=subtask,
-            repeat=repeat,
+            **head,
             turn=turn,
             lengths=lengths.astype(np.int16),
             drafted=drafted,

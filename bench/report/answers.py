@@ -14,7 +14,7 @@ import pandas as pd
 
 from bench.digests import sha256
 from bench.metrics import question_table
-from bench.places import BENCH
+from bench.places import BENCH, ROOT
 from bench.questions.formats import read_questions
 from bench.questions.sets import cached_file
 from bench.records.frame import Run
@@ -22,7 +22,6 @@ from bench.records.identity import flatten
 from bench.report.collect import Collection, Group
 from bench.report.tables import title
 
-ROOT = Path(__file__).resolve().parents[2]
 BUILT_IN = BENCH / "assets" / "joey" / "question.jsonl"  # what runs of before there were question sets asked joey
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 LOOKUP = np.frombuffer(DIGITS.encode(), dtype=np.uint8)

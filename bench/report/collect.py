@@ -188,18 +188,14 @@ def group_runs(runs: Iterable[Run], warnings: Iterable[str] = ()) -> Collection:
     # The fullest group comes first: its figures carry the plain names.
     ordered = sorted(by_place.items(), key=lambda item: (-len(item[1]), item[0][1], item[0][0]))
     letters: dict[str, str] = {}
-    for (place, _), _ in ordered:
-        letters.setdefault(place, _letter(len(letters)))
+    for number, place in enumerate(dict.fromkeys(place for (place, _), _ in ordered)):
+        letters[place] = chr(ord("A") + number) if number < 26 else f"A{number}"
     places = machine_labels({place: environment(members[0].info) for (place, _), members in ordered})
     groups: list[Group] = []
     for (place, model), members in ordered:
         slug = f"_{file_name(model)}_{letters[place]}" if groups else ""
         groups.append(replace(_group(letters[place], model, members, slug), machine_label=places[place]))
     return Collection(tuple(groups), tuple(warnings + _scattered_shards(groups)))
-
-
-def _letter(number: int) -> str:
-    return chr(ord("A") + number) if number < 26 else f"A{number}"
 
 
 def file_name(name: str, longest: int = 48) -> str:

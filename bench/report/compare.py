@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from bench.metrics import Interval, geometric_mean, question_table, ratio_interval
-from bench.records.frame import Run, asked_otherwise, ordered_subtasks, read_run, require_same_environment
+from bench.records.frame import Run, asked_otherwise, ordered_subtasks, require_same_environment
 from bench.records.identity import differences, flatten
 from bench.words import aligned, plural, show, summary
 from methods.errors import UserError
@@ -83,7 +82,7 @@ def what_differs(a: Run, b: Run) -> list[tuple[str, Any, Any]]:
 
 
 def format_comparison(a: Run, b: Run) -> str:
-    """The comparison as plain text for the terminal."""
+    """The comparison as plain text for the terminal. Raises UserError as `compare` does."""
     name, rows = compare(a, b)
     what = "speedup over its own baseline" if name == "speedup" else "tokens/s (a baseline is missing)"
     lines = [f"A: {a.model} / {a.method}  {a.folders[0]}", f"B: {b.model} / {b.method}  {b.folders[0]}",
@@ -126,8 +125,3 @@ def _plain(row: Comparison) -> str:
     if row.verdict == "within the noise":
         return f"the difference of {percent:+.1f} % is within the noise; nothing shows that A and B differ in speed."
     return f"B is {abs(percent):.1f} % {'faster' if percent > 0 else 'slower'} than A, and the interval excludes 1."
-
-
-def compare_folders(a: Path, b: Path) -> str:
-    """Text that compares two run directories. Raises UserError as `compare` and `read_run` do."""
-    return format_comparison(read_run(a), read_run(b))

@@ -10,6 +10,7 @@ import jinja2
 from markupsafe import Markup
 
 from bench.files import replace_text
+from bench.places import BENCH
 from bench.records.identity import flatten, incidental
 from bench.report import published
 from bench.report.answers import first_divergences, payloads
@@ -29,7 +30,7 @@ from bench.report.tables import (
 )
 from bench.words import OVERHEAD_LIMIT, SPREAD_LIMIT, plural, show
 
-HERE = Path(__file__).resolve().parent
+HERE = BENCH / "report"
 
 
 def write_page(collection: Collection, out: Path) -> Path:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from markupsafe import Markup, escape
+from matplotlib.ticker import MaxNLocator
 
 from bench.records.frame import CTAR_POSITIONS
 from bench.report.collect import PUBLISHED, CostChart, Entry, Group, ctar_curves, measured_rows
@@ -17,18 +17,10 @@ WIDTH = 380  # units; close to a phone's width, so that text keeps its size ther
 COLOURS = 12  # classes m0..m11 of page.css
 
 
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers from low to high, about `count` of them."""
-    span = max(high - low, 1e-9)
-    raw = span / count
-    base = 10.0 ** math.floor(math.log10(raw))
-    step = next(base * m for m in (1, 2, 2.5, 5, 10) if base * m >= raw)
-    first = math.ceil(low / step - 1e-9)
-    return [round(i * step, 10) for i in range(first, math.floor(high / step + 1e-9) + 1)]
-
-
-def number(value: float) -> str:
-    return f"{value:g}"
+def ticks(low: float, high: float) -> list[float]:
+    """Round numbers from low to high, about five of them."""
+    values = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+    return [round(float(value), 10) for value in values if low - 1e-9 <= value <= high + 1e-9]
 
 
 @dataclass
@@ -78,13 +70,13 @@ class Canvas:
         for value in values:
             if grid:
                 self.line(self.x(value), self.top, self.x(value), base, "grid")
-            self.text(self.x(value), base + 13, number(value))
+            self.text(self.x(value), base + 13, f"{value:g}")
         self.text((self.left + WIDTH - self.right) / 2, self.height - 5, name, "axis")
 
     def y_axis(self, values: Sequence[float], name: str) -> None:
         for value in values:
             self.line(self.left, self.y(value), WIDTH - self.right, self.y(value), "grid")
-            self.text(self.left - 5, self.y(value) + 4, number(value), anchor="end")
+            self.text(self.left - 5, self.y(value) + 4, f"{value:g}", anchor="end")
         middle = (self.top + self.height - self.bottom) / 2
         self.add(f'<text class="axis" text-anchor="middle" transform="translate(10 {middle:.1f}) rotate(-90)">'
                  f"{escape(name)}</text>")  # fmt: skip

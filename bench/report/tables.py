@@ -188,19 +188,6 @@ def _source(row: dict[str, Any]) -> str:
     return "demonstration" if row["demonstration"] else row["source"]
 
 
-def _table1_markdown(groups: Sequence[Group]) -> str:
-    header = ["Model", "Method", "", *(f"{title(s)}: speedup (CR)" for s in PAPER_ORDER), "Avg. speedup"]
-    parts = []
-    for group in groups:
-        body = []
-        for row in table1_rows(group):
-            warned = row["warned"].split()
-            cells = [with_cr(row[f"{s}_speedup"], row[f"{s}_cr"], s in warned) for s in PAPER_ORDER]
-            body.append([row["model"], row["method"], _source(row), *cells, show(row["average_speedup"])])
-        parts += _section(group, header, body)
-    return _markdown_page("Table 1", TABLE1_CAPTION, parts)
-
-
 def with_cr(speedup: float | None, cr: float | None, warned: bool = False) -> str:
     """A table cell, such as `1.52× (1.90) ⚠`; empty for what was not measured."""
     mark = " ⚠" if warned else ""
@@ -209,19 +196,25 @@ def with_cr(speedup: float | None, cr: float | None, warned: bool = False) -> st
     return f"{show(speedup)}× ({show(cr)}){mark}" if cr is not None else f"{show(speedup)}×{mark}"
 
 
-def _table1_tex(groups: Sequence[Group]) -> str:
+def _table1(tables: Sequence[tuple[Group, list[dict[str, Any]]]]) -> tuple[str, str]:
+    """Each group's rows as Markdown and as LaTeX."""
+    header = ["Model", "Method", "", *(f"{title(s)}: speedup (CR)" for s in PAPER_ORDER), "Avg. speedup"]
     subtasks = " & ".join(rf"\multicolumn{{2}}{{c}}{{{title(s)}}}" for s in PAPER_ORDER)
     second = " & " + " & CR & Speedup" * len(PAPER_ORDER) + r" & Speedup \\"
-    tables = []
-    for group in groups:
-        body = []
-        for row in table1_rows(group):
-            names = row["model"], f"{row['method']} ({_source(row)})"
-            cells = [cell for s in PAPER_ORDER for cell in (show(row[f"{s}_cr"]), _times(row, s))]
-            body.append([tex_escape(cell) for cell in (*names, *cells, _times(row, "average"))])
-        tables.append((f"{group.title}: {group.machine_label}", body))
+    parts, tex = [], []
+    for group, rows in tables:
+        body, tex_body = [], []
+        for row in rows:
+            model, method, source, warned = row["model"], row["method"], _source(row), row["warned"].split()
+            cells = [with_cr(row[f"{s}_speedup"], row[f"{s}_cr"], s in warned) for s in PAPER_ORDER]
+            body.append([model, method, source, *cells, show(row["average_speedup"])])
+            pairs = [cell for s in PAPER_ORDER for cell in (show(row[f"{s}_cr"]), _times(row, s))]
+            tex_body.append(list(map(tex_escape, (model, f"{method} ({source})", *pairs, _times(row, "average")))))
+        parts += _section(group, header, body)
+        tex.append((f"{group.title}: {group.machine_label}", tex_body))
+    head = f"Model & Method & {subtasks} & Avg. \\\\\n{second}"
     columns = "ll" + "cc" * len(PAPER_ORDER) + "c"
-    return _tex(TABLE1_CAPTION, columns, f"Model & Method & {subtasks} & Avg. \\\\\n{second}", tables)
+    return _markdown_page("Table 1", TABLE1_CAPTION, parts), _tex(TABLE1_CAPTION, columns, head, tex)
 
 
 def _times(row: dict[str, Any], subtask: str) -> str:
@@ -251,9 +244,9 @@ def write_tables(collection: Collection, out: Path) -> list[Path]:
         "leaderboard.md": _leaderboard_markdown(collection),
         "leaderboard.csv": csv_text(leaderboard_rows(collection)),
     }
-    if groups := [group for group in collection.groups if table1_rows(group)]:
-        files["table1.md"], files["table1.tex"] = _table1_markdown(groups), _table1_tex(groups)
-        files["table1.csv"] = csv_text([row for group in groups for row in table1_rows(group)])
+    if tables := [(group, rows) for group in collection.groups if (rows := table1_rows(group))]:
+        files["table1.md"], files["table1.tex"] = _table1(tables)
+        files["table1.csv"] = csv_text([row for _, rows in tables for row in rows])
     if rows := table2_rows(collection):
         header = ["Model", "Architecture", "", *PARTS.values(), "Extra parameters", "Counted: 7B / 13B", "Avg. speedup"]
         body = [_table2_cells(row) for row in rows]

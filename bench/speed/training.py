@@ -157,19 +157,15 @@ def throughput(model: str, steps: int) -> dict[str, Any]:
     return {**medians, **figures, "largest_loss_difference": worst}
 
 
-SHAPE: dict[str, Any] = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "vocab_size": VOCABULARY,
-    "hidden_size": 256,
-    "intermediate_size": 640,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "max_position_embeddings": LENGTH,
-    "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": False,
-}
+SHAPE = LlamaConfig(
+    architectures=["LlamaForCausalLM"],
+    vocab_size=VOCABULARY,
+    hidden_size=256,
+    intermediate_size=640,
+    num_hidden_layers=12,
+    num_attention_heads=4,
+    max_position_embeddings=LENGTH,
+)
 
 
 def peak_memory(side: str) -> dict[str, float]:
@@ -183,14 +179,14 @@ def peak_memory(side: str) -> dict[str, float]:
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, LENGTH).astype(np.int32)
     conversation = Encoded(tokens, np.arange(LENGTH) > 50)
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(SHAPE))
+        SHAPE.save_pretrained(folder)
         before = psutil.Process().memory_info().rss
         target = load_model(Path(folder), dtype="float32", device="cpu", weights="random")
     run, adapter = our_run(target, loop.Data([conversation], []), settings, exit_layer=2)
     if side == "ours":
         run.train_step()
     else:
-        theirs = PlainTraining(LlamaForCausalLM(LlamaConfig(**SHAPE)), adapter, 2, settings)
+        theirs = PlainTraining(LlamaForCausalLM(SHAPE), adapter, 2, settings)
         del run, target
         theirs.step([packing.build_row([conversation])], settings.lr)
     return {"bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before}

@@ -14,7 +14,10 @@ import sys
 
 def start_missing_processes(arguments: list[str]) -> None:
     """Replace this process by torch's launcher if accelerate's was asked for several CPU processes and started one."""
-    count = wanted_processes(os.environ, _parent_command())
+    import psutil
+
+    parent = psutil.Process().parent()
+    count = wanted_processes(os.environ, parent.cmdline() if parent else [])
     if count > 1:
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
         os.execv(sys.executable, [sys.executable, *launcher, "-m", "bench.train", *arguments])
@@ -29,10 +32,3 @@ def wanted_processes(environment: os._Environ[str] | dict[str, str], parent: lis
     flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     flags.add_argument("--num_processes", "--num-processes", type=int, default=1)
     return int(flags.parse_known_args(parent)[0].num_processes)
-
-
-def _parent_command() -> list[str]:
-    import psutil
-
-    parent = psutil.Process().parent()
-    return parent.cmdline() if parent else []
