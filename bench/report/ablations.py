@@ -67,11 +67,7 @@ def figure_exit_layer(group: Group) -> Figure | None:
         return None
     beside, name_beside = _beside(group, published.exit_layers)
     figure, panels = _panels(group)
-    for axes, name in zip(panels, FIGURE_NAMES, strict=True):
-        look: Any = {"color": COLOURS[0], "marker": MARKERS[0]}
-        _curve(axes, sweep, "exit_layer", name, look | {"label": "measured"})
-        if len(beside):
-            axes.plot(beside.exit_layer, beside[name], **look, **DOTTED, label=name_beside)
+    _curves(panels, 0, "exit_layer", (sweep, "measured"), (beside, name_beside))
     panels[1].set_xlabel(r"exit layer $\ell$")
     panels[0].legend()
     return figure
@@ -84,16 +80,10 @@ def figure_threshold(group: Group) -> Figure | None:
         return None
     beside, name_beside = _beside(group, published.thresholds)
     figure, panels = _panels(group)
-    gammas = sorted({*sweep.gamma, *beside.gamma})
-    for axes, name in zip(panels, FIGURE_NAMES, strict=True):
-        for place, gamma in enumerate(gammas):
-            look: Any = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
-            label = rf"$\gamma={gamma:g}$"
-            mine, theirs = (rows[rows.gamma == gamma].sort_values("eta") for rows in (sweep, beside))
-            if len(mine):
-                _curve(axes, mine, "eta", name, look | {"label": label})
-            if len(theirs):
-                axes.plot(theirs.eta, theirs[name], **look, **DOTTED, label=f"{label}, {name_beside}")
+    for place, gamma in enumerate(sorted({*sweep.gamma, *beside.gamma})):
+        mine, theirs = (rows[rows.gamma == gamma].sort_values("eta") for rows in (sweep, beside))
+        label = rf"$\gamma={gamma:g}$"
+        _curves(panels, place, "eta", (mine, label), (theirs, f"{label}, {name_beside}"))
     panels[1].set_xlabel(r"confidence threshold $\eta$")
     # Above the panels: six curves leave no corner of them free.
     handles, labels = panels[0].get_legend_handles_labels()
@@ -119,12 +109,20 @@ def _panels(group: Group) -> tuple[Figure, list[Axes]]:
     return figure, list(panels)
 
 
-def _curve(axes: Axes, rows: pd.DataFrame, x: str, name: str, look: dict[str, Any]) -> None:
-    known = rows.dropna(subset=[name])
-    axes.plot(known[x], known[name], **look)
-    if name == "speedup":
-        bounded = known.dropna(subset=["speedup_low", "speedup_high"])
-        axes.vlines(bounded[x], bounded.speedup_low, bounded.speedup_high, color=look["color"], linewidth=0.7)
+def _curves(
+    panels: list[Axes], place: int, x: str, measured: tuple[pd.DataFrame, str], beside: tuple[pd.DataFrame, str]
+) -> None:
+    """CR and speedup of the runs and their label, with intervals; the paper's rows and their label dotted."""
+    look: Any = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
+    (mine, label), (theirs, label_beside) = measured, beside
+    for axes, name in zip(panels, FIGURE_NAMES, strict=True):
+        if len(mine):
+            known = mine.dropna(subset=[name])
+            axes.plot(known[x], known[name], **look, label=label)
+        if len(theirs):
+            axes.plot(theirs[x], theirs[name], **look, **DOTTED, label=label_beside)
+    bounded = mine.dropna(subset=["speedup", "speedup_low", "speedup_high"])
+    panels[1].vlines(bounded[x], bounded.speedup_low, bounded.speedup_high, color=look["color"], linewidth=0.7)
 
 
 def step_cost(group: Group) -> Figure | None:
