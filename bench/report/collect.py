@@ -96,12 +96,9 @@ class Group:
         methods = [entry for entry in self.entries if entry.run.method != "vanilla"] or list(self.entries)
         if len(methods) <= CROWDED:
             return tuple(methods)
-        fastest: dict[str, Entry] = {}
-        for entry in methods:
-            best = fastest.setdefault(entry.run.method, entry)
-            if (entry.metrics["overall"]["speedup"] or 0) > (best.metrics["overall"]["speedup"] or 0):
-                fastest[entry.run.method] = entry
-        return tuple(fastest.values())
+        by_speed = sorted(methods, key=lambda entry: entry.metrics["overall"]["speedup"] or 0, reverse=True)
+        fastest = {entry.run.method: entry for entry in reversed(by_speed)}
+        return tuple(fastest[name] for name in dict.fromkeys(entry.run.method for entry in methods))
 
     @property
     def title(self) -> str:
