@@ -25,20 +25,17 @@ class Comparison:
     subtask: str
     questions: int
     ratio: float | None
-    interval: Interval
+    interval: Interval | None  # None: too few questions, or no variation
     cr: tuple[float | None, float | None]
 
     @property
     def verdict(self) -> str:
         """What the interval allows to say."""
-        low, high = self.interval.low, self.interval.high
-        if self.ratio == 1 and self.questions > 1 and not self.interval.known:
-            return "the same"
-        if low is None or high is None:
-            return "too few questions to tell"
-        if low <= 1 <= high:
+        if self.interval is None:
+            return "the same" if self.ratio == 1 and self.questions > 1 else "too few questions to tell"
+        if self.interval.low <= 1 <= self.interval.high:
             return "within the noise"
-        return "B is faster" if low > 1 else "B is slower"
+        return "B is faster" if self.interval.low > 1 else "B is slower"
 
 
 def compare(a: Run, b: Run) -> tuple[str, list[Comparison]]:
@@ -89,8 +86,7 @@ def format_comparison(a: Run, b: Run) -> str:
              f"B over A, {what}: geometric mean over shared questions, 95 % BCa interval", ""]  # fmt: skip
     table = [["subtask", "questions", "B / A", "95 % interval", "CR of A", "CR of B", ""]]
     for row in rows:
-        low, high = row.interval.low, row.interval.high
-        bounds = f"{low:.3f} to {high:.3f}" if low is not None and high is not None else ""
+        bounds = f"{row.interval.low:.3f} to {row.interval.high:.3f}" if row.interval else ""
         crs = [show(value) for value in row.cr]
         table.append([row.subtask, str(row.questions), show(row.ratio, 3), bounds, *crs, row.verdict])
     lines += [*aligned(table, left=len(table[0])), "", f"Overall: {_plain(rows[-1])}"]
@@ -119,7 +115,7 @@ def _caveats(name: str, run: Run) -> list[str]:
 def _plain(row: Comparison) -> str:
     if row.verdict == "the same":
         return "A and B are equally fast on every question."
-    if row.ratio is None or not row.interval.known:
+    if row.ratio is None or row.interval is None:
         return "too few questions to tell A and B apart."
     percent = 100 * (row.ratio - 1)
     if row.verdict == "within the noise":
