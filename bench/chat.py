@@ -94,10 +94,7 @@ class Chat:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of rendered text, with the BOS token exactly once where the model has one."""
-        bos = self.tokenizer.bos_token
-        return list(
-            self.tokenizer(text, add_special_tokens=not (bos and text.startswith(bos)), verbose=False).input_ids
-        )
+        return list(self.tokenizer(text, add_special_tokens=lacks_bos(self.tokenizer, text), verbose=False).input_ids)
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a conversation whose next turn is the assistant's."""
@@ -106,6 +103,11 @@ class Chat:
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of generated tokens, special tokens left out."""
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+
+
+def lacks_bos(tokenizer: Any, text: str) -> bool:
+    """Whether the tokenizer may add its own: a template that writes the BOS token itself must not get a second one."""
+    return not (tokenizer.bos_token and text.startswith(tokenizer.bos_token))
 
 
 def chat_files(folder: Path, template: str | None = None) -> list[Path]:

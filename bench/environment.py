@@ -9,6 +9,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 PACKAGES = ("torch", "transformers", "numpy", "hydra-core", "medusa-llm")
 
 
@@ -17,7 +19,7 @@ def describe(device: str, threads: int) -> dict[str, Any]:
     return {
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
-        "memory_bytes": _memory_bytes(),
+        "memory_bytes": psutil.virtual_memory().total,
         "platform": platform.platform(),
         "python": platform.python_version(),
         "threads": threads,
@@ -40,14 +42,16 @@ def git_state(root: Path) -> dict[str, Any]:
     """Commit of the project's checkout and whether it has changes; both None outside a checkout."""
     if not (root / ".git").exists():  # installed, perhaps below somebody else's repository
         return {"commit": None, "dirty": None}
-    commit = _git(root, "rev-parse", "HEAD")
-    changes = _git(root, "status", "--porcelain")
+    commit, changes = (
+        _said("git", "-C", str(root), *ask) for ask in (("rev-parse", "HEAD"), ("status", "--porcelain"))
+    )
     return {"commit": commit, "dirty": None if changes is None else bool(changes)}
 
 
-def _git(root: Path, *arguments: str) -> str | None:
+def _said(*command: str) -> str | None:
+    """What a command prints; None where there is no such command, or it fails."""
     try:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
@@ -58,24 +62,12 @@ def _gpu(device: str) -> dict[str, Any]:
         return {"gpu": None, "driver": None, "cuda": None}
     import torch
 
-    properties = torch.cuda.get_device_properties(0)
-    try:
-        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
-        driver = subprocess.run(query, capture_output=True, text=True, timeout=20).stdout.strip() or None
-    except (OSError, subprocess.TimeoutExpired):
-        driver = None
-    return {"gpu": properties.name, "driver": driver, "cuda": torch.version.cuda}
+    driver = _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0") or None
+    return {"gpu": torch.cuda.get_device_properties(0).name, "driver": driver, "cuda": torch.version.cuda}
 
 
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _memory_bytes() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):
         return None

@@ -204,7 +204,8 @@ def make_cell(conf: Conf, experiment: Experiment, arguments: Arguments, cell: Ma
     output = arguments.results_dir / "checkpoints" / arguments.model / f"{cell['method']}-{training_hash(train)}"
     settings = replace(settings, method={**settings.method, key: str(output)})
     written.append(f"method.{key}={output}")
-    return _checked(Cell(settings, written, _into(train, output), output))
+    train = replace(train, output=str(output), train={**train.train, "output": str(output)})
+    return _checked(Cell(settings, written, train, output))
 
 
 def _checked(cell: Cell) -> Cell:
@@ -216,10 +217,6 @@ def _checked(cell: Cell) -> Cell:
     if "variant" in cell.run.method:
         check_variant(cell.run.method["variant"])
     return cell
-
-
-def _into(train: Train, output: Path) -> Train:
-    return replace(train, output=str(output), train={**train.train, "output": str(output)})
 
 
 @cache
@@ -267,12 +264,13 @@ def report(experiment: Experiment, arguments: Arguments, folders: Sequence[Path]
     from bench.records.frame import read_run
     from bench.report.collect import group_runs
     from bench.report.command import write_collection
+    from bench.words import aligned
 
     out = arguments.results_dir / arguments.name
     collection = group_runs([read_run(folder) for folder in dict.fromkeys(folders)])
     written = write_collection(collection, out)
     rows = [row for group in collection.groups for row in summary(group.entries, experiment)]
-    print("\n" + _aligned(rows))
+    print("", *aligned(rows, left=len(rows[0])), sep="\n")
     shown = [path for path in written if path.name in experiment.makes]
     print("\n".join(str(path) for path in (*shown, out / "index.html")))
     lacking = [name for name in experiment.makes if name not in {path.name for path in shown}]
@@ -293,11 +291,6 @@ def summary(entries: Sequence[Any], experiment: Experiment) -> list[list[str]]:
         extra = entry.metrics["extra_parameters"]
         rows.append([entry.run.method, *chosen, show(overall["cr"]), show_interval(overall), f"{extra or 0:,}"])
     return rows
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Protocol
 
 import torch
@@ -45,7 +44,7 @@ class _CpuSpan:
     def __enter__(self) -> None:
         self.started = self.clock()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self.total += self.clock() - self.started
 
     def seconds(self) -> float:
@@ -63,7 +62,7 @@ class _CudaSpan:
         ends[0].record()
         self.marks.append(ends)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self.marks[-1][1].record()
 
     def seconds(self) -> float:
@@ -106,12 +105,6 @@ def timed_generation(
     if cuda:
         torch.cuda.synchronize(device)
     wall_s = clock() - started
-    seconds = {name: span.seconds() for name, span in timer.spans.items()}
-    return Timed(
-        generation=generation,
-        wall_s=wall_s,
-        prefill_s=seconds["prefill"],
-        draft_s=seconds["draft"],
-        verify_s=seconds["verify"],
-        peak_memory_bytes=torch.cuda.max_memory_allocated(device) if cuda else None,
-    )
+    seconds = {f"{name}_s": span.seconds() for name, span in timer.spans.items()}
+    peak = torch.cuda.max_memory_allocated(device) if cuda else None
+    return Timed(generation, wall_s, **seconds, peak_memory_bytes=peak)

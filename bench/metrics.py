@@ -35,17 +35,10 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Interval:
-    """Bounds of a 95 % interval; both None when there are too few questions or no variation."""
+    """Bounds of a 95 % interval."""
 
-    low: float | None
-    high: float | None
-
-    @property
-    def known(self) -> bool:
-        return self.low is not None and self.high is not None
-
-
-NO_INTERVAL = Interval(None, None)
+    low: float
+    high: float
 
 
 def compression_ratio(lengths: Sequence[int] | Array) -> float | None:
@@ -84,17 +77,17 @@ def geometric_mean(ratios: Array) -> float:
     return float(np.exp(np.mean(np.log(ratios))))
 
 
-def bca_interval(statistic: Callable[..., Any], *samples: Array, resamples: int = RESAMPLES) -> Interval:
+def bca_interval(statistic: Callable[..., Any], *samples: Array, resamples: int = RESAMPLES) -> Interval | None:
     """95 % BCa bootstrap interval over questions (Efron 1987; scipy.stats.bootstrap), paired and reproducible.
 
     samples: arrays [questions], one value a question, so that repeats and turns stay inside their question.
-    statistic: takes the samples and `axis`. One question, or no variation, has no interval.
+    statistic: takes the samples and `axis`. One question, or no variation, has none.
 
     A bootstrap of few values varies too little. Intervals are widened as Student's t is over the normal distribution
     (Hesterberg 2015, arXiv 1411.5279, section 4.1).
     """
     if len(samples[0]) < 2:
-        return NO_INTERVAL
+        return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # degenerate data is answered with "no interval" below
         found = stats.bootstrap(
@@ -107,9 +100,8 @@ def bca_interval(statistic: Callable[..., Any], *samples: Array, resamples: int 
             method="BCa",
             rng=np.random.default_rng(0),
         ).confidence_interval
-    if not (np.isfinite(found.low) and np.isfinite(found.high)):
-        return NO_INTERVAL
-    return Interval(float(found.low), float(found.high))
+    known = np.isfinite(found.low) and np.isfinite(found.high)
+    return Interval(float(found.low), float(found.high)) if known else None
 
 
 def _expanded_confidence(count: int) -> float:
@@ -118,17 +110,10 @@ def _expanded_confidence(count: int) -> float:
     return float(min(1 - 2 * stats.norm.sf(bound), 1 - 1e-9))
 
 
-def ratio_interval(ratios: Array, resamples: int = RESAMPLES) -> Interval:
+def ratio_interval(ratios: Array, resamples: int = RESAMPLES) -> Interval | None:
     """Interval of the geometric mean of per-question ratios [questions]."""
     logs = bca_interval(lambda x, axis: np.mean(x, axis=axis), np.log(ratios), resamples=resamples)
-    if logs.low is None or logs.high is None:
-        return NO_INTERVAL
-    return Interval(float(np.exp(logs.low)), float(np.exp(logs.high)))
-
-
-def speedup_interval(rates: Array, baseline_rates: Array) -> Interval:
-    """Interval of Spec-Bench's speedup; rates and baseline_rates: [questions], in the same order."""
-    return bca_interval(lambda x, y, axis: np.mean(x, axis=axis) / np.mean(y, axis=axis), rates, baseline_rates)
+    return logs and Interval(float(np.exp(logs.low)), float(np.exp(logs.high)))
 
 
 def spread(values: Sequence[float]) -> float | None:
@@ -221,7 +206,8 @@ def _speedups(answers: pd.DataFrame, baseline: pd.DataFrame | None) -> dict[str,
         return found
     baseline_by_repeat = question_rates(baseline)
     baseline_rates = baseline_by_repeat.mean(axis=1).to_numpy()
-    plain, paired = speedup_interval(rates, baseline_rates), ratio_interval(rates / baseline_rates)
+    plain = bca_interval(lambda x, y, axis: np.mean(x, axis=axis) / np.mean(y, axis=axis), rates, baseline_rates)
+    paired = ratio_interval(rates / baseline_rates)
     every = by_repeat.notna().all(axis=1)  # repeats are compared over the same questions
     repeats = [
         float(by_repeat[r][every].mean() / baseline_by_repeat[r][every].mean()) for r in by_repeat if every.any()
@@ -231,12 +217,12 @@ def _speedups(answers: pd.DataFrame, baseline: pd.DataFrame | None) -> dict[str,
     return found | {
         "baseline_tokens_per_s": float(baseline_rates.mean()),
         "speedup": speedup(rates, baseline_rates),
-        "speedup_low": plain.low,
-        "speedup_high": plain.high,
+        "speedup_low": plain and plain.low,
+        "speedup_high": plain and plain.high,
         "speedup_pooled": speedup_pooled(answers, baseline),
         "speedup_paired": geometric_mean(rates / baseline_rates),
-        "speedup_paired_low": paired.low,
-        "speedup_paired_high": paired.high,
+        "speedup_paired_low": paired and paired.low,
+        "speedup_paired_high": paired and paired.high,
         "decode_speedup": ours / theirs if ours and theirs else None,
         # CR / decode speedup - 1 with every vanilla step emitting one token is the ratio of step times, minus 1.
         "step_cost": our_step / their_step - 1 if our_step and their_step else None,

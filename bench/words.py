@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,16 +79,11 @@ def _row_warnings(row: dict[str, Any], expect_faster: bool) -> list[tuple[str, s
     if row["speedup"] is not None:
         if row["speedup_low"] is None:
             texts.append(("speedup", f"{plural('question', row['questions'])}: no interval"))
-        elif expect_faster and row["speedup_low"] <= 1 <= row["speedup_high"]:
+        elif expect_faster and _includes_1(row, "speedup"):
             texts.append(("speedup", "interval includes 1: not shown to differ from vanilla"))
-        elif (
-            expect_faster
-            and row["speedup_paired_low"] is not None
-            and (row["speedup_paired_low"] <= 1 <= row["speedup_paired_high"])
-        ):
-            texts.append(
-                ("speedup", "the paired speedup's interval includes 1: some questions are faster, others slower")
-            )
+        elif expect_faster and _includes_1(row, "speedup_paired"):
+            text = "the paired speedup's interval includes 1: some questions are faster, others slower"
+            texts.append(("speedup", text))
         if row["speedup_low"] is not None and row["questions"] < FEW_QUESTIONS:
             texts.append(("questions", f"fewer than {FEW_QUESTIONS} questions: the interval may be too narrow"))
     if row["spread"] is not None and row["spread"] > SPREAD_LIMIT:
@@ -97,6 +93,10 @@ def _row_warnings(row: dict[str, Any], expect_faster: bool) -> list[tuple[str, s
     if row["mismatch"]:
         texts.append(("mismatch", f"{plural('turn', row['mismatch'])} not lossless"))
     return texts
+
+
+def _includes_1(row: dict[str, Any], name: str) -> bool:
+    return row[f"{name}_low"] is not None and row[f"{name}_low"] <= 1 <= row[f"{name}_high"]
 
 
 def plural(word: str, count: int) -> str:
@@ -116,41 +116,27 @@ def show_interval(row: dict[str, Any], name: str = "speedup", digits: int = 2) -
     return show(row[name], digits) + bounds
 
 
+def aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
+    """Rows as lines of text: the first `left` columns begin at one place, the others end at one."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    sides = [str.ljust] * left + [str.rjust] * (len(widths) - left)
+    return ["  ".join(s(cell, w) for s, cell, w in zip(sides, row, widths, strict=True)).rstrip() for row in rows]
+
+
 def format_table(metrics: dict[str, Any]) -> str:
     """Plain-text table of a run for the terminal, with its warnings below."""
-    header = [
-        "subtask",
-        "questions",
-        "speedup [95 %]",
-        "paired [95 %]",
-        "pooled",
-        "CR",
-        *(f"CTAR{w}" for w in CTAR_POSITIONS),
-        "step cost",
-        "equal/tie/mismatch",
-    ]
-    lines = [header]
+    columns = ("subtask", "questions", "speedup [95 %]", "paired [95 %]", "pooled", "CR")
+    rows = [[*columns, *(f"CTAR{w}" for w in CTAR_POSITIONS), "step cost", "equal/tie/mismatch"]]
     for name, row in [*metrics["subtasks"].items(), ("overall", metrics["overall"])]:
+        speedups = show_interval(row), show_interval(row, "speedup_paired"), show(row["speedup_pooled"])
+        figures = map(show, (row["cr"], *row["ctar"], row["step_cost"]))
         lossless = "/".join(str(row[key]) for key in ("equal", "near_tie", "mismatch"))
-        lines.append(
-            [
-                name,
-                str(row["questions"]),
-                show_interval(row),
-                show_interval(row, "speedup_paired"),
-                show(row["speedup_pooled"]),
-                show(row["cr"]),
-                *(show(value) for value in row["ctar"]),
-                show(row["step_cost"]),
-                lossless,
-            ]
-        )
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    aligned = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
+        rows.append([name, str(row["questions"]), *speedups, *figures, lossless])
+    head, *lines = aligned(rows, left=1)
     label = " (demonstration)" if metrics["demonstration"] else ""
     title = f"{metrics['model']} / {metrics['method']}{label}; speedup: mean tokens/s over questions by the baseline's"
     scopes: dict[str, list[str]] = {}
     for warning in metrics["warnings"]:
         scopes.setdefault(warning["text"], []).append(warning["scope"])
     notes = [f"! {text}" if where == ["run"] else f"! {', '.join(where)}: {text}" for text, where in scopes.items()]
-    return "\n".join([title, aligned[0].rstrip(), "-" * len(aligned[0]), *(a.rstrip() for a in aligned[1:]), *notes])
+    return "\n".join([title, head, "-" * len(head), *lines, *notes])

@@ -127,14 +127,11 @@ def read_info(folder: Path) -> dict[str, Any] | None:
             raise UserError(f"{file}: {key} is {type(info[key]).__name__}, expected {WORDS[kind]}")
     level: list[Any] = [info]
     for _ in range(DEEPEST):
-        level = [part for node in level if isinstance(node, (dict, list)) for part in _parts(node)]
+        below = (node.values() if isinstance(node, dict) else node for node in level if isinstance(node, (dict, list)))
+        level = [part for parts in below for part in parts]
     if level:
         raise UserError(f"{file}: nested deeper than {DEEPEST} levels")
     return info
-
-
-def _parts(node: dict[str, Any] | list[Any]) -> Iterator[Any]:
-    return iter(node.values() if isinstance(node, dict) else node)
 
 
 def _place(root: Path, config: Mapping[str, Any]) -> tuple[Path, str]:

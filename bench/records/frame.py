@@ -101,34 +101,26 @@ def read_turns(path: Path, notes: list[str]) -> pd.DataFrame:
     """Turn table of an answers.jsonl or baseline.jsonl. Raises UserError naming file and line."""
     rows: list[Row] = []
     seen: dict[tuple[int | str, int], int] = {}
-    for number, record in json_lines(path, notes):
-        try:
-            key = key_of(record)
-            if key in seen:
-                raise ValueError(f"question {key[0]} repeat {key[1]} stands already in line {seen[key]}")
-            seen[key] = number
-            rows += read_rows(record)
-        except KeyError as error:
-            raise UserError(f"{path} line {number}: the key {error} is missing") from None
-        except (ValueError, TypeError, IndexError) as error:
-            raise UserError(f"{path} line {number}: {error}") from None
+
+    def read(record: dict[str, Any]) -> tuple[tuple[int | str, int], list[Row]]:
+        key = key_of(record)
+        if key in seen:
+            raise ValueError(f"question {key[0]} repeat {key[1]} stands already in line {seen[key]}")
+        return key, read_rows(record)
+
+    for number, (key, turns) in json_lines(path, notes, read):
+        seen[key] = number
+        rows += turns
     return turn_frame(rows)
 
 
-def read_failures(path: Path, notes: list[str]) -> pd.DataFrame:
-    """Failed and skipped turns, one row each: question_id, subtask, repeat, turn, status, error."""
-    rows = []
-    for number, record in json_lines(path, notes) if path.is_file() else ():
-        try:
-            (question_id, repeat), turn = key_of(record), record.get("turn")
-            if not (turn is None or type(turn) is int):
-                raise ValueError("turn is not an integer")
-        except (KeyError, ValueError) as fault:
-            raise UserError(f"{path} line {number}: not a failure of a run ({fault})") from None
-        subtask = record.get("subtask") or subtask_of(str(record.get("category", "unknown")))
-        status, error = (str(record.get(key, given)) for key, given in (("status", "failed"), ("error", "")))
-        rows.append((question_id, str(subtask), repeat, turn, status, error))
-    return pd.DataFrame(rows, columns=FAILURE_COLUMNS)
+def _failure(record: dict[str, Any]) -> tuple[Any, ...]:
+    (question_id, repeat), turn = key_of(record), record.get("turn")
+    if not (turn is None or type(turn) is int):
+        raise ValueError("turn is not an integer")
+    subtask = record.get("subtask") or subtask_of(str(record.get("category", "unknown")))
+    status, error = (str(record.get(key, given)) for key, given in (("status", "failed"), ("error", "")))
+    return question_id, str(subtask), repeat, turn, status, error
 
 
 def read_run(folder: Path) -> Run:
@@ -140,7 +132,9 @@ def read_run(folder: Path) -> Run:
         read_turns(file, notes) if (file := folder / f"{side}.jsonl").is_file() else turn_frame([])
         for side in ("answers", "baseline")
     )
-    failures = read_failures(folder / "failures.jsonl", notes)
+    file = folder / "failures.jsonl"
+    lines = json_lines(file, notes, _failure, "not a failure of a run, {} is missing") if file.is_file() else ()
+    failures = pd.DataFrame([failure for _, failure in lines], columns=FAILURE_COLUMNS)
     return Run((folder,), info, answers, baseline if len(baseline) else None, failures, tuple(notes))
 
 

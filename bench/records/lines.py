@@ -5,11 +5,11 @@ Spec-Bench's own evaluation reads them; our per-turn lists stand in the same cho
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import orjson
@@ -23,6 +23,7 @@ from methods.errors import UserError
 if TYPE_CHECKING:
     from bench.measure import Timed
 
+T = TypeVar("T")
 LONGEST_S = 1e9  # a time beyond it was not measured
 
 
@@ -102,7 +103,8 @@ WORDS = {str: "text", int: "an integer", float: "a number of seconds"}
 
 def measured_row(place: Place, number: int, turn: Turn) -> Row:
     """What is recorded of a question's turn `number`, counting from 0."""
-    timed, generation = turn.timed, turn.timed.generation
+    generation = turn.timed.generation
+    times = {name: value for name, value in vars(turn.timed).items() if name != "generation"}
     lengths = np.array([step.emitted for step in generation.steps], dtype=np.int64)
     assert lengths.sum() + 1 == len(generation.tokens), "steps and tokens disagree"
     return Row(
@@ -110,17 +112,13 @@ def measured_row(place: Place, number: int, turn: Turn) -> Row:
         turn=number,
         text=turn.text,
         new_tokens=len(generation.tokens),
-        wall_s=timed.wall_s,
+        **times,
         lengths=lengths,
         drafted=np.array([step.drafted for step in generation.steps], dtype=np.int64),
         token_ids=np.array(generation.tokens, dtype=np.int64),
         prompt_tokens=len(turn.prompt_ids),
         prompt_sha256=prompt_hash(turn.prompt_ids),
         stop=generation.stop,
-        prefill_s=timed.prefill_s,
-        draft_s=timed.draft_s,
-        verify_s=timed.verify_s,
-        peak_memory_bytes=timed.peak_memory_bytes,
         doubtful=generation.doubtful,
         fidelity=turn.fidelity,
     )
@@ -155,13 +153,19 @@ def key_of(record: Mapping[str, Any]) -> tuple[int | str, int]:
     return question_id, repeat
 
 
-def read_rows(record: Mapping[str, Any]) -> list[Row]:
-    """The turns of a line. Raises KeyError, TypeError, IndexError or ValueError where it is no record of ours."""
-    (question_id, repeat), choice, category = key_of(record), record["choices"][0], record["category"]
-    lists, ids, verdicts = read_lists(choice), choice.get("token_ids"), choice.get("fidelity")
+def read_head(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What every line begins with (see `Place.head`). Raises KeyError, TypeError or ValueError where it does not."""
+    (question_id, repeat), category = key_of(record), record["category"]
     subtask = record.get("subtask") or subtask_of(category)
     for name, value in (("category", category), ("subtask", subtask)):
         _check(name, value, str)
+    return {"question_id": question_id, "category": category, "subtask": subtask, "repeat": repeat}
+
+
+def read_rows(record: Mapping[str, Any]) -> list[Row]:
+    """The turns of a line. Raises KeyError, TypeError, IndexError or ValueError where it is no record of ours."""
+    head, choice = read_head(record), record["choices"][0]
+    lists, ids, verdicts = read_lists(choice), choice.get("token_ids"), choice.get("fidelity")
     rows = []
     for turn, new_tokens in enumerate(lists["new_tokens"]):
         # several times as fast as arrays made of lists of pairs
@@ -172,10 +176,7 @@ def read_rows(record: Mapping[str, Any]) -> list[Row]:
             raise ValueError(f"turn {turn}: steps emit {int(lengths.sum())} + 1 tokens, new_tokens is {new_tokens}")
         row = Row(
             **{name: values[turn] for name, values in lists.items()},
-            question_id=question_id,
-            category=category,
-            subtask=subtask,
-            repeat=repeat,
+            **head,
             turn=turn,
             lengths=lengths.astype(np.int16),
             drafted=drafted,
@@ -225,10 +226,13 @@ def _fidelity(value: Any) -> Fidelity | None:
     return found
 
 
-def json_lines(path: Path, notes: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, object) of a JSON-lines file. A last line that was never finished is left out and noted.
+def json_lines(
+    path: Path, notes: list[str], read: Callable[[dict[str, Any]], T], missing: str = "the key {} is missing"
+) -> Iterator[tuple[int, T]]:
+    """(line number, what `read` makes of the object) of a JSON-lines file. missing: what to say of a KeyError.
 
-    Raises UserError naming the file, and the line when any other one is broken.
+    A last line that was never finished is left out and noted. Raises UserError naming the file, and the line when any
+    other one is broken, or `read` raises KeyError, ValueError, TypeError or IndexError.
     """
     try:
         lines = path.read_bytes().splitlines(keepends=True)
@@ -246,4 +250,10 @@ def json_lines(path: Path, notes: list[str]) -> Iterator[tuple[int, dict[str, An
             raise UserError(f"{path} line {number}: not valid JSON ({error})") from None
         if not isinstance(record, dict):
             raise UserError(f"{path} line {number}: expected a JSON object, found {type(record).__name__}")
-        yield number, record
+        try:
+            found = read(record)
+        except KeyError as error:
+            raise UserError(f"{path} line {number}: {missing.format(error)}") from None
+        except (ValueError, TypeError, IndexError) as error:
+            raise UserError(f"{path} line {number}: {error}") from None
+        yield number, found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from bench.records.identity import file_keys
 from bench.report import published
-from bench.report.collect import Entry, Group, identity
-from bench.report.style import COLOURS, COLUMN, MARKERS, colour, marker, model_title, plain, shared_legend
+from bench.report.collect import CostChart, Group, identity, measured_rows
+from bench.report.style import COLOURS, COLUMN, DOTTED, MARKERS, colour, marker, model_title, plain, shared_legend
 
 FIGURES = ("cr", "speedup", "speedup_low", "speedup_high")
 FIGURE_NAMES = {"cr": "compression ratio", "speedup": "speedup over vanilla"}
@@ -67,11 +67,7 @@ def figure_exit_layer(group: Group) -> Figure | None:
         return None
     beside, name_beside = _beside(group, published.exit_layers)
     figure, panels = _panels(group)
-    for axes, name in zip(panels, FIGURE_NAMES, strict=True):
-        _curve(axes, sweep, "exit_layer", name, COLOURS[0], MARKERS[0], "measured")
-        if len(beside):
-            theirs = beside.compression_ratio if name == "cr" else beside.speedup
-            _dotted(axes, beside.exit_layer, theirs, COLOURS[0], MARKERS[0], name_beside)
+    _curves(panels, 0, "exit_layer", (sweep, "measured"), (beside, name_beside))
     panels[1].set_xlabel(r"exit layer $\ell$")
     panels[0].legend()
     return figure
@@ -84,17 +80,10 @@ def figure_threshold(group: Group) -> Figure | None:
         return None
     beside, name_beside = _beside(group, published.thresholds)
     figure, panels = _panels(group)
-    gammas = sorted({*sweep.gamma, *beside.gamma})
-    for axes, name in zip(panels, FIGURE_NAMES, strict=True):
-        for place, gamma in enumerate(gammas):
-            paint, sign = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
-            mine = sweep[sweep.gamma == gamma].sort_values("eta")
-            if len(mine):
-                _curve(axes, mine, "eta", name, paint, sign, rf"$\gamma={gamma:g}$")
-            theirs = beside[beside.gamma == gamma]
-            if len(theirs):
-                values = theirs.compression_ratio if name == "cr" else theirs.speedup
-                _dotted(axes, theirs.eta, values, paint, sign, rf"$\gamma={gamma:g}$, {name_beside}")
+    for place, gamma in enumerate(sorted({*sweep.gamma, *beside.gamma})):
+        mine, theirs = (rows[rows.gamma == gamma].sort_values("eta") for rows in (sweep, beside))
+        label = rf"$\gamma={gamma:g}$"
+        _curves(panels, place, "eta", (mine, label), (theirs, f"{label}, {name_beside}"))
     panels[1].set_xlabel(r"confidence threshold $\eta$")
     # Above the panels: six curves leave no corner of them free.
     handles, labels = panels[0].get_legend_handles_labels()
@@ -106,8 +95,10 @@ def figure_threshold(group: Group) -> Figure | None:
 
 def _beside(group: Group, read: Callable[[str], pd.DataFrame]) -> tuple[pd.DataFrame, str]:
     """The paper's curve for the model, or for Vicuna-7B where it has none, and what to call it."""
-    rows = read(group.model)
-    return (rows, "published") if len(rows) else (read("vicuna-7b"), "Vicuna-7B, published")
+    rows, name = read(group.model), "published"
+    if not len(rows):
+        rows, name = read("vicuna-7b"), "Vicuna-7B, published"
+    return rows.rename(columns={"compression_ratio": "cr"}), name
 
 
 def _panels(group: Group) -> tuple[Figure, list[Axes]]:
@@ -118,43 +109,41 @@ def _panels(group: Group) -> tuple[Figure, list[Axes]]:
     return figure, list(panels)
 
 
-def _curve(axes: Axes, rows: pd.DataFrame, x: str, name: str, paint: str, sign: str, label: str) -> None:
-    known = rows.dropna(subset=[name])
-    axes.plot(known[x], known[name], color=paint, marker=sign, label=label)
-    if name == "speedup":
-        bounded = known.dropna(subset=["speedup_low", "speedup_high"])
-        axes.vlines(bounded[x], bounded.speedup_low, bounded.speedup_high, color=paint, linewidth=0.7)
-
-
-def _dotted(axes: Axes, x: Iterable[float], y: Iterable[float], paint: str, sign: str, label: str) -> None:
-    axes.plot(list(x), list(y), color=paint, marker=sign, linestyle=":", markerfacecolor="white", label=label)
+def _curves(
+    panels: list[Axes], place: int, x: str, measured: tuple[pd.DataFrame, str], beside: tuple[pd.DataFrame, str]
+) -> None:
+    """CR and speedup of the runs and their label, with intervals; the paper's rows and their label dotted."""
+    look: Any = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
+    (mine, label), (theirs, label_beside) = measured, beside
+    for axes, name in zip(panels, FIGURE_NAMES, strict=True):
+        if len(mine):
+            known = mine.dropna(subset=[name])
+            axes.plot(known[x], known[name], **look, label=label)
+        if len(theirs):
+            axes.plot(theirs[x], theirs[name], **look, **DOTTED, label=label_beside)
+    bounded = mine.dropna(subset=["speedup", "speedup_low", "speedup_high"])
+    panels[1].vlines(bounded[x], bounded.speedup_low, bounded.speedup_high, color=look["color"], linewidth=0.7)
 
 
 def step_cost(group: Group) -> Figure | None:
     """Decode speedup against CR; on a dashed line every step costs c target passes beyond its own."""
-    found = [(entry, row) for entry in group.drawn if (row := entry.metrics["overall"])["decode_speedup"] and row["cr"]]
+    found = measured_rows(group.drawn, "overall", "cr", "decode_speedup")
     if not any(entry.run.method != "vanilla" for entry, _ in found):
         return None
     figure, axes = plt.subplots(figsize=(COLUMN, 2.6), layout="constrained")
-    right = max(2.0, max(row["cr"] for _, row in found) * 1.08)
-    top = max(1.5, max(row["decode_speedup"] for _, row in found) * 1.15)
-    low = min(0.5, min(row["decode_speedup"] for _, row in found) * 0.9)
-    for c in (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0):
-        axes.plot([0, right], [0, right / (1 + c)], color="#888888", linewidth=0.6, linestyle="--", marker="")
-        inside = right / (1 + c) > top
-        place = (top * (1 + c), top) if inside else (right, right / (1 + c))
-        if place[1] > low:
-            offset, align = ((0, 2), "center") if inside else ((2, -2), "left")
-            axes.annotate(f"$c={c:g}$", place, xytext=offset, textcoords="offset points", fontsize=6,
-                          color="#555555", ha=align, annotation_clip=False)  # fmt: skip
-    _points(axes, found)
-    axes.set(xlim=(0.9, right), ylim=(low, top), xlabel="compression ratio (tokens per step)", ylabel="decode speedup")
-    axes.set_title(model_title(group), pad=12)
-    shared_legend(figure, [axes])
-    return figure
-
-
-def _points(axes: Axes, found: list[tuple[Entry, dict[str, Any]]]) -> None:
+    chart = CostChart.of([row for _, row in found])
+    for c, end, height in chart.lines():
+        axes.plot(
+            [0, chart.right], [0, chart.right / (1 + c)], color="#888888", linewidth=0.6, linestyle="--", marker=""
+        )
+        offset, align = ((0, 2), "center") if end < chart.right else ((2, -2), "left")
+        axes.annotate(f"$c={c:g}$", (end, height), xytext=offset, textcoords="offset points", fontsize=6,
+                      color="#555555", ha=align, annotation_clip=False)  # fmt: skip
     for entry, row in found:
         axes.plot(row["cr"], row["decode_speedup"], linestyle="none", marker=marker(entry), color=colour(entry),
                   markersize=5, label=plain(entry.label))  # fmt: skip
+    axes.set(xlim=(0.9, chart.right), ylim=(chart.low, chart.top))
+    axes.set(xlabel="compression ratio (tokens per step)", ylabel="decode speedup")
+    axes.set_title(model_title(group), pad=12)
+    shared_legend(figure, [axes])
+    return figure

@@ -14,7 +14,7 @@ import pandas as pd
 
 from bench.digests import sha256
 from bench.metrics import question_table
-from bench.places import BENCH
+from bench.places import BENCH, ROOT
 from bench.questions.formats import read_questions
 from bench.records.frame import Run
 from bench.records.identity import flatten
@@ -22,7 +22,6 @@ from bench.report.collect import Collection, Group
 from bench.report.tables import title
 from bench.sources import cached_file
 
-ROOT = Path(__file__).resolve().parents[2]
 BUILT_IN = BENCH / "assets" / "joey" / "question.jsonl"  # what runs of before there were question sets asked joey
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 LOOKUP = np.frombuffer(DIGITS.encode(), dtype=np.uint8)
@@ -167,23 +166,12 @@ def _rounded(value: float) -> float | None:
     return round(float(value), 4) if np.isfinite(value) else None
 
 
-@dataclass(frozen=True)
-class Divergence:
-    """Where an answer left the baseline's: the end of what they share, and how each goes on."""
+def first_divergences(run: Run, count: int = 5, context: int = 60, after: int = 90) -> list[dict[str, Any]]:
+    """The first `count` turns that differ from the baseline, mismatches before near ties, each question once.
 
-    question: Any
-    subtask: str
-    turn: int
-    verdict: str
-    position: int | None
-    margin: float | None
-    shared: str
-    ours: str
-    theirs: str
-
-
-def first_divergences(run: Run, count: int = 5, context: int = 60, after: int = 90) -> list[Divergence]:
-    """The first `count` turns that differ from the baseline, mismatches before near ties, each question once."""
+    question, subtask, turn, verdict, position and margin (None: not known); shared: the end of what both say, ours and
+    theirs: how each goes on.
+    """
     different = run.answers[run.answers.verdict.isin(["mismatch", "near_tie"])]
     different = different.sort_values("verdict", kind="stable").drop_duplicates(["question_id", "turn"]).head(count)
     if run.baseline is None or not len(different):
@@ -192,19 +180,11 @@ def first_divergences(run: Run, count: int = 5, context: int = 60, after: int = 
     found = []
     for row in different.itertuples():
         theirs = baseline.get((row.question_id, row.repeat, row.turn), "")
-        split = next((i for i, (a, b) in enumerate(zip(row.text, theirs, strict=False)) if a != b), None)
-        split = min(len(row.text), len(theirs)) if split is None else split
-        found.append(
-            Divergence(
-                question=row.question_id,
-                subtask=row.subtask,
-                turn=row.turn,
-                verdict=row.verdict,
-                position=int(row.position) if np.isfinite(row.position) else None,
-                margin=float(row.margin) if np.isfinite(row.margin) else None,
-                shared=row.text[max(0, split - context) : split],
-                ours=row.text[split : split + after],
-                theirs=theirs[split : split + after],
-            )
-        )
+        pairs = enumerate(zip(row.text, theirs, strict=False))
+        split = next((place for place, (a, b) in pairs if a != b), min(len(row.text), len(theirs)))
+        place = {"question": row.question_id, "subtask": row.subtask, "turn": row.turn, "verdict": row.verdict}
+        position = int(row.position) if np.isfinite(row.position) else None
+        texts = {"shared": row.text[max(0, split - context) : split], "ours": row.text[split : split + after]}
+        where = {"position": position, "margin": row.margin if np.isfinite(row.margin) else None}
+        found.append({**place, **where, **texts, "theirs": theirs[split : split + after]})
     return found

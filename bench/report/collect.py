@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations, product
 from pathlib import Path
@@ -19,6 +19,7 @@ from bench.report import published
 from methods.digest import sha256
 from methods.errors import UserError
 
+PUBLISHED = ", published"
 CROWDED = 8  # more curves than this in one figure cannot be told apart
 USUAL = ("kangaroo", "medusa", "lookahead", "rest", "vanilla")
 
@@ -95,16 +96,54 @@ class Group:
         methods = [entry for entry in self.entries if entry.run.method != "vanilla"] or list(self.entries)
         if len(methods) <= CROWDED:
             return tuple(methods)
-        fastest: dict[str, Entry] = {}
-        for entry in methods:
-            best = fastest.setdefault(entry.run.method, entry)
-            if (entry.metrics["overall"]["speedup"] or 0) > (best.metrics["overall"]["speedup"] or 0):
-                fastest[entry.run.method] = entry
-        return tuple(fastest.values())
+        by_speed = sorted(methods, key=lambda entry: entry.metrics["overall"]["speedup"] or 0, reverse=True)
+        fastest = {entry.run.method: entry for entry in reversed(by_speed)}
+        return tuple(fastest[name] for name in dict.fromkeys(entry.run.method for entry in methods))
 
     @property
     def title(self) -> str:
         return f"{self.model}{' (demonstration)' if self.demonstration else ''} on machine {self.machine}"
+
+
+def measured_rows(entries: Iterable[Entry], subtask: str, *names: str) -> list[tuple[Entry, dict[str, Any]]]:
+    """Entries with their figures of a subtask, where all those named were measured."""
+    found = ((entry, entry.row(subtask)) for entry in entries)
+    return [(entry, row) for entry, row in found if row and all(row[name] is not None for name in names)]
+
+
+def ctar_curves(group: Group, subtask: str) -> list[tuple[Entry, str, list[float]]]:
+    """(entry, label, CTAR(1..6) in per cent) of what is drawn; the paper's curve, labelled as such, behind its own."""
+    curves, shown = [], set()
+    for entry, row in measured_rows(group.drawn, subtask, "cr"):
+        curves.append((entry, entry.label, [100 * value for value in row["ctar"]]))
+        method = entry.run.method
+        of_paper = subtask == "math_reasoning" and entry.of_paper and method not in shown
+        if beside := published.ctar_math_reasoning(group.model, method) if of_paper else None:
+            shown.add(method)
+            curves.append((entry, f"{method}{PUBLISHED}", [100 * value for value in beside]))
+    return curves
+
+
+@dataclass(frozen=True)
+class CostChart:
+    """Decode speedup against CR: its range, and the lines on which every step costs c target passes beyond its own."""
+
+    right: float
+    low: float
+    top: float
+
+    @classmethod
+    def of(cls, rows: Sequence[dict[str, Any]]) -> CostChart:
+        speedups = [row["decode_speedup"] for row in rows]
+        right = max(2.0, max(row["cr"] for row in rows) * 1.08)
+        return cls(right, min(0.5, min(speedups) * 0.9), max(1.5, max(speedups) * 1.15))
+
+    def lines(self) -> Iterator[tuple[float, float, float]]:
+        """(c, CR, decode speedup) where each line that is seen leaves the chart: at the top, or else on the right."""
+        for c in (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0):
+            end = min(self.right, self.top * (1 + c))
+            if end / (1 + c) > self.low:
+                yield c, end, end / (1 + c)
 
 
 @dataclass(frozen=True)
@@ -146,18 +185,14 @@ def group_runs(runs: Iterable[Run], warnings: Iterable[str] = ()) -> Collection:
     # The fullest group comes first: its figures carry the plain names.
     ordered = sorted(by_place.items(), key=lambda item: (-len(item[1]), item[0][1], item[0][0]))
     letters: dict[str, str] = {}
-    for (place, _), _ in ordered:
-        letters.setdefault(place, _letter(len(letters)))
+    for number, place in enumerate(dict.fromkeys(place for (place, _), _ in ordered)):
+        letters[place] = chr(ord("A") + number) if number < 26 else f"A{number}"
     places = machine_labels({place: environment(members[0].info) for (place, _), members in ordered})
     groups: list[Group] = []
     for (place, model), members in ordered:
         slug = f"_{file_name(model)}_{letters[place]}" if groups else ""
         groups.append(replace(_group(letters[place], model, members, slug), machine_label=places[place]))
     return Collection(tuple(groups), tuple(warnings + _scattered_shards(groups)))
-
-
-def _letter(number: int) -> str:
-    return chr(ord("A") + number) if number < 26 else f"A{number}"
 
 
 def file_name(name: str, longest: int = 48) -> str:

@@ -83,9 +83,10 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     settings = parse(arguments)
     if settings.compare:
-        from bench.report.compare import compare_folders
+        from bench.records.frame import read_run
+        from bench.report.compare import format_comparison
 
-        print(compare_folders(*settings.compare))
+        print(format_comparison(*map(read_run, settings.compare)))
         return 0
     for path in write_report(settings):
         print(path)

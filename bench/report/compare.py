@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from bench.metrics import Interval, geometric_mean, question_table, ratio_interval
-from bench.records.frame import Run, asked_otherwise, ordered_subtasks, read_run, require_same_environment
+from bench.records.frame import Run, asked_otherwise, ordered_subtasks, require_same_environment
 from bench.records.identity import differences, flatten
-from bench.words import plural, show, summary
+from bench.words import aligned, plural, show, summary
 from methods.errors import UserError
 
 # Facts of run.json that may differ between runs of one machine, and that a reader wants to know of.
@@ -26,20 +25,17 @@ class Comparison:
     subtask: str
     questions: int
     ratio: float | None
-    interval: Interval
+    interval: Interval | None  # None: too few questions, or no variation
     cr: tuple[float | None, float | None]
 
     @property
     def verdict(self) -> str:
         """What the interval allows to say."""
-        low, high = self.interval.low, self.interval.high
-        if self.ratio == 1 and self.questions > 1 and not self.interval.known:
-            return "the same"
-        if low is None or high is None:
-            return "too few questions to tell"
-        if low <= 1 <= high:
+        if self.interval is None:
+            return "the same" if self.ratio == 1 and self.questions > 1 else "too few questions to tell"
+        if self.interval.low <= 1 <= self.interval.high:
             return "within the noise"
-        return "B is faster" if low > 1 else "B is slower"
+        return "B is faster" if self.interval.low > 1 else "B is slower"
 
 
 def compare(a: Run, b: Run) -> tuple[str, list[Comparison]]:
@@ -83,20 +79,17 @@ def what_differs(a: Run, b: Run) -> list[tuple[str, Any, Any]]:
 
 
 def format_comparison(a: Run, b: Run) -> str:
-    """The comparison as plain text for the terminal."""
+    """The comparison as plain text for the terminal. Raises UserError as `compare` does."""
     name, rows = compare(a, b)
     what = "speedup over its own baseline" if name == "speedup" else "tokens/s (a baseline is missing)"
     lines = [f"A: {a.model} / {a.method}  {a.folders[0]}", f"B: {b.model} / {b.method}  {b.folders[0]}",
              f"B over A, {what}: geometric mean over shared questions, 95 % BCa interval", ""]  # fmt: skip
     table = [["subtask", "questions", "B / A", "95 % interval", "CR of A", "CR of B", ""]]
     for row in rows:
-        low, high = row.interval.low, row.interval.high
-        bounds = f"{low:.3f} to {high:.3f}" if low is not None and high is not None else ""
+        bounds = f"{row.interval.low:.3f} to {row.interval.high:.3f}" if row.interval else ""
         crs = [show(value) for value in row.cr]
         table.append([row.subtask, str(row.questions), show(row.ratio, 3), bounds, *crs, row.verdict])
-    widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
-    lines += ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
-    lines += ["", f"Overall: {_plain(rows[-1])}"]
+    lines += [*aligned(table, left=len(table[0])), "", f"Overall: {_plain(rows[-1])}"]
     left_out = len({*a.answers.question_id, *b.answers.question_id}) - rows[-1].questions
     if left_out:
         lines.append(f"{plural('question', left_out)} not answered by both, left out")
@@ -122,14 +115,9 @@ def _caveats(name: str, run: Run) -> list[str]:
 def _plain(row: Comparison) -> str:
     if row.verdict == "the same":
         return "A and B are equally fast on every question."
-    if row.ratio is None or not row.interval.known:
+    if row.ratio is None or row.interval is None:
         return "too few questions to tell A and B apart."
     percent = 100 * (row.ratio - 1)
     if row.verdict == "within the noise":
         return f"the difference of {percent:+.1f} % is within the noise; nothing shows that A and B differ in speed."
     return f"B is {abs(percent):.1f} % {'faster' if percent > 0 else 'slower'} than A, and the interval excludes 1."
-
-
-def compare_folders(a: Path, b: Path) -> str:
-    """Text that compares two run directories. Raises UserError as `compare` and `read_run` do."""
-    return format_comparison(read_run(a), read_run(b))

@@ -11,20 +11,9 @@ from bench.words import show, show_interval
 Row = dict[str, Any]
 
 
-def _number(key: str, digits: int = 2) -> Callable[[Row], str]:
-    return lambda row: show(row.get(key), digits)
-
-
-def _count(key: str) -> Callable[[Row], str]:
-    return lambda row: "" if row[key] is None else f"{row[key]:,}"
-
-
-def _percent(key: str) -> Callable[[Row], str]:
-    return lambda row: "" if row[key] is None else f"{100 * row[key]:.1f} %"
-
-
-def _mebibytes(key: str) -> Callable[[Row], str]:
-    return lambda row: "" if row[key] is None else f"{row[key] / 2**20:,.0f}"
+def _figure(key: str, form: str, factor: float = 1) -> Callable[[Row], str]:
+    """Writes a row's value in that form; one that was not measured as nothing."""
+    return lambda row: "" if row.get(key) is None else form.format(factor * row[key])
 
 
 def _ctar(w: int) -> Callable[[Row], str]:
@@ -32,31 +21,34 @@ def _ctar(w: int) -> Callable[[Row], str]:
 
 
 FIGURES: tuple[tuple[str, Callable[[Row], str]], ...] = (
-    ("Questions", _count("questions")),
-    ("Turns", _count("turns")),
-    ("Repeats", _count("repeats")),
-    ("Output tokens, all repeats", _count("tokens")),
+    ("Questions", _figure("questions", "{:,}")),
+    ("Turns", _figure("turns", "{:,}")),
+    ("Repeats", _figure("repeats", "{:,}")),
+    ("Output tokens, all repeats", _figure("tokens", "{:,}")),
     ("Speedup: mean tokens/s by the baseline's [95 %]", lambda row: show_interval(row, "speedup", 3)),
     ("Speedup paired: geometric mean over questions [95 %]", lambda row: show_interval(row, "speedup_paired", 3)),
-    ("Speedup pooled: all tokens by all seconds", _number("speedup_pooled", 3)),
-    ("Mean of the six subtasks' speedups", _number("speedup_average", 3)),
-    ("Speedup of decoding, without prefill", _number("decode_speedup", 3)),
-    ("Spread of the repeats' speedups (largest − smallest, by the mean)", _percent("spread")),
-    ("Tokens/s", _number("tokens_per_s", 1)),
-    ("Tokens/s of the baseline", _number("baseline_tokens_per_s", 1)),
-    ("CR, tokens per step", _number("cr", 3)),
+    ("Speedup pooled: all tokens by all seconds", _figure("speedup_pooled", "{:.3f}")),
+    ("Mean of the six subtasks' speedups", _figure("speedup_average", "{:.3f}")),
+    ("Speedup of decoding, without prefill", _figure("decode_speedup", "{:.3f}")),
+    ("Spread of the repeats' speedups (largest − smallest, by the mean)", _figure("spread", "{:.1f} %", 100)),
+    ("Tokens/s", _figure("tokens_per_s", "{:.1f}")),
+    ("Tokens/s of the baseline", _figure("baseline_tokens_per_s", "{:.1f}")),
+    ("CR, tokens per step", _figure("cr", "{:.3f}")),
     *((f"CTAR({w})", _ctar(w)) for w in CTAR_POSITIONS),
-    ("Drafted tokens per step", _number("drafted_per_step")),
-    ("Step cost, in target passes", _number("step_cost", 3)),
-    ("Prefill, ms per turn", _number("prefill_ms")),
-    ("Step, ms", _number("step_ms", 3)),
-    ("Step of the baseline, ms", _number("baseline_step_ms", 3)),
-    ("Draft, ms per step", _number("draft_ms", 3)),
-    ("Verify, ms per step", _number("verify_ms", 3)),
-    ("Overhead, ms per step", _number("overhead_ms", 3)),
-    ("Overhead by wall time", _percent("overhead_share")),
-    ("Peak device memory, both sides' weights and caches included, MiB", _mebibytes("peak_memory_bytes")),
-    ("The same while the baseline ran, MiB", _mebibytes("baseline_peak_memory_bytes")),
+    ("Drafted tokens per step", _figure("drafted_per_step", "{:.2f}")),
+    ("Step cost, in target passes", _figure("step_cost", "{:.3f}")),
+    ("Prefill, ms per turn", _figure("prefill_ms", "{:.2f}")),
+    ("Step, ms", _figure("step_ms", "{:.3f}")),
+    ("Step of the baseline, ms", _figure("baseline_step_ms", "{:.3f}")),
+    ("Draft, ms per step", _figure("draft_ms", "{:.3f}")),
+    ("Verify, ms per step", _figure("verify_ms", "{:.3f}")),
+    ("Overhead, ms per step", _figure("overhead_ms", "{:.3f}")),
+    ("Overhead by wall time", _figure("overhead_share", "{:.1f} %", 100)),
+    (
+        "Peak device memory, both sides' weights and caches included, MiB",
+        _figure("peak_memory_bytes", "{:,.0f}", 2**-20),
+    ),
+    ("The same while the baseline ran, MiB", _figure("baseline_peak_memory_bytes", "{:,.0f}", 2**-20)),
 )
 
 

@@ -6,10 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
@@ -19,10 +15,9 @@ from matplotlib.figure import Figure
 
 from bench.files import replace_file
 from bench.records.frame import CTAR_POSITIONS
-from bench.report import published
 from bench.report.ablations import figure_exit_layer, figure_threshold, step_cost
-from bench.report.collect import Collection, Group
-from bench.report.style import COLOURS, COLUMN, PAGE, STYLE, colour, marker, model_title, plain, shared_legend
+from bench.report.collect import PUBLISHED, Collection, Group, ctar_curves, measured_rows
+from bench.report.style import COLOURS, COLUMN, DOTTED, PAGE, STYLE, colour, marker, model_title, plain, shared_legend
 from bench.report.tables import PAPER_ORDER, title
 
 
@@ -52,20 +47,9 @@ def _saved(figure: Figure, stem: Path) -> list[Path]:
 
 
 def _ctar_axes(axes: Axes, group: Group, subtask: str) -> None:
-    shown = set()
-    for entry in group.drawn:
-        row = entry.row(subtask)
-        if row is None or row["ctar"][0] is None:
-            continue
-        axes.plot(CTAR_POSITIONS, [100 * v for v in row["ctar"]], color=colour(entry), marker=marker(entry),
-                  label=plain(entry.label))  # fmt: skip
-        of_paper = subtask == "math_reasoning" and entry.of_paper
-        beside = published.ctar_math_reasoning(group.model, entry.run.method) if of_paper else None
-        if beside and entry.run.method not in shown:
-            shown.add(entry.run.method)
-            label = plain(f"{entry.run.method}, published")
-            axes.plot(CTAR_POSITIONS, [100 * v for v in beside], linestyle=":", color=colour(entry),
-                      marker=marker(entry), markerfacecolor="white", label=label)  # fmt: skip
+    for entry, label, values in ctar_curves(group, subtask):
+        look = DOTTED if label.endswith(PUBLISHED) else {}
+        axes.plot(CTAR_POSITIONS, values, color=colour(entry), marker=marker(entry), label=plain(label), **look)
     axes.set_xticks(list(CTAR_POSITIONS))
 
 
@@ -116,11 +100,10 @@ def figure1_ctar_subtasks(group: Group) -> Figure | None:
 
 def figure1_speedup(group: Group) -> Figure | None:
     """Speedup bars by subtask and overall with 95 % intervals (the paper's Figure 1, right)."""
-    entries = [e for e in group.drawn if e.metrics["overall"]["speedup"] is not None]
+    entries = [entry for entry, _ in measured_rows(group.drawn, "overall", "speedup")]
     if not entries:
         return None
-    names = [s for s in PAPER_ORDER if s in group.subtasks] + [s for s in group.subtasks if s not in PAPER_ORDER]
-    names.append("overall")
+    names = [*sorted(group.subtasks, key=[*PAPER_ORDER, *group.subtasks].index), "overall"]
     wide = len(entries) * len(names) > 42
     figure, axes = plt.subplots(figsize=(PAGE if wide else COLUMN, 2.4), layout="constrained")
     width = 0.8 / len(entries)

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bench.questions.spec_bench import subtask_of
 from bench.records.frame import FAILURE_COLUMNS, Run, turn_frame
-from bench.records.lines import Row, integers, json_lines, key_of, read_lists
+from bench.records.lines import Row, integers, json_lines, read_head, read_lists
 from methods.errors import UserError
 
 MODELS = ("vicuna-7b", "vicuna-13b", "vicuna-33b")
@@ -56,14 +55,8 @@ def import_runs(files: Sequence[Path], baseline: Sequence[Path], *, model: str =
 def _answers(path: Path) -> list[_Answer]:
     if not path.is_file():
         raise UserError(f"import: {path}: no such file; give an answer file of Spec-Bench (JSON lines)")
-    found: list[_Answer] = []
-    for number, record in json_lines(path, []):
-        try:
-            found.append(_answer(record, path.stem))
-        except KeyError as error:
-            raise UserError(f"{path} line {number}: not a Spec-Bench answer, {error} is missing") from None
-        except (ValueError, TypeError, IndexError) as error:
-            raise UserError(f"{path} line {number}: {error}") from None
+    lines = json_lines(path, [], lambda record: _answer(record, path.stem), "not a Spec-Bench answer, {} is missing")
+    found = [answer for _, answer in lines]
     if not found:
         raise UserError(f"import: {path}: no answers in it")
     ids = [answer.rows[0].question_id for answer in found]
@@ -74,22 +67,14 @@ def _answers(path: Path) -> list[_Answer]:
 
 def _answer(record: Mapping[str, Any], name: str) -> _Answer:
     """Raises KeyError, IndexError, TypeError or ValueError for what is no answer. name: where model_id is missing."""
-    (question_id, _), choice, category = key_of(record), record["choices"][0], record["category"]
+    head, choice = {**read_head(record), "repeat": 0}, record["choices"][0]
     lists, counts = read_lists(choice), choice.get("decoding_steps", choice.get("idxs"))
     if not lists["text"] or (counts is not None and len(integers(counts, 2**31)) != len(lists["text"])):
         raise ValueError("turns and decoding_steps have different lengths")
     if any(not wall > 0 for wall, text in zip(lists["wall_s"], lists["text"], strict=True) if text != ERROR):
         raise ValueError("a wall_time is not a positive number of seconds")
-    if not isinstance(category, str):
-        raise ValueError("category is not text")
-    place: dict[str, Any] = {
-        "question_id": question_id,
-        "category": category,
-        "subtask": subtask_of(category),
-        "repeat": 0,
-    }
     measured = zip(lists["text"], lists["new_tokens"], lists["wall_s"], strict=True)
-    rows = [Row(**place, turn=turn, text=text, new_tokens=tokens, wall_s=wall_s, lengths=None)
+    rows = [Row(**head, turn=turn, text=text, new_tokens=tokens, wall_s=wall_s, lengths=None)
             for turn, (text, tokens, wall_s) in enumerate(measured)]  # fmt: skip
     lengths, model_id = integers(choice.get("accept_lengths") or []).astype(np.int16), record.get("model_id")
     return _Answer(rows, counts, lengths, model_id if isinstance(model_id, str) else name)

@@ -10,12 +10,13 @@ import jinja2
 from markupsafe import Markup
 
 from bench.files import replace_text
+from bench.places import BENCH
 from bench.records.identity import flatten, incidental
 from bench.report import published
 from bench.report.answers import first_divergences, payloads
-from bench.report.collect import Collection, Entry, Group
+from bench.report.collect import Collection, Group
 from bench.report.details import figure_table
-from bench.report.svg import CHARTS, colour, legend_mark
+from bench.report.svg import CHARTS, legend_mark
 from bench.report.tables import (
     LEADERBOARD_CAPTION,
     PAPER_ORDER,
@@ -27,9 +28,9 @@ from bench.report.tables import (
     table1_rows,
     title,
 )
-from bench.words import OVERHEAD_LIMIT, SPREAD_LIMIT, plural, show, show_interval
+from bench.words import OVERHEAD_LIMIT, SPREAD_LIMIT, plural, show
 
-HERE = Path(__file__).resolve().parent
+HERE = BENCH / "report"
 
 
 def write_page(collection: Collection, out: Path) -> Path:
@@ -41,14 +42,7 @@ def write_page(collection: Collection, out: Path) -> Path:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.globals |= {
-        "plural": plural,
-        "show": show,
-        "show_interval": show_interval,
-        "title": title,
-        "colour": colour,
-    }
-    environment.globals |= {"legend_mark": legend_mark, "lossless": lossless, "warning": Entry.warning}
+    environment.globals |= {helper.__name__: helper for helper in (plural, show, title, legend_mark, lossless)}
     text = environment.get_template("page.html.j2").render(
         style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
         script=Markup((HERE / "page.js").read_text(encoding="utf-8")),
@@ -59,7 +53,6 @@ def write_page(collection: Collection, out: Path) -> Path:
         warnings=collection.warnings,
         captions={"leaderboard": LEADERBOARD_CAPTION, "table1": TABLE1_CAPTION},
         limits={"spread": f"{SPREAD_LIMIT:.0%}", "overhead": f"{OVERHEAD_LIMIT:.0%}"},
-        paper=published.PAPER,
     )
     path = out / "index.html"
     replace_text(path, text)
@@ -79,7 +72,6 @@ def _group_view(number: int, group: Group, payload: dict[str, Any]) -> dict[str,
     return {
         "id": f"g{number}",
         "group": group,
-        "machine": group.machine_label,
         "scopes": scopes,
         "board": by_speed(group),
         "ranks": ranks(group),
@@ -116,7 +108,7 @@ def _published(group: Group) -> dict[str, Any]:
 
 
 def _settings(group: Group) -> dict[str, Any]:
-    """Config keys that all runs share with one value, keys that differ, and each run's own facts."""
+    """Config keys that all runs share with one value, keys that differ."""
     flat = [flatten(entry.run.config) for entry in group.entries]
     keys = list(dict.fromkeys(key for one in flat for key in one))
     same = {key: flat[0].get(key) for key in keys if all(one.get(key, "") == flat[0].get(key, "") for one in flat)}
@@ -124,16 +116,4 @@ def _settings(group: Group) -> dict[str, Any]:
         "same": same,
         "varying": [key for key in keys if key not in same and not incidental(key)],
         "flat": flat,
-        "runs": [
-            {
-                "folders": [str(folder) for folder in entry.run.folders],
-                "command": entry.run.info.get("command"),
-                "started": entry.run.info.get("started"),
-                "git": entry.run.info.get("git") or {},
-                "hashes": entry.run.info.get("checkpoint_sha256") or {},
-                "extra_parameters": entry.metrics["extra_parameters"],
-                "datastore_bytes": entry.metrics["datastore_bytes"],
-            }
-            for entry in group.entries
-        ],
     }

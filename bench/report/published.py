@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 
 import pandas as pd
 
-REFERENCE = Path(__file__).resolve().parent.parent / "reference"
+from bench.places import BENCH
+
+REFERENCE = BENCH / "reference"
 PAPER = "Kangaroo paper, arXiv 2404.18911"
 
 

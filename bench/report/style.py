@@ -16,6 +16,7 @@ from bench.report.collect import Entry, Group
 # Okabe and Ito (2008), without the yellow that fades on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#4D4D4D", "#7F3C8D")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "h", "p")
+DOTTED: Any = {"linestyle": ":", "markerfacecolor": "white"}  # a published curve
 COLUMN, PAGE = 3.35, 6.9  # inches: one column and both columns of a two-column paper
 STYLE: Any = {
     "font.family": "STIXGeneral",

@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from markupsafe import Markup, escape
+from matplotlib.ticker import MaxNLocator
 
 from bench.records.frame import CTAR_POSITIONS
-from bench.report import published
-from bench.report.collect import Entry, Group
+from bench.report.collect import PUBLISHED, CostChart, Entry, Group, ctar_curves, measured_rows
 from bench.report.tables import title
 from bench.words import show
 
 WIDTH = 380  # units; close to a phone's width, so that text keeps its size there
 COLOURS = 12  # classes m0..m11 of page.css
-STEP_COSTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers from low to high, about `count` of them."""
-    span = max(high - low, 1e-9)
-    raw = span / count
-    base = 10.0 ** math.floor(math.log10(raw))
-    step = next(base * m for m in (1, 2, 2.5, 5, 10) if base * m >= raw)
-    first = math.ceil(low / step - 1e-9)
-    return [round(i * step, 10) for i in range(first, math.floor(high / step + 1e-9) + 1)]
-
-
-def number(value: float) -> str:
-    return f"{value:g}"
+def ticks(low: float, high: float) -> list[float]:
+    """Round numbers from low to high, about five of them."""
+    values = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+    return [round(float(value), 10) for value in values if low - 1e-9 <= value <= high + 1e-9]
 
 
 @dataclass
@@ -80,13 +70,13 @@ class Canvas:
         for value in values:
             if grid:
                 self.line(self.x(value), self.top, self.x(value), base, "grid")
-            self.text(self.x(value), base + 13, number(value))
+            self.text(self.x(value), base + 13, f"{value:g}")
         self.text((self.left + WIDTH - self.right) / 2, self.height - 5, name, "axis")
 
     def y_axis(self, values: Sequence[float], name: str) -> None:
         for value in values:
             self.line(self.left, self.y(value), WIDTH - self.right, self.y(value), "grid")
-            self.text(self.left - 5, self.y(value) + 4, number(value), anchor="end")
+            self.text(self.left - 5, self.y(value) + 4, f"{value:g}", anchor="end")
         middle = (self.top + self.height - self.bottom) / 2
         self.add(f'<text class="axis" text-anchor="middle" transform="translate(10 {middle:.1f}) rotate(-90)">'
                  f"{escape(name)}</text>")  # fmt: skip
@@ -130,27 +120,19 @@ def shorten(text: str, length: int = 52) -> str:
 
 def ctar_chart(group: Group, subtask: str) -> Markup | None:
     """CTAR(w) in per cent of steps; the paper's curve dotted, where it has one."""
-    curves, shown = [], set()
-    for entry in group.drawn:
-        row = entry.row(subtask)
-        if row is not None and row["ctar"][0] is not None:
-            curves.append((entry, [100 * v for v in row["ctar"]], ""))
-            beside = published.ctar_math_reasoning(group.model, entry.run.method)
-            if beside and subtask == "math_reasoning" and entry.of_paper and entry.run.method not in shown:
-                shown.add(entry.run.method)
-                curves.append((entry, [100 * v for v in beside], "published"))
+    curves = ctar_curves(group, subtask)
     if not curves:
         return None
-    top = max(5.0, max(max(values) for _, values, _ in curves) * 1.05)
+    top = max(5.0, max(max(values) for _, _, values in curves) * 1.05)
     canvas = Canvas(230, f"CTAR by position, {title(subtask)}", (0.8, 6.2), (0, top))
     canvas.y_axis(ticks(0, top), "CTAR(w), % of steps")
     canvas.x_axis([float(w) for w in CTAR_POSITIONS], "position w", grid=False)
-    for entry, values, kind in curves:
+    for entry, label, values in curves:
+        kind = "published" if label.endswith(PUBLISHED) else ""
         points = [(canvas.x(w), canvas.y(v)) for w, v in zip(CTAR_POSITIONS, values, strict=True)]
         path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
         canvas.add(f'<path class="curve {colour(entry)} {kind}" d="{path}"/>')
         for w, value, (x, y) in zip(CTAR_POSITIONS, values, points, strict=True):
-            label = f"{entry.run.method}, published" if kind else entry.label
             canvas.mark(x, y, entry, f"{label}: CTAR({w}) = {value:.1f} %", kind)
     return canvas.render()
 
@@ -169,7 +151,7 @@ def _rows(entries: Sequence[Entry], label: str, high: float, name: str, one: boo
 
 def speedup_chart(group: Group, subtask: str) -> Markup | None:
     """Speedup bars with 95 % intervals; the paper's value as a diamond."""
-    found = [(e, row) for e in group.entries if (row := e.row(subtask)) is not None and row["speedup"] is not None]
+    found = measured_rows(group.entries, subtask, "speedup")
     if not found:
         return None
     beside = {e.label: e.published.get(subtask, (None, None))[1] for e, _ in found}
@@ -200,7 +182,7 @@ def speedup_chart(group: Group, subtask: str) -> Markup | None:
 
 def split_chart(group: Group, subtask: str) -> Markup | None:
     """Milliseconds per step: draft, verify, overhead; the tick is one vanilla step."""
-    found = [(e, row) for e in group.entries if (row := e.row(subtask)) is not None and row["verify_ms"] is not None]
+    found = measured_rows(group.entries, subtask, "verify_ms")
     if not found:
         return None
     high = max(1e-3, *(max(row["step_ms"] or 0, row["baseline_step_ms"] or 0) for _, row in found)) * 1.05
@@ -220,28 +202,22 @@ def split_chart(group: Group, subtask: str) -> Markup | None:
 
 def cost_chart(group: Group, subtask: str) -> Markup | None:
     """Decode speedup against CR. On a line every step costs the same: c target passes beyond its own."""
-    found = [
-        (e, row)
-        for e in group.entries
-        if (row := e.row(subtask)) is not None and row["cr"] is not None and row["decode_speedup"] is not None
-    ]
+    found = measured_rows(group.entries, subtask, "cr", "decode_speedup")
     if not found:
         return None
-    right = max(2.0, max(row["cr"] for _, row in found) * 1.08)
-    high = max(1.5, max(row["decode_speedup"] for _, row in found) * 1.15)
-    low = min(0.5, min(row["decode_speedup"] for _, row in found) * 0.9)
-    canvas = Canvas(250, f"Speedup against CR, {title(subtask)}", (0.9, right), (low, high), left=48, right=40)
-    canvas.y_axis(ticks(low, high), "decode speedup")
-    canvas.x_axis(ticks(0.9, right), "CR, tokens per step", grid=False)
-    for c in STEP_COSTS:
-        end = min(right, high * (1 + c))
-        start = max(0.9, low * (1 + c))
-        if start >= end:
-            continue
-        canvas.line(canvas.x(start), canvas.y(start / (1 + c)), canvas.x(end), canvas.y(end / (1 + c)), "iso")
-        inside = end < right
-        x, y = (canvas.x(end), canvas.top - 1) if inside else (canvas.x(right) + 3, canvas.y(end / (1 + c)) + 4)
-        canvas.text(x, y, f"c={c:g}", "iso-name", "middle" if inside else "start")
+    chart = CostChart.of([row for _, row in found])
+    y_range = (chart.low, chart.top)
+    canvas = Canvas(250, f"Speedup against CR, {title(subtask)}", (0.9, chart.right), y_range, left=48, right=40)
+    canvas.y_axis(ticks(*y_range), "decode speedup")
+    canvas.x_axis(ticks(0.9, chart.right), "CR, tokens per step", grid=False)
+    for c, end, height in chart.lines():
+        start = max(0.9, chart.low * (1 + c))
+        x, y = canvas.x(end), canvas.y(height)
+        canvas.line(canvas.x(start), canvas.y(start / (1 + c)), x, y, "iso")
+        if end < chart.right:
+            canvas.text(x, canvas.top - 1, f"c={c:g}", "iso-name")
+        else:
+            canvas.text(x + 3, y + 4, f"c={c:g}", "iso-name", "start")
     for entry, row in found:
         hint = f"{entry.label}: CR {show(row['cr'], 3)}, decode speedup {show(row['decode_speedup'], 3)}, "
         x, y = canvas.x(row["cr"]), canvas.y(row["decode_speedup"])

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from bench.files import replace_text
 from bench.records.frame import CTAR_POSITIONS
@@ -28,6 +28,9 @@ TITLES = {
 PUBLISHED = "published"
 FORMULA = ("=", "+", "-", "@")
 MARKUP = re.compile(r"[\\`*>~|]|\[(?![\d., %]+\](?![(\[:]))|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=\bwww)\.|^[#+-]")
+NOT_ASCII = re.compile(r"[^\x00-\x7f]")
+PLAIN_TEX = {"\\": r"\textbackslash ", "^": r"\^{}", "~": r"\~{}", "[": "{[}", "–": "--", "×": r"$\times$"}
+TEX = str.maketrans({sign: f"\\{sign}" for sign in "_%&#{}$"} | PLAIN_TEX | {"⚠": r"$^\dagger$"})
 TABLE1_CAPTION = (
     "Speedup is Spec-Bench's (mean over questions of tokens/s, by the same mean of the baseline); CR is the mean of "
     "tokens per step; Avg. is the mean of the six speedups, as in the paper. "
@@ -63,56 +66,54 @@ def ranks(group: Group) -> dict[str, int | None]:
     }
 
 
+def _head(group: Group, entry: Entry) -> dict[str, Any]:
+    """What a measured row of Table 1 and Table 2 begins with."""
+    where = {"machine": group.machine, "model": group.model}
+    return {**where, "method": entry.label, "source": entry.source, "demonstration": entry.metrics["demonstration"]}
+
+
 def table1_rows(group: Group) -> list[dict[str, Any]]:
     """Measured rows, those of one method followed by the published row of the same model and method."""
     rows = []
     entries = [entry for entry in group.entries if entry.of_paper]
     last = {entry.run.method: entry for entry in entries}
     for entry in entries:
-        head = {"machine": group.machine, "model": group.model}
-        measured: dict[str, Any] = head | {"method": entry.label, "source": entry.source}
-        measured["demonstration"] = entry.metrics["demonstration"]
+        found = {subtask: row for subtask in PAPER_ORDER if (row := entry.row(subtask))}
+        measured = _head(group, entry)
+        theirs = {**measured, "method": entry.run.method, "source": PUBLISHED, "demonstration": False}
         beside = entry.published if last[entry.run.method] is entry else {}
-        theirs: dict[str, Any] = head | {"method": entry.run.method, "source": PUBLISHED, "demonstration": False}
-        for subtask in PAPER_ORDER:
-            row = entry.row(subtask) or {}
-            measured |= {f"{subtask}_cr": row.get("cr"), f"{subtask}_speedup": row.get("speedup")}
-            cr, speedup = beside.get(subtask, (None, None))
-            theirs |= {f"{subtask}_cr": cr, f"{subtask}_speedup": speedup}
+        measured |= _pairs({subtask: (row["cr"], row["speedup"]) for subtask, row in found.items()})
         measured["warned"] = " ".join(subtask for subtask in PAPER_ORDER if entry.warning(subtask))
-        theirs["warned"] = ""
         measured["average_speedup"] = entry.metrics["overall"]["speedup_average"]
-        theirs["average_speedup"] = beside.get("average", (None, None))[1]
-        rows += [measured, theirs] if beside else [measured]
+        average = beside.get("average", (None, None))[1]
+        rows += [measured, theirs | _pairs(beside) | {"warned": "", "average_speedup": average}][: 1 + bool(beside)]
     return rows
+
+
+def _pairs(figures: dict[str, tuple[float | None, float | None]]) -> dict[str, float | None]:
+    """CR and speedup of each of the paper's subtasks; None where `figures` lacks one."""
+    pairs = {subtask: figures.get(subtask, (None, None)) for subtask in PAPER_ORDER}
+    return {f"{s}_{name}": pair[n] for s, pair in pairs.items() for n, name in enumerate(("cr", "speedup"))}
 
 
 def table2_rows(collection: Collection) -> list[dict[str, Any]]:
     """Adapter architectures: the paper's row, then each measured one. Empty when none of them was measured."""
     rows = []
-    for reference in published.table2().to_dict("records"):
-        found = [(group, entry) for group in collection.groups for entry in group.entries if entry.of_paper]
-        measured = [(group, entry) for group, entry in found if entry.architecture == reference["architecture"]]
-        parts = {key: value for key, value in reference.items() if key not in ("parameters_millions", "speedup")}
-        at_7b, at_13b = published.adapter_parameters()[reference["architecture"]]
+    found = [(group, entry) for group in collection.groups for entry in group.entries if entry.of_paper]
+    for parts in published.table2().to_dict("records"):
+        parameters, speedup = parts.pop("parameters_millions") * 1_000_000, parts.pop("speedup")
+        at_7b, at_13b = published.adapter_parameters()[parts["architecture"]]
         parts |= {"counted_vicuna_7b": at_7b, "counted_vicuna_13b": at_13b}
+        paper = {"machine": "", "model": "vicuna-7b", "method": parts["architecture"], "source": PUBLISHED}
         rows.append(
-            {"machine": "", "model": "vicuna-7b", "method": reference["architecture"], "source": PUBLISHED}
-            | {"demonstration": False}
-            | parts
-            | {"parameters": reference["parameters_millions"] * 1_000_000, "average_speedup": reference["speedup"]}
-            | {"warnings": ""}
+            {**paper, "demonstration": False, **parts}
+            | {"parameters": parameters, "average_speedup": speedup, "warnings": ""}
         )
-        for group, entry in measured:
-            overall = entry.metrics["overall"]
-            average = overall["speedup_average"]
-            rows.append(
-                {"machine": group.machine, "model": group.model, "method": entry.label, "source": entry.source}
-                | {"demonstration": entry.metrics["demonstration"]}
-                | parts
-                | {"parameters": entry.metrics["extra_parameters"], "average_speedup": average}
-                | {"warnings": entry.warning("overall")}
-            )
+        for group, entry in found:
+            if entry.architecture == parts["architecture"]:
+                average = entry.metrics["overall"]["speedup_average"]
+                figures = {"parameters": entry.metrics["extra_parameters"], "average_speedup": average}
+                rows.append(_head(group, entry) | parts | figures | {"warnings": entry.warning("overall")})
     return rows if any(row["source"] != PUBLISHED for row in rows) else []
 
 
@@ -140,13 +141,11 @@ def csv_text(rows: Sequence[dict[str, Any]]) -> str:
 
     Text is one line; what a spreadsheet would take for a formula begins with an apostrophe.
     """
-    out = io.StringIO()
-    writer = csv.DictWriter(out, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
+    plain = []
     for row in rows:
         texts = {key: " ".join(value.split()) for key, value in row.items() if isinstance(value, str)}
-        writer.writerow(row | {key: f"'{text}" if text.startswith(FORMULA) else text for key, text in texts.items()})
-    return out.getvalue()
+        plain.append(row | {key: f"'{text}" if text.startswith(FORMULA) else text for key, text in texts.items()})
+    return pd.DataFrame(plain, dtype=object).to_csv(index=False, lineterminator="\n")
 
 
 def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
@@ -162,29 +161,31 @@ def markdown(text: str) -> str:
 
 
 def tex_escape(text: str) -> str:
-    text = " ".join(text.split())
-    for plain, escaped in (("\\", r"\textbackslash "), ("_", r"\_"), ("%", r"\%"), ("&", r"\&"), ("#", r"\#"),
-                           ("{", r"\{"), ("}", r"\}"), ("$", r"\$"), ("^", r"\^{}"), ("~", r"\~{}"),
-                           ("[", "{[}")):  # fmt: skip
-        text = text.replace(plain, escaped)
-    return text
+    """One line of plain LaTeX; a character beyond ASCII that needs a font of its own by its number, such as U+4E2D."""
+    escaped = " ".join(text.split()).replace(" ⚠", "⚠").translate(TEX)
+    return NOT_ASCII.sub(lambda found: f"U+{ord(found[0]):04X}", escaped)
+
+
+def _tex(caption: str, columns: str, head: str, tables: Sequence[tuple[str, Sequence[Sequence[str]]]]) -> str:
+    """Tables as wide as the page, each a remark and its cells."""
+    lines = [f"% {caption}", rf"% $^\dagger$ {MARKED}", "% needs \\usepackage{booktabs,graphicx}"]
+    for remark, body in tables:
+        lines += [f"% {tex_escape(remark)}", r"\resizebox{\textwidth}{!}{%", rf"\begin{{tabular}}{{{columns}}}"]
+        lines += [r"\toprule", head, r"\midrule", *(" & ".join(cells) + r" \\" for cells in body)]
+        lines += [r"\bottomrule", r"\end{tabular}}", ""]
+    return "\n".join(lines)
+
+
+def _markdown_page(name: str, caption: str, parts: Sequence[str]) -> str:
+    return "\n".join([f"# {name}\n", f"{caption} ⚠ {MARKED}\n", *parts])
+
+
+def _section(group: Group, header: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    return [f"## {markdown(group.title)}: {markdown(group.machine_label)}\n", markdown_table(header, body)]
 
 
 def _source(row: dict[str, Any]) -> str:
-    return "demonstration" if row.get("demonstration") else row["source"]
-
-
-def _table1_markdown(groups: Sequence[Group]) -> str:
-    header = ["Model", "Method", "", *(f"{title(s)}: speedup (CR)" for s in PAPER_ORDER), "Avg. speedup"]
-    parts = ["# Table 1\n", f"{TABLE1_CAPTION} ⚠ {MARKED}\n"]
-    for group in groups:
-        body = []
-        for row in table1_rows(group):
-            warned = row["warned"].split()
-            cells = [with_cr(row[f"{s}_speedup"], row[f"{s}_cr"], s in warned) for s in PAPER_ORDER]
-            body.append([row["model"], row["method"], _source(row), *cells, show(row["average_speedup"])])
-        parts += [f"## {markdown(group.title)}: {markdown(group.machine_label)}\n", markdown_table(header, body)]
-    return "\n".join(parts)
+    return "demonstration" if row["demonstration"] else row["source"]
 
 
 def with_cr(speedup: float | None, cr: float | None, warned: bool = False) -> str:
@@ -195,31 +196,30 @@ def with_cr(speedup: float | None, cr: float | None, warned: bool = False) -> st
     return f"{show(speedup)}× ({show(cr)}){mark}" if cr is not None else f"{show(speedup)}×{mark}"
 
 
-def _table1_tex(groups: Sequence[Group]) -> str:
+def _table1(tables: Sequence[tuple[Group, list[dict[str, Any]]]]) -> tuple[str, str]:
+    """Each group's rows as Markdown and as LaTeX."""
+    header = ["Model", "Method", "", *(f"{title(s)}: speedup (CR)" for s in PAPER_ORDER), "Avg. speedup"]
+    subtasks = " & ".join(rf"\multicolumn{{2}}{{c}}{{{title(s)}}}" for s in PAPER_ORDER)
+    second = " & " + " & CR & Speedup" * len(PAPER_ORDER) + r" & Speedup \\"
+    parts, tex = [], []
+    for group, rows in tables:
+        body, tex_body = [], []
+        for row in rows:
+            model, method, source, warned = row["model"], row["method"], _source(row), row["warned"].split()
+            cells = [with_cr(row[f"{s}_speedup"], row[f"{s}_cr"], s in warned) for s in PAPER_ORDER]
+            body.append([model, method, source, *cells, show(row["average_speedup"])])
+            pairs = [cell for s in PAPER_ORDER for cell in (show(row[f"{s}_cr"]), _times(row, s))]
+            tex_body.append(list(map(tex_escape, (model, f"{method} ({source})", *pairs, _times(row, "average")))))
+        parts += _section(group, header, body)
+        tex.append((f"{group.title}: {group.machine_label}", tex_body))
+    head = f"Model & Method & {subtasks} & Avg. \\\\\n{second}"
     columns = "ll" + "cc" * len(PAPER_ORDER) + "c"
-    heads = " & ".join(rf"\multicolumn{{2}}{{c}}{{{title(s)}}}" for s in PAPER_ORDER)
-    lines = [f"% {TABLE1_CAPTION}", rf"% $^\dagger$ {MARKED}", "% needs \\usepackage{booktabs}"]
-    for group in groups:
-        lines += [
-            "% " + " ".join(f"{group.title}: {group.machine_label}".split()),
-            rf"\begin{{tabular}}{{{columns}}}",
-            r"\toprule",
-        ]
-        second = " & " + " & CR & Speedup" * len(PAPER_ORDER) + r" & Speedup \\"
-        lines += [rf"Model & Method & {heads} & Avg. \\", second, r"\midrule"]
-        for row in table1_rows(group):
-            cells = [cell for s in PAPER_ORDER for cell in _tex_pair(row, s)]
-            average = show(row["average_speedup"]) + (r"$\times$" if row["average_speedup"] else "")
-            name = tex_escape(f"{row['method']} ({_source(row)})")
-            lines.append(" & ".join([tex_escape(row["model"]), name, *cells, average]) + r" \\")
-        lines += [r"\bottomrule", r"\end{tabular}", ""]
-    return "\n".join(lines)
+    return _markdown_page("Table 1", TABLE1_CAPTION, parts), _tex(TABLE1_CAPTION, columns, head, tex)
 
 
-def _tex_pair(row: dict[str, Any], subtask: str) -> tuple[str, str]:
-    mark = r"$^\dagger$" if subtask in row["warned"].split() else ""
-    speedup = show(row[f"{subtask}_speedup"])
-    return show(row[f"{subtask}_cr"]), speedup + (r"$\times$" if speedup else "") + mark
+def _times(row: dict[str, Any], subtask: str) -> str:
+    speedup = row[f"{subtask}_speedup"]
+    return show(speedup) + ("×" if speedup is not None else "") + (" ⚠" if subtask in row["warned"].split() else "")
 
 
 PARTS = {"input_ln": "Input LN", "attention": "Attention", "post_ln": "Post LN", "ffn": "FFN", "linear": "Linear",
@@ -238,43 +238,38 @@ def _table2_cells(row: dict[str, Any]) -> list[str]:
     return [row["model"], row["method"], _source(row), *parts, parameters, counted, average]
 
 
-def _tex_cell(text: str) -> str:
-    return tex_escape(text).replace("–", "--").replace(" ⚠", r"$^\dagger$")
-
-
 def write_tables(collection: Collection, out: Path) -> list[Path]:
     """Writes every table that the runs allow below `out`; returns what was written."""
     files = {
         "leaderboard.md": _leaderboard_markdown(collection),
         "leaderboard.csv": csv_text(leaderboard_rows(collection)),
     }
-    if groups := [group for group in collection.groups if table1_rows(group)]:
-        files["table1.md"], files["table1.tex"] = _table1_markdown(groups), _table1_tex(groups)
-        files["table1.csv"] = csv_text([row for group in groups for row in table1_rows(group)])
+    if tables := [(group, rows) for group in collection.groups if (rows := table1_rows(group))]:
+        files["table1.md"], files["table1.tex"] = _table1(tables)
+        files["table1.csv"] = csv_text([row for _, rows in tables for row in rows])
     if rows := table2_rows(collection):
         header = ["Model", "Architecture", "", *PARTS.values(), "Extra parameters", "Counted: 7B / 13B", "Avg. speedup"]
         body = [_table2_cells(row) for row in rows]
-        files["table2.md"] = f"# Table 2\n\n{TABLE2_CAPTION} ⚠ {MARKED}\n\n{markdown_table(header, body)}"
+        files["table2.md"] = _markdown_page("Table 2", TABLE2_CAPTION, [markdown_table(header, body)])
         files["table2.csv"] = csv_text(rows)
-        lines = [rf"\begin{{tabular}}{{lll{'c' * (len(PARTS) + 3)}}}", r"\toprule", " & ".join(header) + r" \\",
-                 r"\midrule", *(" & ".join(map(_tex_cell, cells)) + r" \\" for cells in body),
-                 r"\bottomrule", r"\end{tabular}", ""]  # fmt: skip
-        files["table2.tex"] = "\n".join([f"% {TABLE2_CAPTION}", rf"% $^\dagger$ {MARKED}", *lines])
+        table = "every machine and model", [[tex_escape(cell) for cell in cells] for cells in body]
+        columns = "lll" + "c" * (len(PARTS) + 3)
+        files["table2.tex"] = _tex(TABLE2_CAPTION, columns, " & ".join(header) + r" \\", [table])
     for name, text in files.items():
         replace_text(out / name, text)
     return [out / name for name in files]
 
 
 def _leaderboard_markdown(collection: Collection) -> str:
-    parts = ["# Leaderboard\n", f"{LEADERBOARD_CAPTION} ⚠ {MARKED}\n"]
+    parts = []
     for group in collection.groups:
         rank, subtasks = ranks(group), group.subtasks
         header = ["Rank", "Method", *map(title, subtasks), "Overall [95 %]", "CR", "Lossless"]
         body = [_leaderboard_cells(entry, subtasks, rank[entry.label]) for entry in by_speed(group)]
-        parts += [f"## {markdown(group.title)}: {markdown(group.machine_label)}\n", markdown_table(header, body)]
+        parts += _section(group, header, body)
         notes = [f"- {markdown(text)}" for text in group_notes(group)]
         parts += ["\n".join(notes) + "\n"] if notes else []
-    return "\n".join(parts)
+    return _markdown_page("Leaderboard", LEADERBOARD_CAPTION, parts)
 
 
 def by_speed(group: Group) -> list[Entry]:

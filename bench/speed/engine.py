@@ -75,7 +75,7 @@ def summarise(pairs: list[Pair]) -> dict[str, Any]:
     lengths = [step.emitted for pair in pairs for step in pair.method.generation.steps]
     return {
         "speedup_paired": geometric_mean(by_question),
-        "interval": [interval.low, interval.high],
+        "interval": [interval.low, interval.high] if interval else [None, None],
         "ratios": list(ratios.values()),
         "cr": compression_ratio(lengths),
         "tokens_per_s": statistics.median(_rate(pair.method) for pair in pairs),

@@ -10,6 +10,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench.command import again, command
+from methods.errors import UserError
+
 JOEY = Path(__file__).parent.parent / "assets" / "joey"
 ROWS = (1, 2, 5, 16, 64)  # vanilla's step; short and long chains; trees
 PAST, PASSES, ROUNDS = 256, 5, 15
@@ -31,13 +34,13 @@ def compare(dtype: str, rounds: int = ROUNDS) -> dict[int, list[float]]:
     return ratios
 
 
-def main(arguments: Sequence[str] = ()) -> int:
+@command(again)
+def main(arguments: Sequence[str]) -> int:
     """Measure and print. Returns 0, or 2 when there are arguments."""
     import torch
 
     if arguments:
-        print(f"{arguments[0]}: no arguments are taken", file=sys.stderr)
-        return 2
+        raise UserError(f"{arguments[0]}: no arguments are taken")
     threads = torch.get_num_threads()
     print("rows of a pass" + "".join(f"{rows:>20}" for rows in ROWS))
     for count in dict.fromkeys((1, threads)):

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.command import again, command
 from methods.errors import UserError
 
 VOCABULARY = 32_000
@@ -51,10 +52,6 @@ class Measured:
     def built_tokens_per_s(self) -> float:
         """Of the fastest round, by the clock."""
         return self.tokens / min(taken.wall_s for taken in self.write)
-
-    @property
-    def median_us(self) -> float:
-        return statistics.median(self.lookup_us)
 
 
 def text(tokens: int, seed: int = 0) -> NDArray[np.int32]:
@@ -165,15 +162,12 @@ def read_sizes(arguments: Sequence[str], sizes: dict[str, int], *, least: int) -
         sizes[key] = int(value)
 
 
-def main(arguments: Sequence[str] = ()) -> int:
+@command(again)
+def main(arguments: Sequence[str]) -> int:
     """Measure and print. Returns 0, or 2 for an argument that is none."""
     sizes = {"tokens": 10_000_000, "lookups": 2_000}
-    try:
-        read_sizes(arguments, sizes, least=1_000)
-        print(report(measure(**sizes)))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+    read_sizes(arguments, sizes, least=1_000)
+    print(report(measure(**sizes)))
     return 0
 
 

@@ -1,9 +1,9 @@
 """python -m bench.speed.training [--steps 12] [--model joey]: is training fast and frugal?
 
-Beside the project's adapter training runs what one would write first: the target by transformers, the adapter in plain
-torch, whole logits, everything float32. Both take the same steps over the same packed rows from the same weights, in
-turns in one process; their losses must agree. Peak memory is taken in a process for each, for one row of 2048 tokens
-with a vocabulary of 32000 and random weights.
+Beside the project's adapter training runs what one would write first: the target and the adapter's attention by
+transformers, whole logits, everything float32. Both take the same steps over the same packed rows from the same
+weights, in turns in one process; their losses must agree. Peak memory is taken in a process for each, for one row of
+2048 tokens with a vocabulary of 32000 and random weights.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaAttention
 
 from bench.config import installed
 from bench.train import loop, packing
@@ -39,32 +40,17 @@ AGREE = 1e-3  # largest relative difference of the two losses, over all steps
 
 
 class PlainAdapter(nn.Module):
-    """The adapter as plain torch modules over batches [b, n, hidden]."""
+    """The adapter of transformers' own attention, over batches [b, n, hidden]."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
-        hidden, head = config.hidden_size, config.head_dim
-        self.heads, self.kv_heads, self.head_dim = config.num_attention_heads, config.num_key_value_heads, head
-        self.input_norm = nn.RMSNorm(hidden, config.rms_norm_eps)
-        self.q = nn.Linear(hidden, self.heads * head, bias=False)
-        self.k = nn.Linear(hidden, self.kv_heads * head, bias=False)
-        self.v = nn.Linear(hidden, self.kv_heads * head, bias=False)
-        self.o = nn.Linear(self.heads * head, hidden, bias=False)
-        self.norm = nn.RMSNorm(hidden, config.rms_norm_eps)
+        self.input_norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.attention = LlamaAttention(config, layer_idx=0)
+        self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
-        normed = self.input_norm(states)
-
-        def heads(linear: nn.Linear) -> Tensor:
-            return linear(normed).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-
-        def rotate(x: Tensor) -> Tensor:
-            first, second = x.chunk(2, -1)
-            return x * cos[:, None] + torch.cat((-second, first), -1) * sin[:, None]
-
-        query, keys = rotate(heads(self.q)), rotate(heads(self.k))
-        mixed = F.scaled_dot_product_attention(query, keys, heads(self.v), attn_mask=mask, enable_gqa=True)
-        return self.norm(states + self.o(mixed.transpose(1, 2).flatten(2)))
+        mixed, _ = self.attention(self.input_norm(states), position_embeddings=(cos, sin), attention_mask=mask)
+        return self.norm(states + mixed)
 
     @torch.no_grad()
     def copy_from(self, adapter: Adapter) -> None:
@@ -72,8 +58,8 @@ class PlainAdapter(nn.Module):
         published = adapter.published()
         self.norm.weight.copy_(published["norm.weight"])
         self.input_norm.weight.copy_(published["layers.0.input_layernorm.weight"])
-        for name in "qkvo":
-            getattr(self, name).weight.copy_(published[f"layers.0.self_attn.{name}_proj.weight"])
+        for name, matrix in self.attention.named_parameters():
+            matrix.copy_(published[f"layers.0.self_attn.{name}"])
 
 
 class PlainTraining:
@@ -132,8 +118,6 @@ def our_run(target: Llama, data: loop.Data, settings: loop.Settings, exit_layer:
 
 def throughput(model: str, steps: int) -> dict[str, Any]:
     """Tokens/s of both sides, step by step in turns, and the largest relative difference of their losses."""
-    from transformers import AutoModelForCausalLM
-
     overrides = ["method=kangaroo", f"model={model}", "data.path=joey", "output=unused"]
     config = installed().compose("train", overrides).values
     settings = loop.Settings(**{key: value for key, value in config["loop"].items() if key != "_target_"})
@@ -173,25 +157,20 @@ def throughput(model: str, steps: int) -> dict[str, Any]:
     return {**medians, **figures, "largest_loss_difference": worst}
 
 
-SHAPE: dict[str, Any] = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "vocab_size": VOCABULARY,
-    "hidden_size": 256,
-    "intermediate_size": 640,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "max_position_embeddings": LENGTH,
-    "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": False,
-}
+SHAPE = LlamaConfig(
+    architectures=["LlamaForCausalLM"],
+    vocab_size=VOCABULARY,
+    hidden_size=256,
+    intermediate_size=640,
+    num_hidden_layers=12,
+    num_attention_heads=4,
+    max_position_embeddings=LENGTH,
+)
 
 
 def peak_memory(side: str) -> dict[str, float]:
     """Bytes of one step's peak above what the imported libraries take; `side` is ours or plain. For a fresh process."""
     import psutil
-    from transformers import LlamaConfig, LlamaForCausalLM
 
     overrides = ["model=vicuna-7b", "data.path=joey", "output=unused"]
     chosen = installed().compose("train", overrides).values["loop"]
@@ -200,14 +179,14 @@ def peak_memory(side: str) -> dict[str, float]:
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, LENGTH).astype(np.int32)
     conversation = Encoded(tokens, np.arange(LENGTH) > 50)
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(SHAPE))
+        SHAPE.save_pretrained(folder)
         before = psutil.Process().memory_info().rss
         target = load_model(Path(folder), dtype="float32", device="cpu", weights="random")
     run, adapter = our_run(target, loop.Data([conversation], []), settings, exit_layer=2)
     if side == "ours":
         run.train_step()
     else:
-        theirs = PlainTraining(LlamaForCausalLM(LlamaConfig(**SHAPE)), adapter, 2, settings)
+        theirs = PlainTraining(LlamaForCausalLM(SHAPE), adapter, 2, settings)
         del run, target
         theirs.step([packing.build_row([conversation])], settings.lr)
     return {"bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before}

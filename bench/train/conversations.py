@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.texts import Messages, said
+from bench.chat import lacks_bos
+from bench.texts import Messages, read, said
 from methods.errors import UserError
 
+T = TypeVar("T")
+BUILT_IN = "joey"  # the generator of conversations, where a file could stand
 Render = Callable[[Messages, bool], str]  # (messages, open the assistant's next turn) -> text
 
 
@@ -23,13 +28,33 @@ class Encoded:
     assistant: NDArray[np.bool_]  # [n], True for tokens the assistant wrote, end-of-turn token included
 
 
+@dataclass
+class Tally:
+    """What became of the conversations of a file."""
+
+    used: int = 0
+    malformed: int = 0  # left out: not a conversation
+    first_malformed: str | None = None  # which, and why
+
+    def understood(self, records: Iterable[tuple[str, Any]], read: Callable[[Messages], T]) -> Iterator[T | None]:
+        """What `read` makes of each, None for one without turns; those that it refuses (ValueError) are counted."""
+        for name, record in records:
+            try:
+                chat = messages(record)
+                found = read(chat) if chat else None
+            except ValueError as error:
+                self.malformed += 1
+                self.first_malformed = self.first_malformed or f"{name}: {error}"
+            else:
+                yield found
+
+
 @dataclass(frozen=True)
 class Corpus:
     """Encoded conversations, and what became of the others."""
 
     conversations: tuple[Encoded, ...]
-    malformed: int  # left out: not a conversation
-    first_malformed: str | None  # which, and why
+    tally: Tally
     silent: int  # left out: no assistant token (within the length)
     truncated: int  # cut at the length, still in
 
@@ -38,9 +63,18 @@ class Corpus:
         tokens = sum(len(c.tokens) for c in self.conversations)
         line = f"{len(self.conversations)} conversations, {tokens} tokens, {self.truncated} truncated"
         line += f", {self.silent} without assistant tokens left out" if self.silent else ""
-        return line + (
-            f", {self.malformed} malformed left out (first: {self.first_malformed})" if self.malformed else ""
-        )
+        malformed, first = self.tally.malformed, self.tally.first_malformed
+        return line + (f", {malformed} malformed left out (first: {first})" if malformed else "")
+
+
+def named_records(path: str, limit: int | None, seed: int) -> Iterator[tuple[str, Any]]:
+    """At most `limit` records of a file, or of the built-in generator, with a name for each."""
+    if path != BUILT_IN:
+        return islice(read(Path(path)), limit)
+    from bench.joey import world
+
+    generated = world.conversations(seed=seed, count=limit or 10_000)
+    return ((f"conversation {number}", record) for number, record in enumerate(generated))
 
 
 def messages(record: Any) -> Messages:
@@ -91,9 +125,7 @@ def encode(chat: Messages, render: Render, tokenizer: Any, *, eos_token_ids: Ite
     """
     text = render(chat, False)
     spans = assistant_spans(chat, text, render)
-    # A template that writes the beginning-of-sequence token itself must not get a second one.
-    written = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
-    batch = tokenizer(text, add_special_tokens=not written, return_offsets_mapping=True)
+    batch = tokenizer(text, add_special_tokens=lacks_bos(tokenizer, text), return_offsets_mapping=True)
     tokens = np.asarray(batch["input_ids"], dtype=np.int32)
     offsets = np.asarray(batch["offset_mapping"], dtype=np.int64).reshape(-1, 2)
     marked = np.zeros(len(tokens), dtype=np.bool_)
@@ -125,27 +157,18 @@ def encode_all(
     Malformed records, also those that the chat template refuses, are counted and the first is remembered. Raises
     UserError, naming `source`, when none is left.
     """
-    found: list[Encoded] = []
-    malformed = silent = truncated = 0
-    first_malformed = None
-    eos_token_ids = tuple(eos_token_ids)
-    for name, record in records:
-        try:
-            chat = messages(record)
-            encoded = encode(chat, render, tokenizer, eos_token_ids=eos_token_ids, length=length + 1) if chat else None
-        except ValueError as error:
-            malformed += 1
-            first_malformed = first_malformed or f"{name}: {error}"
-            continue
+    tally, found, silent, truncated = Tally(), list[Encoded](), 0, 0
+    settings: dict[str, Any] = {"eos_token_ids": tuple(eos_token_ids), "length": length + 1}
+    for encoded in tally.understood(records, lambda chat: encode(chat, render, tokenizer, **settings)):
         if encoded is None or not encoded.assistant[1:length].any():
             silent += 1
             continue
         truncated += len(encoded.tokens) > length
         found.append(Encoded(encoded.tokens[:length], encoded.assistant[:length]))
     if not found:
-        reason = f"{malformed} malformed (first: {first_malformed}), " if malformed else ""
+        reason = f"{tally.malformed} malformed (first: {tally.first_malformed}), " if tally.malformed else ""
         raise UserError(
             f"data.path={source}: no conversation to train on: {reason}{silent} without assistant tokens "
             f"in their first {length} tokens"
         )
-    return Corpus(tuple(found), malformed, first_malformed, silent, truncated)
+    return Corpus(tuple(found), tally, silent, truncated)

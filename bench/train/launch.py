@@ -7,13 +7,17 @@ all of them, and accelerate inside takes them as its own.
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 
 
 def start_missing_processes(arguments: list[str]) -> None:
     """Replace this process by torch's launcher if accelerate's was asked for several CPU processes and started one."""
-    count = wanted_processes(os.environ, _parent_command())
+    import psutil
+
+    parent = psutil.Process().parent()
+    count = wanted_processes(os.environ, parent.cmdline() if parent else [])
     if count > 1:
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
         os.execv(sys.executable, [sys.executable, *launcher, "-m", "bench.train", *arguments])
@@ -25,17 +29,6 @@ def wanted_processes(environment: os._Environ[str] | dict[str, str], parent: lis
     # accelerate sets MASTER_ADDR for several processes; a launcher that does start them sets WORLD_SIZE as well.
     if not on_cpu or "MASTER_ADDR" not in environment or "WORLD_SIZE" in environment:
         return 1
-    for flag in ("--num_processes", "--num-processes"):
-        for index, argument in enumerate(parent):
-            if argument == flag and parent[index + 1 : index + 2]:
-                return int(parent[index + 1])
-            if argument.startswith(f"{flag}="):
-                return int(argument.partition("=")[2])
-    return 1
-
-
-def _parent_command() -> list[str]:
-    import psutil
-
-    parent = psutil.Process().parent()
-    return parent.cmdline() if parent else []
+    flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    flags.add_argument("--num_processes", "--num-processes", type=int, default=1)
+    return int(flags.parse_known_args(parent)[0].num_processes)

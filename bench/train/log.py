@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
+
+import pandas as pd
 
 from bench.files import replace_file, replace_text
 
@@ -27,13 +27,9 @@ class Point:
 
 def write_csv(path: Path, points: Sequence[Point]) -> None:
     """The whole log, atomically replaced."""
-    text = io.StringIO()
-    table = csv.DictWriter(text, [field.name for field in fields(Point)], lineterminator="\n")
-    table.writeheader()
-    for point in points:
-        cells = {name: f"{v:.6g}" if isinstance(v, float) else v for name, v in asdict(point).items()}
-        table.writerow(cells)
-    replace_text(path, text.getvalue())
+    cells = [[f"{v:.6g}" if isinstance(v, float) else v for v in vars(point).values()] for point in points]
+    table = pd.DataFrame(cells, columns=[field.name for field in fields(Point)], dtype=object)
+    replace_text(path, table.to_csv(index=False, lineterminator="\n"))
 
 
 def draw(path: Path, points: Sequence[Point], title: str) -> None:

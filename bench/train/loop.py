@@ -267,15 +267,10 @@ class Run:
         for row in rows[self.accelerate.process_index :: self.accelerate.num_processes]:
             with self.accelerate.autocast():
                 sums += self.job.module(row).detached()
-        return self._point("held_out", sums)
+        return self.point("held_out", sums)
 
-    def training_point(self, tokens_per_s: float | None) -> Point:
-        """Means since the last one."""
-        point = self._point("train", self.window, tokens_per_s)
-        self.window.zero_()
-        return point
-
-    def _point(self, part: str, sums: torch.Tensor, tokens_per_s: float | None = None) -> Point:
+    def point(self, part: str, sums: torch.Tensor, tokens_per_s: float | None = None) -> Point:
+        """Means of what all processes summed up."""
         loss, agree, overlap, positions = self.accelerate.reduce(sums.clone(), "sum").tolist()
         count = max(1.0, positions)
         rate = self.settings.learning_rate(max(0, self.step - 1), len(self.plan))
@@ -319,7 +314,8 @@ def _steps(run: Run) -> Iterator[None]:
             bar.update()
             if run.step % settings.log_every == 0 or run.step == steps:
                 elapsed = time.perf_counter() - started
-                point = run.training_point((run.tokens - tokens_before) / elapsed)
+                point = run.point("train", run.window, (run.tokens - tokens_before) / elapsed)
+                run.window.zero_()
                 started, tokens_before = time.perf_counter(), run.tokens
                 run.points.append(point)
                 bar.set_postfix_str(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from bench.chat import chat_files
+from bench.chat import chat_files, lacks_bos
 from bench.digests import sha256 as file_sha256
 from bench.files import replace_file
 from bench.places import locate
 from bench.settings import Model
 from bench.sources import Source
-from bench.texts import read, readable
-from bench.train import conversations
-from bench.train.conversations import Render
+from bench.texts import readable
+from bench.train.conversations import Render, Tally, named_records
 from bench.words import plural
 from methods.digest import sha256 as text_sha256
 from methods.engine.checkpoint import resolve
@@ -35,7 +33,6 @@ from methods.rest import CHECKSUM, FILE_NAME, FORMAT, SEPARATOR, VERSION, seal
 
 Tokens = NDArray[np.int32]
 
-BUILT_IN = "joey"
 CACHE = Path("results") / ".cache"
 REMEDY = "build one (bench.train method=rest) and give it as method.datastore=FILE"
 SMALL_BYTES = 20e6  # of text: a datastore of less is there in seconds
@@ -45,19 +42,6 @@ BATCH = 256  # conversations tokenised together
 PIECE_CHARS = 1 << 20  # a plain text is tokenised in pieces of about this length, cut at line ends
 LEADS = 256  # first bytes of the code that the suffixes are sorted by
 BLOCK = 1 << 16  # tokens handled at once: what is in between stays in the processor's cache
-
-
-@dataclass
-class Tally:
-    """What became of the conversations."""
-
-    used: int = 0
-    malformed: int = 0
-    first_malformed: str | None = None
-
-    def __str__(self) -> str:
-        left_out = f", {self.malformed} malformed (first: {self.first_malformed})" if self.malformed else ""
-        return f"{self.used} documents{left_out}"
 
 
 def build(*, model: dict[str, Any], data: dict[str, Any], output: str, seed: int) -> Path:
@@ -79,15 +63,18 @@ def build(*, model: dict[str, Any], data: dict[str, Any], output: str, seed: int
     if path.endswith(".txt"):
         documents = _plain_text(Path(path), tokenizer, tally)
     else:
-        records = _generated(seed, limit or 10_000) if path == BUILT_IN else read(Path(path))
-        shown = tqdm(records, unit="conversation", desc=Path(path).name, delay=5, disable=None)
-        documents = _rendered(islice(shown, limit), render, tokenizer, tally)
+        records = tqdm(
+            named_records(path, limit, seed), unit="conversation", desc=Path(path).name, delay=5, disable=None
+        )
+        documents = _rendered(records, render, tokenizer, tally)
     tokens = join(documents)
+    left_out = f", {tally.malformed} malformed (first: {tally.first_malformed})" if tally.malformed else ""
+    found = f"{tally.used} documents{left_out}"
     if len(tokens) == 0:
         wanted = "ShareGPT JSON or JSONL is wanted, or plain text in a file whose name ends in .txt"
-        raise UserError(f"data.path={path}: no text to store: {tally}; {wanted}")
+        raise UserError(f"data.path={path}: no text to store: {found}; {wanted}")
     write(file, tokens, vocabulary)
-    print(f"data.path={path}: {tally}; {len(tokens)} tokens, {file.stat().st_size} bytes in {file}")
+    print(f"data.path={path}: {found}; {len(tokens)} tokens, {file.stat().st_size} bytes in {file}")
     return file
 
 
@@ -222,12 +209,6 @@ def _leads_between(frequent: NDArray[np.int64], symbols: int, room: int) -> NDAr
     return -(-gaps // room)
 
 
-def _generated(seed: int, count: int) -> Iterator[tuple[str, Any]]:
-    from bench.joey import world
-
-    return ((f"conversation {number}", record) for number, record in enumerate(world.conversations(seed, count)))
-
-
 def _chat_format(folder: Path, model: dict[str, Any], path: str) -> tuple[Any, Render]:
     if path.endswith(".txt"):  # plain text needs no chat template
         return load_tokenizer(folder), lambda chat, opened: ""
@@ -238,25 +219,10 @@ def _chat_format(folder: Path, model: dict[str, Any], path: str) -> tuple[Any, R
 
 def _rendered(records: Iterable[tuple[str, Any]], render: Render, tokenizer: Any, tally: Tally) -> Iterator[Tokens]:
     """Tokens of each conversation as the model's chat template writes it."""
-
-    def chats() -> Iterator[str]:
-        for name, record in records:
-            try:
-                chat = conversations.messages(record)
-                text = render(chat, False) if chat else ""
-            except ValueError as error:
-                tally.malformed += 1
-                tally.first_malformed = tally.first_malformed or f"{name}: {error}"
-                continue
-            if chat:
-                tally.used += 1
-                yield text
-
-    texts = chats()
+    texts = (text for text in tally.understood(records, lambda chat: render(chat, False)) if text is not None)
     while batch := list(islice(texts, BATCH)):
-        # A template that writes the beginning-of-sequence token itself must not get a second one.
-        written = bool(tokenizer.bos_token) and batch[0].startswith(tokenizer.bos_token)
-        yield from _tokenized(batch, tokenizer, add_special_tokens=not written)
+        tally.used += len(batch)
+        yield from _tokenized(batch, tokenizer, add_special_tokens=lacks_bos(tokenizer, batch[0]))
 
 
 def _plain_text(path: Path, tokenizer: Any, tally: Tally) -> Iterator[Tokens]:

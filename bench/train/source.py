@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from torch import Tensor
 
 from bench.chat import Chat, Message
 from bench.places import locate
-from bench.texts import read
 from bench.train import conversations
 from bench.train.conversations import Encoded, Render
 from bench.train.loop import Data
@@ -83,7 +82,7 @@ class DataSource:
         if not self.path:
             raise UserError("data.path is missing: give a ShareGPT JSON or JSONL file, or joey")
         corpus = conversations.encode_all(
-            self._records(seed),
+            conversations.named_records(self.path, self.limit, seed),
             source.render,
             source.tokenizer,
             eos_token_ids=source.target.config.eos_token_ids,
@@ -92,15 +91,6 @@ class DataSource:
         )
         say(f"data.path={self.path}: {corpus.summary()}")
         return split(corpus.conversations, self.held_out, seed)
-
-    def _records(self, seed: int) -> Iterable[tuple[str, Any]]:
-        if self.path == "joey":
-            from bench.joey import world
-
-            generated = world.conversations(seed=seed, count=self.limit or 10_000)
-            return ((f"conversation {number}", record) for number, record in enumerate(generated))
-        records = read(Path(self.path))
-        return records if self.limit is None else (pair for _, pair in zip(range(self.limit), records, strict=False))
 
 
 def frequent(data: Data, size: int | None, target: Llama) -> Tensor | None:

@@ -26,6 +26,21 @@ function cutText() {
   };
 }
 
+// Words of the leaderboards' labels that stand on more than one line.
+function brokenWords() {
+  const broken = [];
+  for (const label of document.querySelectorAll(".board tbody th")) {
+    const text = label.lastChild;
+    for (const { 0: word, index } of text.data.matchAll(/\S+/g)) {
+      const range = document.createRange();
+      range.setStart(text, index);
+      range.setEnd(text, index + word.length);
+      if (range.getClientRects().length > 1) broken.push(word);
+    }
+  }
+  return broken;
+}
+
 // WCAG contrast ratio of every pair of text and background colours in use.
 function contrasts() {
   const channel = (value) => (value <= 10 ? value / 255 / 12.92 : ((value / 255 + 0.055) / 1.055) ** 2.4);

@@ -157,6 +157,17 @@ def test_no_text_is_cut(page, window, width, dark):
         assert found["board"] <= 0  # the leaderboard fits a desktop's width
 
 
+@pytest.mark.parametrize("width", [1200, 1440])
+def test_the_leaderboard_of_six_subtasks_fits_and_breaks_no_word(tmp_path, window, width):
+    for tokens in (128, 1024):
+        settings = {"max_new_tokens": tokens, "exit_layer": 2}
+        write_run(tmp_path, Plan(per_category=2, tokens=20, settings=settings, truth=Truth(noise=tokens / 1000)))
+    view(window, write_page(collect(tmp_path), tmp_path), width)
+    assert check(window, "cutText")["board"] <= 0
+    assert "max_new_tokens=1024" in window.find_element("css selector", ".board").text
+    assert check(window, "brokenWords") == []
+
+
 @pytest.mark.parametrize("width", [390, 1440])
 def test_twelve_methods_with_long_names_are_not_cut(tmp_path, window, width):
     for number in range(12):

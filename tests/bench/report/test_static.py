@@ -87,6 +87,18 @@ def test_latex_is_balanced_and_escaped(results):
     assert not re.search(r"(?<!\\)_", "".join(body))
 
 
+def test_latex_is_ascii_and_as_wide_as_the_page(tmp_path):
+    odd = replace(VICUNA, model="vicuna-中é", settings={"variant": "medusa"}, truth=Truth(0.3, 0.43, noise=0.4))
+    write_run(tmp_path, odd)  # as fast as the baseline: figures with a warning
+    write_tables(collect(tmp_path), tmp_path)
+    for name in ("table1.tex", "table2.tex"):
+        text = (tmp_path / name).read_text()
+        assert text.isascii() and "vicuna-U+4E2DU+00E9" in text and text.count(r"$^\dagger$") > 1
+        tables = text.count(r"\begin{tabular}")
+        assert tables and text.count("\\resizebox{\\textwidth}{!}{%\n\\begin{tabular}") == tables
+        assert text.count("\\end{tabular}}\n") == tables
+
+
 def test_figures_are_readable_at_column_width_with_embedded_fonts(results):
     with Image.open(results / "report" / "figure1_ctar.png") as image:
         assert image.width == 670 and len(image.convert("RGB").getcolors(1 << 20)) > 100

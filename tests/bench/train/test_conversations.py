@@ -79,8 +79,8 @@ def test_malformed_records_are_counted_and_the_first_named():
     bad = [{"nothing": 1}, {"conversations": [{"from": "bing", "value": "w1"}]}, 7, turns("w0", "w1", "w2", "w3")]
     bad[3]["conversations"][2]["from"] = "gpt"
     corpus = encode_all([turns("w0", "w1"), *bad, turns("w3")])
-    assert (len(corpus.conversations), corpus.malformed, corpus.silent) == (1, 4, 1)
-    assert corpus.first_malformed == "record 1: no list under 'conversations'"
+    assert (len(corpus.conversations), corpus.tally.malformed, corpus.silent) == (1, 4, 1)
+    assert corpus.tally.first_malformed == "record 1: no list under 'conversations'"
     assert "4 malformed left out (first: record 1" in corpus.summary()
 
 
@@ -93,13 +93,13 @@ def test_malformed_records_are_counted_and_the_first_named():
 )
 def test_odd_records_are_malformed(record, reason):
     corpus = encode_all([record, turns("w0", "w1")])
-    assert corpus.malformed == 1 and reason in corpus.first_malformed
+    assert corpus.tally.malformed == 1 and reason in corpus.tally.first_malformed
 
 
 def test_a_line_nested_too_deep_is_malformed(tmp_path):
     (tmp_path / "data.jsonl").write_text(json.dumps(turns("w0", "w1")) + "\n" + "[" * 200_000 + "\n")
     corpus = c.encode_all(read(tmp_path / "data.jsonl"), render, TOKENIZER, eos_token_ids=[2], length=9, source="x")
-    assert len(corpus.conversations) == 1 and corpus.first_malformed.startswith("line 2: not valid JSON")
+    assert len(corpus.conversations) == 1 and corpus.tally.first_malformed.startswith("line 2: not valid JSON")
 
 
 @pytest.mark.parametrize("answer", ["Hello there.", "Hello there.\n", "Hello there. "])
@@ -120,8 +120,8 @@ def test_a_conversation_that_the_chat_template_refuses_is_malformed(tmp_path):
     refused = {"conversations": [{"from": "system", "value": "w9"}, *turns("w0", "w1")["conversations"]]}
     records = enumerate([turns("w0", "w1"), refused])
     corpus = c.encode_all(records, strict, TOKENIZER, eos_token_ids=[2], length=9, source="x.json")
-    assert (len(corpus.conversations), corpus.malformed) == (1, 1)
-    assert corpus.first_malformed.startswith("1: ") and "no system turn" in corpus.first_malformed
+    assert (len(corpus.conversations), corpus.tally.malformed) == (1, 1)
+    assert corpus.tally.first_malformed.startswith("1: ") and "no system turn" in corpus.tally.first_malformed
 
 
 def test_nothing_left_is_one_line():
@@ -141,7 +141,7 @@ def test_list_and_lines_read_the_same(tmp_path):
     assert [r for _, r in found[:2]] == records
     assert found[2][0] == "line 4" and isinstance(found[2][1], ValueError)
     corpus = c.encode_all(iter(found), render, TOKENIZER, eos_token_ids=[2], length=50, source="a")
-    assert corpus.malformed == 1 and corpus.first_malformed.startswith("line 4: not valid JSON")
+    assert corpus.tally.malformed == 1 and corpus.tally.first_malformed.startswith("line 4: not valid JSON")
 
 
 SQUEEZED = gzip.compress(b"[]" * 99, mtime=0)  # without the time: all processes of one session must name tests alike
