@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from bench.command import again, command
 from bench.speed.rest import VOCABULARY, one_core, read_sizes, text
-from methods.errors import UserError
 
 WANTED_US = {"pld": 20, "sam": 20, "recycling": 60}
 
@@ -91,14 +91,11 @@ def report(name: str, found: Measured) -> str:
     )
 
 
-def main(arguments: Sequence[str] = ()) -> int:
+@command(again)
+def main(arguments: Sequence[str]) -> int:
     """Measure and print. Returns 0, or 2 for an argument that is none."""
     sizes = {"tokens": 2_000, "steps": 500}
-    try:
-        read_sizes(arguments, sizes, least=10)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+    read_sizes(arguments, sizes, least=10)
     print(f"after {sizes['tokens']} tokens, one core, other work on it included")
     for name in WANTED_US:
         print(report(name, measure(name, **sizes)))
