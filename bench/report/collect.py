@@ -58,6 +58,12 @@ class Entry:
         return published.table1(self.run.model, self.run.method) if self.of_paper else {}
 
     @property
+    def comparable(self) -> bool:
+        """Whether the paper measured the method with this setting, as far as both say which."""
+        mine = shape(self.run)[0]
+        return not mine or published.SETTINGS.get(self.run.method, mine) == mine
+
+    @property
     def source(self) -> str:
         """`measured` by this harness, or `imported` from another's answer files, which do not name their machine."""
         return "imported" if "imported" in self.run.config else "measured"
@@ -120,7 +126,7 @@ def ctar_curves(group: Group, subtask: str) -> list[tuple[Entry, str, list[float
         of_paper = subtask == "math_reasoning" and entry.of_paper and method not in shown
         if beside := published.ctar_math_reasoning(group.model, method) if of_paper else None:
             shown.add(method)
-            curves.append((entry, f"{method}{PUBLISHED}", [100 * value for value in beside]))
+            curves.append((entry, f"{published.named(method)}{PUBLISHED}", [100 * value for value in beside]))
     return curves
 
 
@@ -175,21 +181,23 @@ def collect(results_dir: Path, imported: Sequence[Run] = ()) -> Collection:
 def group_runs(runs: Iterable[Run], warnings: Iterable[str] = ()) -> Collection:
     """Runs with an answer each, by environment and model. warnings: what is known of others."""
     warnings = list(warnings)
-    by_place: dict[tuple[str, str], list[Run]] = {}
+    by_place: dict[tuple[str, str, str], list[Run]] = {}
     for run in runs:
         if not len(run.answers) and not len(run.failures):
             warnings.append(f"{run.folders[0]}: no answers recorded yet, left out")
             continue
         place = json.dumps(environment(run.info), sort_keys=True, default=str)
-        by_place.setdefault((place, run.model), []).append(run)
+        by_place.setdefault((place, run.model, _weights(run)), []).append(run)
     # The fullest group comes first: its figures carry the plain names.
     ordered = sorted(by_place.items(), key=lambda item: (-len(item[1]), item[0][1], item[0][0]))
     letters: dict[str, str] = {}
-    for number, place in enumerate(dict.fromkeys(place for (place, _), _ in ordered)):
+    for number, place in enumerate(dict.fromkeys(place for (place, *_), _ in ordered)):
         letters[place] = chr(ord("A") + number) if number < 26 else f"A{number}"
-    places = machine_labels({place: environment(members[0].info) for (place, _), members in ordered})
+    places = machine_labels({place: environment(members[0].info) for (place, *_), members in ordered})
     groups: list[Group] = []
-    for (place, model), members in ordered:
+    for (place, name, weights), members in ordered:
+        namesakes = sum((place, name) == key[:2] for key in by_place)  # other weights under the same name
+        model = f"{name} ({weights[:7] or 'weights not recorded'})" if namesakes > 1 else name
         slug = f"_{file_name(model)}_{letters[place]}" if groups else ""
         groups.append(replace(_group(letters[place], model, members, slug), machine_label=places[place]))
     return Collection(tuple(groups), tuple(warnings + _scattered_shards(groups)))
@@ -199,6 +207,31 @@ def file_name(name: str, longest: int = 48) -> str:
     """A name as part of a file's; a long one ends with a hash of the whole."""
     plain = re.sub(r"[^\w.-]+", "-", name)
     return plain if len(plain) <= longest else f"{plain[: longest - 9]}-{sha256(name)[:8]}"
+
+
+def _weights(run: Run) -> str:
+    """A hash of the target's files, as far as they were recorded: two models are never one table."""
+    hashes = run.info.get("checkpoint_sha256") or {}
+    target = sorted((name, digest) for name, digest in hashes.items() if name.startswith("target/"))
+    return sha256(repr(target)) if target else ""
+
+
+def shape(run: Run) -> tuple[str, tuple[str, ...]]:
+    """What a step of a method with a choice verifies ("chain", "tree of 63", "accepts 3"), and the keys that say so."""
+    settings = run.config.get("method")
+    if not isinstance(settings, dict):
+        return "", ()
+    tree, nodes = settings.get("tree"), settings.get("nodes")
+    if isinstance(tree, list):
+        return f"tree of {len(tree)}", ()
+    if isinstance(tree, str) and tree != "auto":
+        number = re.search(r"_(\d+)$", tree)  # as in mc_sim_7b_63
+        return f"tree of {number[1]}" if number else tree, ("method.tree", "method.nodes")
+    if isinstance(nodes, int):
+        return f"tree of up to {nodes}", ("method.tree", "method.nodes")
+    if isinstance(level := settings.get("level"), int) and "max_accept" in settings:
+        return f"accepts {settings['max_accept'] or level - 1}", ("method.max_accept",)
+    return "", ()
 
 
 def identity(run: Run) -> dict[str, Any]:
@@ -274,7 +307,10 @@ def _labels(runs: list[Run]) -> list[str]:
         short = [key for key in varying if key not in files]
         alike = [other for other in same if not any(other.get(key) != mine.get(key) for key in short)]
         keys = short if all(other == mine for other in alike) else varying
-        named.append([run.method, *(f"{key.rsplit('.', 1)[-1]}={_brief(mine[key])}" for key in keys if key in mine)])
+        said, by = shape(run)
+        keys = [key for key in keys if key not in by]
+        parts = [f"{key.rsplit('.', 1)[-1]}={_brief(mine[key])}" for key in keys if key in mine]
+        named.append([run.method, *filter(None, [said]), *parts])
     labels = []
     for place, (method, *parts) in enumerate(named):
         if named.count(named[place]) > 1:

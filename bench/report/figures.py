@@ -120,7 +120,7 @@ def figure1_speedup(group: Group) -> Figure | None:
                 axes.annotate("†", (x, top), xytext=(0, 1), textcoords="offset points", fontsize=6, ha="center")
             if row["speedup_low"] is not None:
                 axes.plot([x, x], [row["speedup_low"], row["speedup_high"]], color="#222222", linewidth=0.7)
-            beside = entry.published.get(subtask)
+            beside = entry.published.get(subtask) if entry.comparable else None
             if beside and beside[1] is not None:
                 axes.plot(x, beside[1], marker="_", color="black", markersize=6, linestyle="none",
                           label="published")  # fmt: skip

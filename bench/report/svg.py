@@ -154,7 +154,8 @@ def speedup_chart(group: Group, subtask: str) -> Markup | None:
     found = measured_rows(group.entries, subtask, "speedup")
     if not found:
         return None
-    beside = {e.label: e.published.get(subtask, (None, None))[1] for e, _ in found}
+    published = [e.published.get(subtask, (None, None))[1] if e.comparable else None for e, _ in found]
+    beside = dict(zip([e.label for e, _ in found], published, strict=True))
     tops = [max(row["speedup"], row["speedup_high"] or 0, beside[e.label] or 0) for e, row in found]
     top, entries = max(1.1, max(tops) * 1.05), [entry for entry, _ in found]
     canvas = _rows(entries, f"Speedup, {title(subtask)}", top, "speedup over vanilla", one=True)

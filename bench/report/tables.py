@@ -26,6 +26,7 @@ TITLES = {
     "overall": "Overall",
 }
 PUBLISHED = "published"
+OTHER = "with another setting than ours"
 FORMULA = ("=", "+", "-", "@")
 MARKUP = re.compile(r"[\\`*>~|]|\[(?![\d., %]+\](?![(\[:]))|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=\bwww)\.|^[#+-]")
 NOT_ASCII = re.compile(r"[^\x00-\x7f]")
@@ -69,7 +70,8 @@ def ranks(group: Group) -> dict[str, int | None]:
 def _head(group: Group, entry: Entry) -> dict[str, Any]:
     """What a measured row of Table 1 and Table 2 begins with."""
     where = {"machine": group.machine, "model": group.model}
-    return {**where, "method": entry.label, "source": entry.source, "demonstration": entry.metrics["demonstration"]}
+    facts = {"demonstration": entry.metrics["demonstration"], "setting": ""}
+    return {**where, "method": entry.label, "source": entry.source, **facts}
 
 
 def table1_rows(group: Group) -> list[dict[str, Any]]:
@@ -80,7 +82,8 @@ def table1_rows(group: Group) -> list[dict[str, Any]]:
     for entry in entries:
         found = {subtask: row for subtask in PAPER_ORDER if (row := entry.row(subtask))}
         measured = _head(group, entry)
-        theirs = {**measured, "method": entry.run.method, "source": PUBLISHED, "demonstration": False}
+        theirs = {**measured, "method": published.named(entry.run.method), "demonstration": False}
+        theirs |= {"source": PUBLISHED, "setting": "" if entry.comparable else OTHER}
         beside = entry.published if last[entry.run.method] is entry else {}
         measured |= _pairs({subtask: (row["cr"], row["speedup"]) for subtask, row in found.items()})
         measured["warned"] = " ".join(subtask for subtask in PAPER_ORDER if entry.warning(subtask))
@@ -106,7 +109,7 @@ def table2_rows(collection: Collection) -> list[dict[str, Any]]:
         parts |= {"counted_vicuna_7b": at_7b, "counted_vicuna_13b": at_13b}
         paper = {"machine": "", "model": "vicuna-7b", "method": parts["architecture"], "source": PUBLISHED}
         rows.append(
-            {**paper, "demonstration": False, **parts}
+            {**paper, "demonstration": False, "setting": "", **parts}
             | {"parameters": parameters, "average_speedup": speedup, "warnings": ""}
         )
         for group, entry in found:
@@ -185,7 +188,8 @@ def _section(group: Group, header: Sequence[str], body: Sequence[Sequence[str]])
 
 
 def _source(row: dict[str, Any]) -> str:
-    return "demonstration" if row["demonstration"] else row["source"]
+    source = "demonstration" if row["demonstration"] else row["source"]
+    return f"{source}, {row['setting']}" if row["setting"] else source
 
 
 def with_cr(speedup: float | None, cr: float | None, warned: bool = False) -> str:

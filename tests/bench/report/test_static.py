@@ -11,6 +11,7 @@ import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -21,7 +22,7 @@ from PIL import Image
 from bench.records.frame import read_run
 from bench.report import answers
 from bench.report.ablations import figure_threshold, kangaroo_settings, step_cost
-from bench.report.collect import collect, group_runs
+from bench.report.collect import collect, group_runs, shape
 from bench.report.command import main
 from bench.report.figures import figure1_ctar_subtasks
 from bench.report.style import STYLE
@@ -391,3 +392,51 @@ def test_a_report_of_spec_benchs_size_is_quick_and_small():
     patterns = (r"\(([\d.]+) s of CPU", r"memory ([\d.]+) GiB", r"page ([\d.]+) MiB")
     seconds, gibibytes, page = (float(re.search(pattern, done.stdout).group(1)) for pattern in patterns)
     assert seconds < 20 and gibibytes < 0.93 and page < 4.7
+
+
+def changed(folder: Path, **fields) -> Path:
+    """A run's run.json with some fields of its configuration's method, or of its own, replaced."""
+    info = json.loads((folder / "run.json").read_text())
+    info["config"]["method"] |= fields.pop("method", {})
+    (folder / "run.json").write_text(json.dumps(info | fields))
+    return folder
+
+
+def test_what_a_step_verifies_is_part_of_every_label_and_other_settings_of_the_paper_are_marked(tmp_path):
+    plan = {"model": "vicuna-7b", "demonstration": False, "categories": ("qa",), "per_category": 3}
+    changed(write_run(tmp_path, Plan(method="medusa", **plan)), method={"tree": "mc_sim_7b_63", "nodes": 63})
+    changed(write_run(tmp_path, Plan(method="lookahead", **plan)), method={"level": 5, "max_accept": 3})
+    changed(write_run(tmp_path, Plan(method="rest", **plan)), method={"nodes": 64})
+    assert main([f"results_dir={tmp_path}"]) == 0
+    table = (tmp_path / "report" / "table1.md").read_text()
+    for row in ("| medusa (tree of 63) | measured |", "| medusa (chain) | published, with another setting than ours |",
+                "| lookahead (accepts 3) | measured |", "| lookahead (accepts 3) | published |",
+                "| rest (tree of up to 64) | measured |", "| rest | published |"):  # fmt: skip
+        assert row in table, table
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "medusa (tree of 63)" in page and page.count("lookahead, published:") == 1
+    assert "medusa, published:" not in page
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"tree": "chain", "nodes": 63}, "chain"),
+        ({"tree": "auto", "nodes": 16}, "tree of up to 16"),
+        ({"tree": [[0], [0, 0]]}, "tree of 2"),
+        ({"level": 5, "max_accept": None}, "accepts 4"),
+        ({"gamma": 6}, ""),
+    ],
+)
+def test_the_shape_of_a_step_in_words(settings, said):
+    assert shape(SimpleNamespace(config={"method": settings}))[0] == said
+
+
+def test_two_models_of_one_name_are_two_tables(tmp_path):
+    plan = {"categories": ("qa",), "per_category": 2}
+    changed(write_run(tmp_path, Plan(**plan)), checkpoint_sha256={"target/model.safetensors": "aa", "draft/x": "1"})
+    changed(write_run(tmp_path, Plan(method="medusa", **plan)), checkpoint_sha256={"target/model.safetensors": "bb"})
+    changed(write_run(tmp_path, Plan(method="rest", **plan)), checkpoint_sha256={"target/model.safetensors": "aa"})
+    groups = {tuple(e.run.method for e in group.entries): group.model for group in collect(tmp_path).groups}
+    assert set(groups) == {("kangaroo", "rest"), ("medusa",)} and len({*groups.values()}) == 2
+    assert all(re.fullmatch(r"joey \([0-9a-f]{7}\)", name) for name in groups.values())
