@@ -62,7 +62,7 @@ class Parts:
     def information(self, command: str) -> dict[str, Any]:
         """What run.json says of this run before anything is loaded."""
         settings, model = self.settings, self.settings.model
-        device = pick_device(model.device)
+        device, shape = pick_device(model.device), read_config(self.folder)
         git = environment.git_state(ROOT)
         drafts = dict(self.method.files())
         hashes = {f"target/{name}": digest for name, digest in file_hashes(self.folder).items()}
@@ -78,7 +78,8 @@ class Parts:
             "model": model.label,
             "method": settings.method_name,
             "demonstration": model.built_in,
-            "dtype": str(pick_dtype(model.dtype, device, read_config(self.folder))).removeprefix("torch."),
+            "dtype": str(pick_dtype(model.dtype, device, shape)).removeprefix("torch."),
+            "layers": shape.num_layers,
             "git": git,
             "commit": git["commit"],
             "files": {key: {"path": str(path)} for key, path in drafts.items()},

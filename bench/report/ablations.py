@@ -26,7 +26,8 @@ SWEPT = ("exit_layer", "gamma", "eta")
 def kangaroo_settings(group: Group) -> pd.DataFrame:
     """exit_layer, gamma, eta and overall CR and speedup (with interval) of every Kangaroo run; one row a run.
 
-    draft: hashes of the draft's weights; rest: every other setting, as text.
+    share: the exit layer in per cent of the model's layers, NaN for runs that did not record these; draft: hashes of
+    the draft's weights; rest: every other setting, as text.
     """
     rows = []
     for entry in group.entries:
@@ -36,13 +37,14 @@ def kangaroo_settings(group: Group) -> pd.DataFrame:
         overall = entry.metrics["overall"]
         settings = {key: _number(method.get(key)) for key in SWEPT}
         figures = {key: _number(overall[key]) for key in FIGURES}
+        figures["share"] = 100 * settings["exit_layer"] / (_number(entry.run.info.get("layers")) or float("nan"))
         hashes = entry.run.info.get("checkpoint_sha256") or {}
         draft = {name: digest for name, digest in hashes.items() if not name.startswith("target/")}
         varied = {*file_keys(entry.run.info), *(f"method.{key}" for key in SWEPT)}
         rest = {key: value for key, value in identity(entry.run).items() if key not in varied}
         same = {"draft": json.dumps(draft, sort_keys=True), "rest": json.dumps(rest, sort_keys=True, default=str)}
         rows.append(settings | figures | same | {"started": str(entry.run.info.get("started"))})
-    return pd.DataFrame(rows, columns=[*SWEPT, *FIGURES, "draft", "rest", "started"])
+    return pd.DataFrame(rows, columns=[*SWEPT, *FIGURES, "share", "draft", "rest", "started"])
 
 
 def _number(value: Any) -> float:
@@ -62,13 +64,22 @@ def _largest_sweep(runs: pd.DataFrame, fixed: list[str], varying: list[str]) -> 
 
 def figure_exit_layer(group: Group) -> Figure | None:
     """CR and speedup against the exit layer, other settings equal; the paper's curve dotted."""
+    return _exit_layers(group, "exit_layer", r"exit layer $\ell$")
+
+
+def figure_exit_layer_share(group: Group) -> Figure | None:
+    """The same by the share of the layers, in which models of different depth compare."""
+    return _exit_layers(group, "share", r"exit layer $\ell$, in per cent of the layers")
+
+
+def _exit_layers(group: Group, x: str, name: str) -> Figure | None:
     sweep = _largest_sweep(kangaroo_settings(group), ["gamma", "eta", "rest"], ["exit_layer"]).sort_values("exit_layer")
-    if not len(sweep):
+    if not sweep[x].count():
         return None
     beside, name_beside = _beside(group, published.exit_layers)
     figure, panels = _panels(group)
-    _curves(panels, 0, "exit_layer", (sweep, "measured"), (beside, name_beside))
-    panels[1].set_xlabel(r"exit layer $\ell$")
+    _curves(panels, 0, x, (sweep, "measured"), (beside, name_beside))
+    panels[1].set_xlabel(name)
     panels[0].legend()
     return figure
 
@@ -144,6 +155,8 @@ def step_cost(group: Group) -> Figure | None:
                   markersize=5, label=plain(entry.label))  # fmt: skip
     axes.set(xlim=(0.9, chart.right), ylim=(chart.low, chart.top))
     axes.set(xlabel="compression ratio (tokens per step)", ylabel="decode speedup")
+    axes.text(1, 0, "$c$: cost of a step beyond its own target pass, in passes", transform=axes.transAxes, fontsize=6,
+              color="#555555", ha="right", va="bottom")  # fmt: skip
     axes.set_title(model_title(group), pad=12)
     shared_legend(figure, [axes])
     return figure

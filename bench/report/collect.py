@@ -20,6 +20,7 @@ from methods.digest import sha256
 from methods.errors import UserError
 
 PUBLISHED = ", published"
+PLACES = ("runs", "experiments/runs")  # below a results folder
 CROWDED = 8  # more curves than this in one figure cannot be told apart
 USUAL = ("kangaroo", "medusa", "lookahead", "rest", "vanilla")
 
@@ -161,8 +162,8 @@ class Collection:
 
 
 def collect(results_dir: Path, imported: Sequence[Run] = ()) -> Collection:
-    """Every run below results_dir/runs that can be read, grouped. Raises UserError when there is none."""
-    folders = sorted(path.parent for path in results_dir.glob("runs/**/run.json"))
+    """Every run below results_dir, the experiments' too, that can be read, grouped. Raises UserError for none."""
+    folders = sorted(path.parent for place in PLACES for path in results_dir.glob(f"{place}/**/run.json"))
     if not folders and not imported:
         raise UserError(f"{results_dir}: no runs in it; expected {results_dir}/runs/<model>/<method>/<hash>/run.json")
     runs, odd = list(imported), []

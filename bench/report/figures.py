@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from bench.files import replace_file
 from bench.records.frame import CTAR_POSITIONS
-from bench.report.ablations import figure_exit_layer, figure_threshold, step_cost
+from bench.report.ablations import figure_exit_layer, figure_exit_layer_share, figure_threshold, step_cost
 from bench.report.collect import PUBLISHED, Collection, Group, ctar_curves, measured_rows
 from bench.report.style import COLOURS, COLUMN, DOTTED, PAGE, STYLE, colour, marker, model_title, plain, shared_legend
 from bench.report.tables import PAPER_ORDER, title
@@ -144,6 +144,7 @@ FIGURES: dict[str, Callable[[Group], Figure | None]] = {
     "figure1_ctar_subtasks": figure1_ctar_subtasks,
     "figure1_speedup": figure1_speedup,
     "figure_exit_layer": figure_exit_layer,
+    "figure_exit_layer_share": figure_exit_layer_share,
     "figure_threshold": figure_threshold,
     "step_cost": step_cost,
 }

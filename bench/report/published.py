@@ -11,6 +11,7 @@ from bench.places import BENCH
 # The paper compares single sequences: Medusa drafts the chain of its heads' top choices, and no step of Lookahead emits
 # more than four tokens (Figure 1).
 SETTINGS = {"medusa": "chain", "lookahead": "accepts 3"}
+LAYERS = {"vicuna-7b": 32, "vicuna-13b": 40}
 REFERENCE = BENCH / "reference"
 PAPER = "Kangaroo paper, arXiv 2404.18911"
 
@@ -57,9 +58,10 @@ def ctar_math_reasoning(model: str, method: str) -> list[float] | None:
 
 
 def exit_layers(model: str) -> pd.DataFrame:
-    """exit_layer, compression_ratio, speedup of the exit-layer ablation; no rows for other models."""
+    """exit_layer, its share of the layers in per cent, compression_ratio and speedup; no rows for other models."""
     rows = _table("figure_exit_layer")
-    return rows[rows.model == model].sort_values("exit_layer")
+    share = 100 * rows.exit_layer / rows.model.map(LAYERS)
+    return rows.assign(share=share)[rows.model == model].sort_values("exit_layer")
 
 
 def thresholds(model: str) -> pd.DataFrame:

@@ -171,14 +171,14 @@ def test_warnings_stand_beside_their_figures(tmp_path):
 
 def test_ablations_and_table2_where_such_runs_exist(tmp_path):
     plan = replace(VICUNA, repeats=1, per_category=1)
-    for layer in (1, 2, 3):
-        write_run(tmp_path, replace(plan, settings={"exit_layer": layer, "gamma": 6, "eta": 0.6}))
+    for layer, place in ((1, tmp_path), (2, tmp_path), (3, tmp_path / "experiments")):
+        changed(write_run(place, replace(plan, settings={"exit_layer": layer, "gamma": 6, "eta": 0.6})), layers=32)
     for eta in (0.2, 0.4):
         write_run(tmp_path, replace(plan, settings={"exit_layer": 2, "gamma": 6, "eta": eta}))
     write_run(tmp_path, replace(plan, settings={"exit_layer": 2, "gamma": 6, "eta": 0.6, "variant": "mlp_only"}))
     assert main([f"results_dir={tmp_path}"]) == 0
     names = {path.name for path in (tmp_path / "report").iterdir()}
-    figures = ("figure_exit_layer", "figure_threshold", "step_cost")
+    figures = ("figure_exit_layer", "figure_exit_layer_share", "figure_threshold", "step_cost")
     assert {f"{figure}.{e}" for figure in figures for e in ("png", "pdf")} <= names
     table = [row for row in rows(tmp_path / "report" / "table2.csv") if row["method"].startswith(("mlp", "kangaroo"))]
     assert ("mlp_only", "published", "1.22") in [(r["method"], r["source"], r["average_speedup"]) for r in table]
