@@ -104,7 +104,7 @@ def rehearse(settings: Run, *, tokenizer: bool = True) -> Bound:
     """
     method, model = _bind(settings), settings.model
     folder = resolve(locate(model.path), model.revision, weights=False)
-    target = _hollow(model, folder)
+    target = hollow(model, folder)
     if tokenizer:
         Chat(folder, *model.chat)
     method = method.fetch(model=model)
@@ -130,8 +130,8 @@ def _bind(settings: Run) -> Bound:
     return bind(settings.method, "method", model=settings.model.name)
 
 
-def _hollow(model: Model, folder: Path) -> Llama:
-    """The target without storage."""
+def hollow(model: Model, folder: Path) -> Llama:
+    """The target without storage; of `weight_bytes` it knows."""
     shape = read_config(folder)
     dtype = pick_dtype(model.dtype, pick_device(model.device), shape)
     return Llama(shape, empty_weights(shape, dtype, torch.device("meta")), folder)
@@ -175,7 +175,7 @@ def fitting(model: Model, folder: Path) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        size = _hollow(model, folder).weight_bytes / 1e9
+        size = hollow(model, folder).weight_bytes / 1e9
         raise UserError(
             f"model.path={model.path}, model.dtype={model.dtype}: out of memory, the weights alone take "
             f"{size:.2g} GB ({first_line(error)}); a smaller model, dtype or model.context needs less"

@@ -152,14 +152,24 @@ def main(arguments: Sequence[str]) -> int:
 
 def perform(conf: Conf, experiment: Experiment, arguments: Arguments) -> int:
     """Train, measure and report what is not yet there."""
+    from bench.outlook import outlook
     from bench.session import run
     from bench.train.__main__ import train
 
-    cells = [make_cell(conf, experiment, arguments, overrides) for overrides in experiment.cells()]
+    cells, lacking = [], dict[str, list[str]]()  # what is wrong: with which methods
+    for overrides in experiment.cells():
+        try:
+            cells.append(make_cell(conf, experiment, arguments, overrides))
+        except UserError as error:
+            lacking.setdefault(str(error), []).append(overrides["method"])
+    if lacking:
+        raise UserError("; ".join(f"{', '.join(dict.fromkeys(who))}: {why}" for why, who in lacking.items()))
     if not cells:
         raise UserError(f"name={arguments.name}: no cell of its grid is left by these settings")
     trainings = {cell.output: cell for cell in cells if cell.output}
     print(f"{arguments.name}: {experiment.about}: {len(trainings)} drafts to train, {len(cells)} cells to measure")
+    for line in outlook([cell.run for cell in cells]):
+        print(line, flush=True)
     for number, cell in enumerate(trainings.values(), 1):
         print(f"\ndraft {number} of {len(trainings)}: {cell.output}", flush=True)
         if cell.trained:

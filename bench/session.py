@@ -71,13 +71,7 @@ def run(settings: Run, command: str) -> Outcome:
     """Measure one configuration. Raises UserError for a mistake in configuration or input."""
     root, config = make_folder(settings.results_dir), settings.record()
     asked, notes = find(settings.questions, settings.data.path), list[str]()
-    questions = select(
-        read_questions(asked, settings.questions.subtasks, notes),
-        subtasks=[settings.task] if isinstance(settings.task, str) else settings.task,
-        limit=settings.limit,
-        question_ids=settings.ids,
-        shard=settings.shard,
-    )
+    questions = chosen(settings, asked, notes)
     torch.set_num_threads(settings.threads or DEFAULT_THREADS)
     parts = Parts.gather(settings, rehearsed=RunDirectory.known(root, config))
     info = {**parts.information(command), "questions_file": str(asked), "questions_sha256": sha256(asked)}
@@ -92,6 +86,17 @@ def run(settings: Run, command: str) -> Outcome:
         return _finish(directory)
     finally:
         directory.close()
+
+
+def chosen(settings: Run, file: Path, notes: list[str]) -> list[Question]:
+    """The questions of a file that are asked. Raises UserError as reading and selecting do."""
+    return select(
+        read_questions(file, settings.questions.subtasks, notes),
+        subtasks=[settings.task] if isinstance(settings.task, str) else settings.task,
+        limit=settings.limit,
+        question_ids=settings.ids,
+        shard=settings.shard,
+    )
 
 
 def _ask(

@@ -99,19 +99,16 @@ def _is_folder(path: Path, given: str) -> bool:
 
 def _download(hub_id: str, revision: str | None, key: str, weights: bool) -> Path:
     """The snapshot of a hub repository; from the cache when the commit is given, or the hub does not answer."""
-    from huggingface_hub import HfApi, snapshot_download  # takes half a second, and a local folder does not need it
+    from huggingface_hub import snapshot_download  # takes half a second, and a local folder does not need it
 
     cached, answered = _cached(hub_id, revision, weights), False
     if cached and revision and COMMIT.fullmatch(revision):
         return cached
     remedy = f"or give a folder: {key}=/folder"
     try:
-        listing = HfApi().model_info(hub_id, revision=revision or "main", files_metadata=True)
+        patterns, absent = _wanted(hub_id, revision, weights)
         answered = True
-        sizes = {file.rfilename: file.size or 0 for file in listing.siblings or ()}
-        preferred = SAFETENSORS if any(_matches(name, SAFETENSORS) for name in sizes) else BINARIES
-        patterns = TEXT_FILES + (preferred if weights else [])
-        with _one_line(hub_id, str(listing.sha), {n: size for n, size in sizes.items() if _matches(n, patterns)}):
+        with _one_line(hub_id, absent):
             folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
     except Exception as error:  # whatever the hub client and the http library under it raise: all end the same way
         if cached and not answered:
@@ -122,6 +119,32 @@ def _download(hub_id: str, revision: str | None, key: str, weights: bool) -> Pat
     if not any((folder / name).is_file() for name in ("config.json", LORA)):
         raise UserError(f"{key}={hub_id}: the hub repository has no config.json; {remedy}")
     return folder
+
+
+def pending_bytes(path: str, revision: str | None = None) -> int | None:
+    """Bytes that `resolve` would download of a hub repository; 0 for what lies here, None where nobody says."""
+    hub_id, _, named = path.partition("@")
+    if path.startswith(drive.PREFIX):
+        return None
+    if os.path.exists(os.path.expanduser(path)) or _packaged(path) is not None:
+        return 0
+    try:
+        return sum(_wanted(hub_id.rpartition("|")[2], revision or named or None, True)[1].values())
+    except Exception:  # whatever the hub client raises: `resolve` will say it
+        return None
+
+
+def _wanted(hub_id: str, revision: str | None, weights: bool) -> tuple[list[str], dict[str, int]]:
+    """Patterns of the files that are wanted of a repository, and bytes of those that the cache lacks, by name."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    listing = HfApi().model_info(hub_id, revision=revision or "main", files_metadata=True)
+    sizes = {file.rfilename: file.size or 0 for file in listing.siblings or ()}
+    preferred = SAFETENSORS if any(_matches(name, SAFETENSORS) for name in sizes) else BINARIES
+    patterns = TEXT_FILES + (preferred if weights else [])
+    names = [name for name in sizes if _matches(name, patterns)]
+    cached = {name for name in names if isinstance(try_to_load_from_cache(hub_id, name, revision=listing.sha), str)}
+    return patterns, {name: sizes[name] for name in names if name not in cached}
 
 
 def _matches(name: str, patterns: list[str]) -> bool:
@@ -142,21 +165,20 @@ def _cached(hub_id: str, revision: str | None, weights: bool) -> Path | None:
 
 
 @contextmanager
-def _one_line(hub_id: str, commit: str, sizes: dict[str, int]) -> Iterator[None]:
+def _one_line(hub_id: str, absent: dict[str, int]) -> Iterator[None]:
     """What is downloaded, said once, and at a terminal one bar of it, in place of the hub client's own for each file.
 
-    sizes: bytes of each file; what the cache has already counts for nothing. The bar looks at the cache, because the
-    client's versions differ in what they tell of a download.
+    absent: bytes of each file that the cache lacks. The bar looks at the cache, because the client's versions differ in
+    what they tell of a download.
     """
-    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from tqdm import tqdm
 
     blobs = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=hub_id, repo_type="model"), "blobs")
     had_bars, done = not are_progress_bars_disabled(), threading.Event()
-    absent = [n for n in sizes if not isinstance(try_to_load_from_cache(hub_id, n, revision=commit), str)]
-    total = sum(sizes[name] for name in absent)
+    total = sum(absent.values())
     if absent:
         print(f"{hub_id}: downloading {tqdm.format_sizeof(total, 'B')} from the hub", file=sys.stderr)
 

@@ -2,15 +2,19 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from bench import experiment
+from bench.assembly import hollow, target_folder
 from bench.config import choices, installed
 from bench.experiment import Arguments, make_cell, read_experiment
+from bench.outlook import outlook
 from bench.places import CONF
+from bench.settings import Run
 from bench.train.__main__ import compose
 from tests.bench.small_run import QUESTIONS, write_questions
 from tests.bench.train.chat_model import SPECIAL, WORDS, write_chat_model, write_sharegpt
@@ -112,6 +116,21 @@ def test_every_experiment_composes(name: str, model: str) -> None:
             installed().compose("train", [*own, *training, "output=x"])
 
 
+def test_what_an_experiment_takes_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    overrides = ["method=kangaroo", "model=joey", "limit=2", "repeats=100", "max_new_tokens=1024"]
+    cell = Run.of(installed().compose("config", overrides))
+    download, time = outlook([cell, cell])
+    assert download == "to download: nothing"
+    size, turns = hollow(cell.model, target_folder(cell.model)).weight_bytes, 14
+    minutes = round(2 * turns * 300 * 100 * 2 * size / 2e10 / 60)
+    assert time.startswith(
+        f"to measure: about {minutes} minutes, if a token takes as long as reading the weights at 20"
+    )
+    monkeypatch.setattr("bench.outlook.pending_bytes", lambda path, revision: None if "gdrive" in path else 7 * 10**9)
+    vicuna = replace(cell, method={"checkpoint": "gdrive:abc/def", "datastore": {"_target_": "x", "text": "a/b"}})
+    assert next(outlook([vicuna])) == "to download: 14.0 GB from the hub; of unknown size: gdrive:abc/def"
+
+
 def test_the_threshold_grid_is_the_papers() -> None:
     raw = yaml.safe_load((CONF / "experiment" / "threshold.yaml").read_text())
     assert raw["grids"][0]["method.gamma"] == [4, 6, 8]
@@ -130,6 +149,7 @@ def test_the_threshold_grid_is_the_papers() -> None:
         (["name=threshold", "model=vicuna-7"], "model=vicuna-7: unknown; did you mean vicuna-7b?"),
         (["name=threshold", "limits=3"], "limits: unknown override; did you mean limit?"),
         (["name=threshold", "model=qwen3-8b"], "training.data.path is missing: model=qwen3-8b has no draft"),
+        (["name=table1", "model=qwen3-8b"], "medusa, rest, kangaroo: training.data.path is missing"),
         (["name=threshold", "model=qwen3-8b", "training.loop.epoch=1"], "loop.epoch: unknown override; did you"),
     ],
 )

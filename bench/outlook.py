@@ -1,0 +1,57 @@
+"""What an experiment is going to take: downloads, and time. Said before it begins, and rough."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from bench.assembly import hollow
+from bench.binder import TARGET
+from bench.places import locate
+from bench.questions.sets import find
+from bench.session import chosen
+from bench.settings import Run
+from bench.words import plural
+from methods.engine.checkpoint import pick_device, resolve
+from methods.engine.hub import pending_bytes
+
+ANSWER_TOKENS = 300  # of a turn, as chat models answer Spec-Bench on average; fewer where max_new_tokens is less
+BANDWIDTH = {"cuda": 1e12, "cpu": 2e10}  # bytes/s that weights are read with: a data-centre GPU, a desktop
+
+
+def outlook(cells: Sequence[Run]) -> Iterator[str]:
+    """One line on what will be downloaded, and one on the time. Raises UserError for questions that cannot be had."""
+    names = dict.fromkeys((cell.model.path, cell.model.revision) for cell in cells)
+    names |= dict.fromkeys((path, None) for cell in cells for path in _paths(cell.method))
+    sizes = {path: pending_bytes(locate(path), revision) for path, revision in names}
+    known = sum(size for size in sizes.values() if size)
+    unknown = [path for path, size in sizes.items() if size is None]
+    parts = [f"{known / 1e9:.1f} GB from the hub"] if known else []
+    parts += [f"of unknown size: {', '.join(unknown)}"] if unknown else []
+    yield f"to download: {'; '.join(parts) or 'nothing'}"
+    minutes = max(1, round(sum(map(_seconds, cells)) / 60))
+    time = plural("minute", minutes) if minutes < 90 else plural("hour", round(minutes / 60))
+    rate = f"{_rate(cells[0]) / 1e9:.0f} GB/s"
+    yield f"to measure: about {time}, if a token takes as long as reading the weights at {rate}"
+
+
+def _paths(node: Mapping[str, Any]) -> Iterator[str]:
+    """What a method's settings name elsewhere: hub ids, and the texts of what is prepared."""
+    for name, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _paths(value)
+        elif name != TARGET and isinstance(value, str) and (value.startswith("gdrive:") or value.count("/") == 1):
+            yield value
+
+
+def _seconds(cell: Run) -> float:
+    """Of both sides, as if the method were no faster than vanilla."""
+    turns = sum(len(question.turns) for question in chosen(cell, find(cell.questions, cell.data.path), []))
+    sides = 2 if cell.baseline == "paired" else 1
+    tokens = turns * min(ANSWER_TOKENS, cell.max_new_tokens) * cell.repeats * sides
+    folder = resolve(locate(cell.model.path), cell.model.revision, weights=False)
+    return tokens * hollow(cell.model, folder).weight_bytes / _rate(cell)
+
+
+def _rate(cell: Run) -> float:
+    return BANDWIDTH[pick_device(cell.model.device).type]
