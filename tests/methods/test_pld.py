@@ -45,8 +45,8 @@ def steps_of(draft: Any, prompt: list[int], output: tuple[int, ...], context: in
     return steps
 
 
-def generated(model: Llama, method: Any, prompt: list[int], context: int = 128) -> Generation:
-    return Decoder(model, method, context=context).generate(torch.tensor(prompt), 120)
+def generated(model: Llama, method: Any, prompt: list[int], context: int = 128, temperature: float = 0.0) -> Generation:
+    return Decoder(model, method, context=context, temperature=temperature).generate(torch.tensor(prompt), 120)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from methods.decoder import Decoder, Method, Verification
 from methods.draft import Draft, Tree
 from methods.engine.llama import Llama
 from methods.recycling import Recycling, Successors
+from methods.sampling import Sampler, accept
 from methods.trees import RECYCLING_2_2_2, Node
 from methods.vanilla import Vanilla
 from tests.tiny import tiny_llama
@@ -130,16 +131,13 @@ def test_an_empty_matrix_drafts_nothing_that_could_be_accepted() -> None:
 
 
 def test_rows_left_out_of_a_tree_are_never_accepted() -> None:
-    from methods.sampling import greedy, speculative
-
     tree = Tree.build([-1, 0, -1], torch.device("cpu")).only(torch.tensor([True, False, False, True]))
     logits = torch.full((4, 6), -1e4)
     logits[torch.arange(4), torch.tensor([1, 2, 3, 4])] = 1e4
     draft = Draft(torch.tensor([1, 2, 5]), tree)  # rows 1 and 2 are right, and left out
-    for outcome in (
-        greedy(logits, logits.argmax(-1), draft),
-        speculative(logits, logits.argmax(-1), draft, 1.0, torch.Generator().manual_seed(0)),
-    ):
+    for temperature in (0.0, 1.0):
+        said = Sampler(temperature, 0, 6, logits.device).choose(logits, 9, draft)
+        outcome = accept(logits, said, draft)
         assert (outcome.path, outcome.tokens) == ((0,), (1,))
 
 
