@@ -20,6 +20,7 @@ USAGE = """usage: python -m bench.run [method=NAME[,NAME...]|all] [model=NAME] [
        python -m bench.run -m key=value,value ...       a Hydra sweep
        --config-dir FOLDER                              methods and models of your own, laid out like conf/
 method=all: {all}; transformers' own generate (hf_...) only when named
+            (make bench alone leaves out recycling and layerskip, the slowest on joey)
 methods: {methods}
 models:  {models}
 questions: {questions}; or data.path=FILE
