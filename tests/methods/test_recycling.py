@@ -36,8 +36,8 @@ class Reference:
         if tuple(tokens) not in self.said:
             hidden = self.model.embed(torch.tensor(tokens))
             hidden = self.model.run(hidden, torch.arange(len(tokens)), None, slice(0, None))
-            best = self.model.head(hidden[-1:])[0].argsort(descending=True, stable=True)[:8]
-            self.said[tuple(tokens)] = best.tolist()
+            best = self.model.head(hidden).topk(8).indices.tolist()
+            self.said |= {tuple(tokens[: end + 1]): said for end, said in enumerate(best)}
         return self.said[tuple(tokens)]
 
     def draft(self, tokens: list[int], room: int) -> dict[Node, list[int]]:
@@ -52,7 +52,7 @@ class Reference:
 
     def learn(self, tokens: list[int], draft: dict[Node, list[int]]) -> list[int]:
         """Take in what the target says after every row of a draft. Returns what the pass emits."""
-        said = {node: self.successors([*tokens, *path]) for node, path in draft.items()}
+        said = {node: self.successors([*tokens, *path]) for node, path in reversed(draft.items())}  # leaves first
         for node, path in draft.items():
             self.best[[*tokens, *path][-1]] = said[node]
         node: Node = ()
@@ -117,8 +117,8 @@ def test_every_step_is_the_definitions(prompt: list[int], learn: bool, eos: tupl
 
 def test_every_step_is_the_definitions_on_joey() -> None:
     said: dict[tuple[int, ...], list[int]] = {}
-    for model, context in joey.endings(lambda model: Recycling(model, memory="sequence", prompt=False), 20):
-        assert max(check_steps(model, joey.prompt(), context, 20, False, said)) > 8
+    for model, context in joey.endings(lambda model: Recycling(model, memory="sequence", prompt=True), 20):
+        assert max(check_steps(model, joey.prompt(), context, 20, True, said)) > 8
 
 
 def learned(tokens: list[int], best: list[int], counts: list[bool] | None = None) -> dict[int, int]:
