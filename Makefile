@@ -1,12 +1,14 @@
-# make bench                                   built-in model, all methods, then the report
+# make bench                                   built-in model, what ends in 20 minutes, then the report
+# make bench METHOD=all                        the same with Token Recycling and LayerSkip, the slowest two on joey
 # make bench METHOD=kangaroo MODEL=vicuna-7b   [TASK=math_reasoning] [ARGS="limit=20 repeats=1"]
 # make PYTHON=python3.12 ...                   make .venv with another Python
 # make VENV= ...                               use the active environment as it is
 
 PYTHON ?= python3
 VENV ?= .venv
-METHOD ?= all
 MODEL ?= joey
+IN_20_MINUTES := kangaroo,lookahead,medusa,pld,rest,sam,sps
+METHOD ?= $(if $(filter joey,$(MODEL)),$(IN_20_MINUTES),all)
 TASK ?= all
 ARGS ?=
 

@@ -15,12 +15,12 @@ from bench.command import command, goes_on
 if TYPE_CHECKING:
     from bench.config import Conf
 
-NEED_WEIGHTS = ("sps",)  # that the built-in model does not bring
 SWEEP = ("-m", "--multirun")
 USAGE = """usage: python -m bench.run [method=NAME[,NAME...]|all] [model=NAME] [task=NAME] [key=value ...]
        python -m bench.run -m key=value,value ...       a Hydra sweep
        --config-dir FOLDER                              methods and models of your own, laid out like conf/
 method=all: {all}; transformers' own generate (hf_...) only when named
+            (make bench alone leaves out recycling and layerskip, the slowest on joey)
 methods: {methods}
 models:  {models}
 questions: {questions}; or data.path=FILE
@@ -88,9 +88,8 @@ def _named(conf: Conf, methods: str) -> list[str]:
 
 
 def all_methods(conf: Conf) -> list[str]:
-    """What method=all stands for: every method but the baseline, transformers' own generate, and NEED_WEIGHTS."""
-    left_out = ("vanilla", *NEED_WEIGHTS)
-    return [name for name in conf.choices("method") if name not in left_out and not name.startswith("hf_")]
+    """What method=all stands for: every method but the baseline and transformers' own generate."""
+    return [name for name in conf.choices("method") if name != "vanilla" and not name.startswith("hf_")]
 
 
 def _run(composed: Any, overrides: Sequence[str]) -> int:

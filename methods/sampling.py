@@ -74,7 +74,8 @@ class Sampler:
     def choose(self, logits: Tensor, first: int, draft: Draft | None = None) -> Tensor:
         """The token that each row of logits [rows, vocab] says, [rows].
 
-        first: position of the token that row 0 says; without a draft, of all rows. Extra rows say their argmax.
+        first: position of the token that row 0 says; without a draft, of all rows. Extra rows say their argmax. Without
+        a draft, vocab may be smaller than the target's: a drafter that says its own tokens with the same noise.
         """
         if self.temperature == 0 or draft is None or draft.extra is None:
             return self.scores(logits, first, draft).argmax(-1)
@@ -85,9 +86,11 @@ class Sampler:
         """What the argmax is taken of, [rows, vocab]: the logits, or logits / T + noise, as in `choose`."""
         if self.temperature == 0:
             return logits
-        self._drawn = {position: noise for position, noise in self._drawn.items() if position >= first}
         scaled = logits.float() / self.temperature
-        if draft is None or draft.tree.size == 0:
+        if draft is None:
+            return scaled + self._noise(first)[: logits.shape[-1]]
+        self._drawn = {position: noise for position, noise in self._drawn.items() if position >= first}
+        if draft.tree.size == 0:
             return scaled + self._noise(first)
         ahead = torch.stack([self._noise(first + depth) for depth in range(draft.tree.paths.shape[1])])
         return scaled + ahead[draft.tree.depths]

@@ -1,7 +1,9 @@
 """Speculative decoding with a small model (Leviathan et al., arXiv 2211.17192; Chen et al., arXiv 2302.01318).
 
-A model of the target's vocabulary, a fraction of its size, drafts a chain greedily; it has a cache of its own. The
-schedules are those of transformers' assisted generation, whose version 4.37 is what Spec-Bench's leaderboard runs.
+A model of the target's vocabulary, a fraction of its size, drafts a chain; it has a cache of its own. Above temperature
+0 it draws each token with the target's noise of that position: the more alike the two distributions, the likelier both
+say the same (methods.sampling). The schedules are those of transformers' assisted generation, whose version 4.37 is
+what Spec-Bench's leaderboard runs.
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ class SmallModel:
 
     def start(self, prompt: list[int], prefill: Prefill) -> Assistant:
         """Run the drafter over the prompt."""
-        return Assistant(self, prompt, prefill.cache.capacity)
+        return Assistant(self, prompt, prefill)
 
 
 def _load(folder: Path, target: Llama) -> Llama:
@@ -78,24 +80,24 @@ def _load(folder: Path, target: Llama) -> Llama:
 class Assistant:
     """The drafter on one sequence. Its cache holds a beginning of the accepted tokens, never the pending one."""
 
-    def __init__(self, method: SmallModel, prompt: list[int], capacity: int) -> None:
-        self.method, self.gamma = method, method.gamma
-        self.cache = method.drafter.new_cache(capacity)
+    def __init__(self, method: SmallModel, prompt: list[int], prefill: Prefill) -> None:
+        self.method, self.gamma, self.sampler = method, method.gamma, prefill.sampler
+        self.cache = method.drafter.new_cache(prefill.cache.capacity)
         self.drafted = 0  # by the pass under way; 0: it is another drafter's
         self._run(upload(prompt, method.drafter.device))
 
     def propose(self, tokens: list[int], room: int) -> Draft:
-        """A greedy chain, after what the cache lacks of the tokens: the pending one, and the last if it was drafted."""
+        """A chain, after what the cache lacks of the tokens: the pending one, and the last if it was drafted."""
         method, device = self.method, self.method.drafter.device
         rows = upload(tokens[self.cache.lengths[0] :], device)
         drafted: list[Tensor] = []
         self.base, sure = len(tokens) - 1, 1.0
         while len(drafted) < min(self.gamma, room):
             logits = self._logits(self._run(rows))
-            rows = logits.argmax(-1)
+            rows = self.sampler.choose(logits, len(tokens) + len(drafted))
             drafted.append(rows)
             if method.schedule == "confidence":
-                sure = torch.softmax(logits.float(), -1).amax().item()
+                sure = torch.softmax(logits.float() / (self.sampler.temperature or 1), -1)[0, rows].item()
                 if not sure >= method.threshold:  # nor if it is no number
                     break
         self.drafted = len(drafted)

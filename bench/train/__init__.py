@@ -1,1 +1,1 @@
-"""Training what a method needs: Kangaroo adapters, Medusa heads, REST datastores."""
+"""Training what a method needs: Kangaroo adapters, Medusa heads, small models, REST datastores."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from bench.train.loss import Sums, as_is, cross_entropy
 from bench.train.packing import Row
 from bench.train.source import DataSource, ModelSource, frequent
 from methods.adapters import PUBLISHED, VARIANTS, Adapter, check_variant
+from methods.engine.config import published_config
 from methods.engine.llama import Llama
 from methods.errors import UserError
 
@@ -60,25 +62,9 @@ def initialise(adapter: Adapter, target: Llama, seed: int) -> None:
 
 def write(folder: Path, adapter: Adapter, *, exit_layer: int, dtype: torch.dtype) -> None:
     """config.json and pytorch_model.bin as published: a one-layer LlamaConfig and tensors under published names."""
-    shape = adapter.config
-    config: dict[str, Any] = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": shape.hidden_size,
-        "intermediate_size": shape.intermediate_size,
-        "num_hidden_layers": 1,
-        "num_attention_heads": shape.num_heads,
-        "num_key_value_heads": shape.num_kv_heads,
-        "head_dim": shape.head_dim,
-        "hidden_act": "silu",
-        "vocab_size": shape.vocab_size,
-        "max_position_embeddings": shape.context,
-        "rms_norm_eps": shape.norm_eps,
-        "rope_theta": shape.rope_theta,
-        "rope_scaling": shape.rope_scaling,
-        "torch_dtype": str(dtype).removeprefix("torch."),
-        "exit_layer": exit_layer,
-    }
+    name = str(dtype).removeprefix("torch.")
+    shape = replace(adapter.config, architecture="LlamaForCausalLM", num_layers=1, dtype=name)
+    config = {**published_config(shape), "exit_layer": exit_layer}
     if adapter.variant != PUBLISHED:
         config["variant"] = adapter.variant
     if adapter.vocabulary is not None:

@@ -90,6 +90,29 @@ def model_config(file: Path, raw: dict[str, Any], more_ends: Any) -> ModelConfig
     )
 
 
+def published_config(config: ModelConfig) -> dict[str, Any]:
+    """config.json of a model of this shape, as `read_config` reads it."""
+    return {
+        "architectures": [config.architecture],
+        "model_type": next(kind for kind, name in ARCHITECTURES.items() if name == config.architecture),
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.context,
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": config.rope_scaling,
+        "tie_word_embeddings": config.tied,
+        "eos_token_id": list(config.eos_token_ids),
+        "torch_dtype": config.dtype,
+    }
+
+
 @contextmanager
 def reading(file: Path, what: str, remedy: str = "") -> Iterator[None]:
     """Turn whatever a broken file makes json, pickle, torch or safetensors raise into one line that names the file.

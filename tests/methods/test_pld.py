@@ -14,6 +14,7 @@ from methods.engine.llama import Llama
 from methods.errors import UserError
 from methods.pld import PromptLookup
 from methods.vanilla import Vanilla
+from tests import joey
 from tests.tiny import tiny_llama
 
 SETTINGS = {"max_ngram": 3, "length": 10, "match": "first", "partial": False}
@@ -45,8 +46,8 @@ def steps_of(draft: Any, prompt: list[int], output: tuple[int, ...], context: in
     return steps
 
 
-def generated(model: Llama, method: Any, prompt: list[int], context: int = 128) -> Generation:
-    return Decoder(model, method, context=context).generate(torch.tensor(prompt), 120)
+def generated(model: Llama, method: Any, prompt: list[int], context: int = 128, temperature: float = 0.0) -> Generation:
+    return Decoder(model, method, context=context, temperature=temperature).generate(torch.tensor(prompt), 120)
 
 
 @pytest.mark.parametrize(
@@ -77,6 +78,17 @@ def test_every_step_is_the_definitions(match: str, eos: tuple[int, ...]) -> None
         assert list(found.steps) == steps_of(lambda tokens: searched(tokens, **settings), prompt, output, 128)
         accepted += sum(step.emitted - 1 for step in found.steps)
     assert accepted > 10 or eos, "nothing was accepted: this says little"
+
+
+@pytest.mark.parametrize("match", ["first", "last"])
+def test_every_step_is_the_definitions_on_joey(match: str) -> None:
+    settings: dict[str, Any] = {**SETTINGS, "match": match, "partial": True}
+    for model, context in joey.endings(lambda model: PromptLookup(model, **settings)):
+        output = generated(model, Vanilla(model), joey.prompt(), context).tokens
+        found = generated(model, PromptLookup(model, **settings), joey.prompt(), context)
+        assert found.tokens == output
+        wanted = steps_of(lambda tokens: searched(tokens, **settings), joey.prompt(), output, context)
+        assert list(found.steps) == wanted
 
 
 def test_a_draft_does_not_reach_beyond_the_context() -> None:

@@ -19,6 +19,7 @@ from methods.recycling import Recycling
 from methods.rest import Datastore
 from methods.sam import Sam
 from methods.vanilla import Vanilla
+from tests import joey
 from tests.methods.test_pld import generated, steps_of
 from tests.methods.test_recycling import Reference, Watched, paths_of
 from tests.methods.test_rest import tokenizer_folder, write_datastore
@@ -63,21 +64,35 @@ def test_it_drafts_what_a_search_finds(predict: int, threshold: int | None) -> N
             assert drafter.propose(tokens, 100).tokens.tolist() == (wanted or []), tokens
 
 
+def check_steps(model: Llama, prompt: list[int], context: int, threshold: int | None) -> None:
+    """Every step of a sequence against the search, and its tokens against vanilla's."""
+    output = generated(model, Vanilla(model), prompt, context).tokens
+    found = generated(model, lookups(model, threshold), prompt, context)
+    assert found.tokens == output
+
+    def draft(tokens: list[int]) -> list[int]:
+        return searched(tokens, predict=12, threshold=threshold) or []
+
+    assert list(found.steps) == steps_of(draft, prompt, output, context)
+
+
+def lookups(model: Llama, threshold: int | None) -> Sam:
+    fallback = None if threshold is None else Vanilla(model)
+    return Sam(model, **{**SETTINGS, "predict": 12, "threshold": threshold or 1, "fallback": fallback})
+
+
 @pytest.mark.parametrize("eos", [(), (3, 17, 30)])
 @pytest.mark.parametrize("threshold", [None, 3])
 def test_every_step_is_the_definitions(threshold: int | None, eos: tuple[int, ...]) -> None:
     model = tiny_llama(seed=3, vocab_size=40, std=0.5, eos_token_ids=eos, context=128)
-    fallback = None if threshold is None else Vanilla(model)
-    settings = {**SETTINGS, "predict": 12, "threshold": threshold or 1, "fallback": fallback}
     for prompt in PROMPTS:
-        output = generated(model, Vanilla(model), prompt).tokens
-        found = generated(model, Sam(model, **settings), prompt)
-        assert found.tokens == output
+        check_steps(model, prompt, 128, threshold)
 
-        def draft(tokens: list[int]) -> list[int]:
-            return searched(tokens, predict=12, threshold=threshold) or []
 
-        assert list(found.steps) == steps_of(draft, prompt, output, 128)
+@pytest.mark.parametrize("threshold", [None, 1])
+def test_every_step_is_the_definitions_on_joey(threshold: int | None) -> None:
+    for model, context in joey.endings(lambda model: lookups(model, threshold)):
+        check_steps(model, joey.prompt(), context, threshold)
 
 
 def looping() -> Llama:

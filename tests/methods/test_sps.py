@@ -16,6 +16,7 @@ from methods.engine.checkpoint import published_weights
 from methods.engine.llama import Llama
 from methods.errors import UserError
 from methods.sam import Sam
+from methods.sampling import Sampler
 from methods.sps import SmallModel
 from methods.vanilla import Vanilla
 from tests.methods.test_pld import generated
@@ -65,21 +66,24 @@ def near(model: Llama, noise: float) -> Llama:
 
 
 @torch.inference_mode()
-def probabilities(model: Llama, tokens: list[int]) -> torch.Tensor:
+def said(model: Llama, tokens: list[int], temperature: float) -> tuple[int, float]:
+    """What the model says behind the tokens with the first sequence's noise, and its probability."""
     hidden = model.run(model.embed(torch.tensor(tokens)), torch.arange(len(tokens)), None, slice(0, None))
-    return model.head(hidden[-1:])[0].softmax(-1)
+    logits = model.head(hidden[-1:])
+    token = int(Sampler(temperature, 0, model.config.vocab_size, model.device).choose(logits, len(tokens)))
+    return token, float((logits[0] / (temperature or 1)).softmax(-1)[token])
 
 
 def steps(
-    small: Llama, prompt: list[int], output: tuple[int, ...], eos: tuple[int, ...], **settings: Any
+    small: Llama, prompt: list[int], output: tuple[int, ...], eos: tuple[int, ...], temperature: float, **settings: Any
 ) -> list[Step]:
     """transformers' way: gamma changes by what was accepted, a draft ends with its EOS, and is then not a whole one."""
     found, done, gamma = [], 1, settings["gamma"]
     while done < len(output):
         tokens, chain = [*prompt, *output[:done]], list[int]()
         while len(chain) < min(gamma, 100 - len(tokens)):
-            sure, best = probabilities(small, [*tokens, *chain]).max(-1)
-            chain.append(int(best))
+            token, sure = said(small, [*tokens, *chain], temperature)
+            chain.append(token)
             if settings["schedule"] == "confidence" and sure < settings["threshold"]:
                 break
         emitted, drafted = 0, len(chain)
@@ -96,7 +100,7 @@ def steps(
     return found
 
 
-@pytest.mark.parametrize("eos", [(), (3, 17, 30)])
+@pytest.mark.parametrize(("eos", "temperature"), [((), 0.0), ((3, 17, 30), 0.0), ((), 0.7)])
 @pytest.mark.parametrize(
     "changes",
     [
@@ -107,15 +111,17 @@ def steps(
     ],
     ids=lambda changes: changes.get("schedule", f"heuristic-{changes.get('max_gamma', 32)}"),
 )
-def test_every_step_is_the_definitions(tmp_path: Path, changes: dict[str, Any], eos: tuple[int, ...]) -> None:
+def test_every_step_is_the_definitions(
+    tmp_path: Path, changes: dict[str, Any], eos: tuple[int, ...], temperature: float
+) -> None:
     model, settings = target(tmp_path, eos_token_ids=eos), {**SETTINGS, **changes}
     small = near(model, 0.1)
     folder, drafted = write_drafter(tmp_path / "drafter", small), set()
     for prompt in PROMPTS:
-        output = generated(model, Vanilla(model), prompt, 100).tokens
-        found = generated(model, SmallModel(model, drafter=folder, **settings), prompt, 100)
+        output = generated(model, Vanilla(model), prompt, 100, temperature).tokens
+        found = generated(model, SmallModel(model, drafter=folder, **settings), prompt, 100, temperature)
         assert found.tokens == output
-        assert list(found.steps) == steps(small, prompt, output, eos, **settings)
+        assert list(found.steps) == steps(small, prompt, output, eos, temperature, **settings)
         drafted |= {step.drafted for step in found.steps}
     assert settings["schedule"] == "constant" or eos or len(drafted) > 3
 
@@ -132,8 +138,22 @@ def test_the_schedule_is_that_of_transformers_and_begins_anew(tmp_path: Path) ->
     assert [step.drafted for step in found.steps][:6] == [5, 4, 3, 2, 1, 1]
 
 
+@pytest.mark.parametrize("eos", [(), (3, 17, 30)])
+def test_a_drafter_that_is_the_target_is_always_right_when_both_draw(tmp_path: Path, eos: tuple[int, ...]) -> None:
+    model = target(tmp_path, eos_token_ids=eos)
+    method = SmallModel(model, drafter=write_drafter(tmp_path / "itself", model), **SETTINGS)
+    for prompt in PROMPTS:
+        found = generated(model, method, prompt, temperature=1.0)
+        assert found.tokens == generated(model, Vanilla(model), prompt, temperature=1.0).tokens
+        assert all(step.emitted == step.drafted + 1 for step in found.steps[:-1])
+        assert found.tokens != generated(model, Vanilla(model), prompt).tokens
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize(("vocabulary", "context"), [(64, 128), (48, 20), (56, 20)])
-def test_a_drafter_may_be_padded_further_and_have_less_context(tmp_path: Path, vocabulary: int, context: int) -> None:
+def test_a_drafter_may_be_padded_further_and_have_less_context(
+    tmp_path: Path, vocabulary: int, context: int, temperature: float
+) -> None:
     """The rows beyond the target's vocabulary are never drafted, even where they are the likeliest."""
     model = target(tmp_path)
     small = tiny_llama(seed=3, vocab_size=vocabulary, std=0.5, context=context)
@@ -141,15 +161,17 @@ def test_a_drafter_may_be_padded_further_and_have_less_context(tmp_path: Path, v
     method = SmallModel(model, drafter=write_drafter(tmp_path / "small", small), **SETTINGS)
     assert method.extra_parameters == sum(tensor.numel() for tensor in small.weights.tensors())
     for prompt in PROMPTS:
-        assert generated(model, method, prompt, 100).tokens == generated(model, Vanilla(model), prompt, 100).tokens
+        ours, plain = (generated(model, m, prompt, 100, temperature) for m in (method, Vanilla(model)))
+        assert ours.tokens == plain.tokens
 
 
-def test_a_target_may_be_padded_further_than_its_drafter(tmp_path: Path) -> None:
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_target_may_be_padded_further_than_its_drafter(tmp_path: Path, temperature: float) -> None:
     model = target(tmp_path, vocab_size=64)  # random, so that it says padding too
     small = tiny_llama(vocab_size=48, context=128)
     method = SmallModel(model, drafter=write_drafter(tmp_path / "small", small), **SETTINGS)
-    output = generated(model, method, [5, 6, 7], 100).tokens
-    assert max(output) >= 48 and output == generated(model, Vanilla(model), [5, 6, 7], 100).tokens
+    ours, plain = (generated(model, m, [5, 6, 7], 100, temperature) for m in (method, Vanilla(model)))
+    assert max(ours.tokens) >= 48 and ours.tokens == plain.tokens
 
 
 def test_its_cache_holds_the_accepted_tokens_whatever_was_verified_between(tmp_path: Path) -> None:
@@ -170,7 +192,7 @@ def test_its_cache_holds_the_accepted_tokens_whatever_was_verified_between(tmp_p
 
 def sequence_prefill(sequence: Any) -> Any:
     """What `start` reads of a prefill."""
-    return type("Prefill", (), {"cache": sequence.cache})
+    return type("Prefill", (), {"cache": sequence.cache, "sampler": sequence.sampler})
 
 
 @pytest.mark.parametrize(
