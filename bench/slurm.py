@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
 
 from bench.files import make_folder
 from bench.settings import check_least
@@ -32,7 +33,7 @@ class Slurm:
     cpus: int
     gpus: int
     minutes: int
-    options: list[str]
+    options: dict[str, Any] | None
 
     def __post_init__(self) -> None:
         check_least(1, **{"slurm.cpus": self.cpus, "slurm.minutes": self.minutes})
@@ -41,9 +42,9 @@ class Slurm:
     def sbatch(self) -> list[str]:
         """The options of sbatch that say so."""
         gres = f"gpu:{self.gpus}" if self.gpus else None
-        asked = {"partition": self.partition, "account": self.account, "gres": gres}
+        asked = {"partition": self.partition, "account": self.account, "gres": gres, **(self.options or {})}
         given = [f"--{key}={value}" for key, value in asked.items() if value is not None]
-        return [*given, "--ntasks=1", f"--cpus-per-task={self.cpus}", f"--time={self.minutes}", *self.options]
+        return [*given, "--ntasks=1", f"--cpus-per-task={self.cpus}", f"--time={self.minutes}"]
 
 
 @dataclass(frozen=True)
