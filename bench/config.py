@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -99,16 +100,18 @@ class Conf:
             del composed["hydra"]
         return Composed(plain(composed), choices)
 
-    def check_sweep(self, name: str, overrides: Sequence[str]) -> Composed:
-        """The first point of a sweep. Raises UserError as `compose` does, for any value of a configuration group."""
-        first = list(overrides)
-        for at, override in enumerate(_parse(overrides)):
-            if override.is_sweep_override():
-                points = self._points(override)
-                for point in points if self.is_group(override.key_or_group) else ():
-                    self._check_choice(override.key_or_group, point)
-                first[at] = f"{override.get_key_element()}={points[0]}"
-        return self.compose(name, first)
+    def points(self, overrides: Sequence[str]) -> list[list[str]]:
+        """The overrides of every point of a sweep; values of the last one given vary fastest.
+
+        Raises UserError for values that cannot be listed.
+        """
+        axes = [
+            [f"{override.get_key_element()}={point}" for point in self._points(override)]
+            if override.is_sweep_override()
+            else [str(override.input_line)]
+            for override in _parse(overrides)
+        ]
+        return [list(point) for point in product(*axes)]
 
     def search_path(self) -> list[str]:
         """The override that tells Hydra of the folders besides the project's own."""
@@ -141,6 +144,8 @@ class Conf:
             raise UserError(
                 f"{override.input_line}: several values at once are a sweep: bench.run -m {key}=value,value"
             )
+        if key.startswith("hydra/"):
+            raise UserError(f"{override.input_line}: Hydra only composes here; launcher=slurm is for a cluster")
         if key == "hydra":
             raise UserError(f"{override.input_line}: a section; hydra.KEY=VALUE sets a key of it")
         if self.is_group(key):

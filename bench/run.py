@@ -1,7 +1,8 @@
 """python -m bench.run method=kangaroo model=joey task=all
 
 Measures a method against vanilla decoding, turn by turn, and writes a run directory under results/runs.
-method=a,b and method=all run several, one after another; -m hands other sweeps to Hydra and its launchers.
+method=a,b and method=all run several, one after another, and -m every point of other sweeps; launcher=slurm hands them
+to a cluster.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 SWEEP = ("-m", "--multirun")
 USAGE = """usage: python -m bench.run [method=NAME[,NAME...]|all] [model=NAME] [task=NAME] [key=value ...]
-       python -m bench.run -m key=value,value ...       a Hydra sweep
+       python -m bench.run -m key=value,value ...       a sweep: every combination; launcher=slurm: on a cluster
        --config-dir FOLDER                              methods and models of your own, laid out like conf/
 method=all: {all}; transformers' own generate (hf_...) only when named
             (make bench alone leaves out recycling and layerskip, the slowest on joey)
@@ -28,10 +29,19 @@ tasks:   all, mt_bench, translation, summarization, qa, math_reasoning, rag; of 
 keys and their defaults: conf/config.yaml, conf/method/NAME.yaml, conf/model/NAME.yaml, conf/questions/NAME.yaml"""
 
 
-@command(goes_on)
+def advice(arguments: Sequence[str]) -> str:
+    """What follows "interrupted; "."""
+    slurm = "jobs that were submitted go on; squeue lists them"
+    return slurm if any(text.startswith("launcher=") for text in arguments) else goes_on(arguments)
+
+
+@command(advice)
 def main(arguments: Sequence[str]) -> int:
     """Run what the command line asks for. Returns the exit status: 0 done, 1 some turn or method failed, 2 input."""
     from bench.config import FOLDER_OPTION, Conf
+    from bench.settings import Run
+    from bench.slurm import Slurm, submit
+    from bench.types import settings_of
     from methods.errors import UserError, nearest
 
     conf, overrides = Conf.given(arguments)
@@ -43,7 +53,30 @@ def main(arguments: Sequence[str]) -> int:
     overrides = [override for override in overrides if override not in SWEEP]
     for option in (override for override in overrides if override.startswith("-")):
         raise UserError(f"{option}: unknown option; {nearest(option, ('-h', '--help', FOLDER_OPTION, *SWEEP))}")
-    return _sweep(conf, overrides) if sweep else _jobs(conf, expand_methods(conf, overrides))
+    jobs = conf.points(_listed(conf, overrides)) if sweep else expand_methods(conf, overrides)
+    if sweep or any(override.startswith("launcher=") for override in overrides):
+        composed = [conf.compose("config", job) for job in jobs]
+        settings = [Run.of(point) for point in composed]  # a mistake in the last point shows before the first runs
+        if "slurm" in composed[0].values:
+            slurm = settings_of(Slurm, composed[0].values["slurm"], "slurm.")
+            plain = [[text for text in job if not text.startswith(("launcher=", "slurm."))] for job in jobs]
+            here = [[*job, *conf.search_path()] for job in plain]
+            return submit(slurm, here, distinct(plain), settings[0].results_dir)
+    return _jobs(conf, jobs)
+
+
+def _listed(conf: Conf, overrides: Sequence[str]) -> list[str]:
+    """Overrides of a sweep, with every method that all stands for."""
+    key = "method="
+    return [
+        key + ",".join(_named(conf, text.removeprefix(key))) if text.startswith(key) else text for text in overrides
+    ]
+
+
+def distinct(jobs: Sequence[Sequence[str]]) -> list[str]:
+    """What each job has and not all have, as its name; a method by its name alone."""
+    shared = set(jobs[0]).intersection(*jobs)
+    return [" ".join(text.removeprefix("method=") for text in job if text not in shared) for job in jobs]
 
 
 def _jobs(conf: Conf, jobs: Sequence[Sequence[str]]) -> int:
@@ -55,13 +88,12 @@ def _jobs(conf: Conf, jobs: Sequence[Sequence[str]]) -> int:
 
     statuses: list[int] = []
     lacking: dict[str, list[str]] = {}  # what is wrong: with which methods
-    for overrides in jobs:
+    for overrides, name in zip(jobs, distinct(jobs), strict=True):
         try:
             statuses.append(_run(conf.compose("config", overrides), overrides))
         except UserError as error:
-            name = next((text.partition("=")[2] for text in overrides if text.startswith("method=")), "")
             if str(error) not in lacking:  # most mistakes concern all methods alike
-                print(error if len(jobs) == 1 or not name else f"{name} is left out: {error}", file=sys.stderr)
+                print(error if not name else f"{name} is left out: {error}", file=sys.stderr)
             lacking.setdefault(str(error), []).append(name)
     if not statuses:
         return 2
@@ -101,39 +133,6 @@ def _run(composed: Any, overrides: Sequence[str]) -> int:
         path, name = settings.model.path, settings.model.name
         print(f"model.path={path}: taken for {name}; if it is another model, model=custom is meant", file=sys.stderr)
     return run(settings, " ".join(["python -m bench.run", *overrides])).status
-
-
-def _sweep(conf: Conf, overrides: Sequence[str]) -> int:
-    """A Hydra sweep. Local jobs report their status here; a launcher's own log has those of remote ones."""
-    import hydra
-    from hydra.core.hydra_config import HydraConfig
-    from omegaconf import OmegaConf
-
-    from bench.config import CONF, Composed, plain
-    from bench.files import make_folder
-    from bench.settings import Run
-    from methods.errors import UserError
-
-    lists = [
-        o if not o.startswith("method=") else "method=" + ",".join(_named(conf, o.partition("=")[2])) for o in overrides
-    ]
-    inside = "method.fallback="  # to Hydra a choice of the group that it names; see Conf.compose
-    lists = [f"method@{text}" if text.startswith(inside) else text for text in lists]
-    make_folder(Run.of(conf.check_sweep("config", lists)).results_dir)  # where Hydra itself writes
-    statuses = []
-
-    def job(config: Any) -> None:
-        hydra_config = HydraConfig.get()
-        choices = OmegaConf.to_container(hydra_config.runtime.choices)
-        try:
-            statuses.append(_run(Composed(plain(config), choices), hydra_config.overrides.task))  # type: ignore[arg-type]
-        except UserError as error:
-            print(error, file=sys.stderr)
-            statuses.append(2)
-
-    sys.argv = ["bench.run", "-m", *lists, *conf.search_path()]  # Hydra takes no option after an override
-    hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(job)()
-    return max(statuses, default=0)
 
 
 if __name__ == "__main__":

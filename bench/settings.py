@@ -91,7 +91,8 @@ class Run:
     @classmethod
     def of(cls, composed: Composed) -> Run:
         """Raises UserError for a value of another type, or out of range."""
-        return settings_of(cls, {**composed.values, "method_name": composed.choices["method"]})
+        values = {key: value for key, value in composed.values.items() if key != "slurm"}
+        return settings_of(cls, {**values, "method_name": composed.choices["method"]})
 
     def __post_init__(self) -> None:
         check_least(1, repeats=self.repeats, max_new_tokens=self.max_new_tokens)

@@ -80,6 +80,12 @@ def test_the_wheel_runs_from_any_folder_and_finds_methods_from_outside(site: Pat
     assert "outside_lookup" in (tmp_path / "results" / "report" / "leaderboard.md").read_text(encoding="utf-8")
 
 
+def test_the_wheel_names_its_console_script(site: Path, tmp_path: Path) -> None:
+    (points,) = site.glob("speculative_bench-*.dist-info/entry_points.txt")
+    assert "speculative-bench = bench.cli:main" in points.read_text(encoding="utf-8")
+    assert python(site, tmp_path, "bench.cli", "report", "--help").lower().startswith("usage: ")
+
+
 def test_the_wheel_trains(site: Path, tmp_path: Path) -> None:
     settings = ["data.limit=12", "loop.epochs=0.2", "loop.length=64", "loop.accumulation=1", "output=adapter"]
     python(site, tmp_path, "bench.train", "method=kangaroo", "model=joey", "data.path=joey", *settings)
