@@ -51,10 +51,6 @@ class Model:
     def __post_init__(self) -> None:
         if self.name in ("", ".", "..") or "/" in self.name or not self.name.isprintable():
             raise UserError(f"model.name={self.name!a}: names a folder of the results; valid: a name without /")
-        if self.built_in and not Path(locate(self.path)).resolve().is_relative_to(BENCH):
-            raise UserError(
-                f"model.path={self.path}: {self.name} is built in and lies elsewhere; model=custom is meant"
-            )
         check_threads("model.threads", self.threads)
 
 
@@ -95,6 +91,10 @@ class Run:
         return settings_of(cls, {**values, "method_name": composed.choices["method"]})
 
     def __post_init__(self) -> None:
+        if self.model.built_in and not Path(locate(self.model.path)).resolve().is_relative_to(BENCH):
+            raise UserError(
+                f"model.path={self.model.path}: {self.model.name} is built in and lies elsewhere; model=custom is meant"
+            )
         check_least(1, repeats=self.repeats, max_new_tokens=self.max_new_tokens)
         check_least(0, warmup_turns=self.warmup_turns)
         check_threads("threads", self.threads)
