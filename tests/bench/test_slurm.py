@@ -38,7 +38,7 @@ RUN = 'import sys; print("in short:", *sys.argv[3:]); sys.exit(3 if "limit=3" in
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder on PATH with sinfo, sbatch and squeue; jobs run a script in the place of bench.run."""
-    python = "#!/bin/sh\nexec {} -c '{}' \"$@\"\n".format(sys.executable, RUN)
+    python = f"#!/bin/sh\nexec {sys.executable} -c '{RUN}' \"$@\"\n"
     for name, text in {
         "sinfo": f"#!/bin/sh\ncat <<'END'\n{SINFO}END\n",
         "sbatch": SBATCH.format(folder=tmp_path),
