@@ -108,8 +108,8 @@ class Watch:
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         """As a stopping criterion, which is asked after every call of the model; it never stops.
 
-        Up to transformers 5.17 at least it is asked about a draft as well, before the call that verifies it, and the last
-        draft may go beyond the limit.
+        Up to transformers 5.17 at least it is asked about a draft as well, before the call that verifies it, and the
+        last draft may go beyond the limit.
         """
         if len(self.lengths) == len(self.rows):
             self.lengths.append(min(input_ids.shape[1], self.most))
