@@ -62,11 +62,11 @@ class HfGenerate:
         settings = GenerationConfig(
             max_new_tokens=limit,
             do_sample=False,
-            eos_token_id=list(self.eos_token_ids) or None,
+            eos_token_id=list(self.eos_token_ids) or self.model.config.vocab_size,  # which no token is
             pad_token_id=0,  # one sequence is never padded; without it transformers warns
             prompt_lookup_num_tokens=self.prompt_lookup,
         )
-        watch = Watch(length, phases or NoPhases())
+        watch = Watch(length, limit, phases or NoPhases())
         hooks = [
             self.model.register_forward_pre_hook(watch.before, with_kwargs=True),
             self.model.register_forward_hook(watch.after),
@@ -82,7 +82,7 @@ class HfGenerate:
         finally:
             for hook in hooks:
                 hook.remove()
-        tokens = tuple(output[0, length:].tolist())
+        tokens = tuple(output[0, length : length + limit].tolist())
         stop = "eos" if tokens[-1] in self.eos_token_ids else "length"
         if stop == "length" and len(tokens) < max_new_tokens:
             stop = "context"
@@ -92,8 +92,8 @@ class HfGenerate:
 class Watch:
     """Sees each call of the model from outside: rows that went in, time spent, and how long the sequence was after."""
 
-    def __init__(self, prompt_length: int, phases: Phases) -> None:
-        self.phases = phases
+    def __init__(self, prompt_length: int, limit: int, phases: Phases) -> None:
+        self.phases, self.most = phases, prompt_length + limit
         self.rows: list[int] = []
         self.lengths = [prompt_length]
 
@@ -106,8 +106,13 @@ class Watch:
         self.span.__exit__(None, None, None)
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        """As a stopping criterion, which is asked after every call of the model; it never stops."""
-        self.lengths.append(input_ids.shape[1])
+        """As a stopping criterion, which is asked after every call of the model; it never stops.
+
+        Up to transformers 5.17 at least it is asked about a draft as well, before the call that verifies it, and the
+        last draft may go beyond the limit.
+        """
+        if len(self.lengths) == len(self.rows):
+            self.lengths.append(min(input_ids.shape[1], self.most))
         return torch.zeros(1, dtype=torch.bool, device=input_ids.device)
 
     def steps(self) -> tuple[Step, ...]:

@@ -105,7 +105,7 @@ def test_unknown_templates_and_missing_tokenizers_are_refused(tmp_path: Path) ->
         ("tokenizer.json", "{}", "no usable tokenizer (KeyError: 'added_tokens')"),
         ("tokenizer.json", "[]", "no usable tokenizer (TypeError"),
         ("tokenizer.json", "{", "no usable tokenizer (Expecting property name"),
-        ("tokenizer_config.json", "5", "no usable tokenizer (AttributeError"),
+        ("tokenizer_config.json", "5", "no usable tokenizer ("),  # of another type from version to version
         ("tokenizer_config.json", '{"tokenizer_class": 5}', "no usable tokenizer (AttributeError"),
         (
             "tokenizer_config.json",

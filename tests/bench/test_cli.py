@@ -22,6 +22,7 @@ def test_an_unknown_command_is_one_line(capsys, monkeypatch) -> None:
     assert capsys.readouterr().err.startswith("reprot: unknown command; did you mean report? valid: distill, ")
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")  # of commands that other tests imported
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_gets_its_arguments(capsys, monkeypatch, command: str) -> None:
     monkeypatch.setattr(sys, "argv", ["speculative-bench", command, "--help"])
