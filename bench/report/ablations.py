@@ -154,9 +154,8 @@ def step_cost(group: Group) -> Figure | None:
         axes.plot(row["cr"], row["decode_speedup"], linestyle="none", marker=marker(entry), color=colour(entry),
                   markersize=5, label=plain(entry.label))  # fmt: skip
     axes.set(xlim=(0.9, chart.right), ylim=(chart.low, chart.top))
-    axes.set(xlabel="compression ratio (tokens per step)", ylabel="decode speedup")
-    axes.text(1, 0, "$c$: cost of a step beyond its own target pass, in passes", transform=axes.transAxes, fontsize=6,
-              color="#555555", ha="right", va="bottom")  # fmt: skip
+    c_said = "$c$: what a step costs beyond its own target pass, in passes"
+    axes.set(xlabel=f"compression ratio (tokens per step)\n{c_said}", ylabel="decode speedup")
     axes.set_title(model_title(group), pad=12)
     shared_legend(figure, [axes])
     return figure
