@@ -24,7 +24,7 @@ MiB = 1024 * 1024
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """Metrics of every method on the first question of each subtask; the run itself checks each token."""
     folder = tmp_path_factory.mktemp("joey")
-    small = ["limit=1", "repeats=1", "max_new_tokens=40", "warmup_turns=0", "threads=1", f"results_dir={folder}"]
+    small = ["limit=1", "repeats=1", "max_new_tokens=32", "warmup_turns=0", "threads=1", f"results_dir={folder}"]
     assert main(["method=all", "model=joey", *small]) == 0
     found = {
         file.parent.parent.name: json.loads(file.read_text()) for file in folder.glob("runs/joey/*/*/metrics.json")
