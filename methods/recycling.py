@@ -48,10 +48,12 @@ class Recycling:
 
     memory: sequence forgets everything with each sequence; run keeps the matrix, as the authors' code does, so that the
     order of the questions changes what is drafted (but for a sequence's last pass, which teaches nothing here). prompt:
-    whether the target's logits over the prompt fill the matrix; the authors' code does not look at them.
+    whether the target's logits over the whole prompt fill the matrix; else those after its last token do, as in the
+    authors' code, where that token's pass is a step.
 
     A pass always has 81 rows. A node below a token whose successors are not known is left out of the tree and rides
-    along (`Tree.only`): it can never be accepted, and the host need not wait to learn how many there are.
+    along (`Tree.only`): it can never be accepted, and the host need not wait to learn how many there are. The authors'
+    matrix holds zeros instead, so that their unknown entries draft token 0, and teach its successors.
     """
 
     extra_parameters = 0
@@ -72,10 +74,11 @@ class Recycling:
         self.max_rows = len(RECYCLING_2_2_2) + 1
 
     def start(self, prompt: list[int], prefill: Prefill) -> Recycled:
-        """An empty matrix, or the one that is kept; with `prompt` what the target said at every place of the prompt."""
-        successors = self.kept or self._empty()
-        if self.prompt:
-            tokens = upload(prompt, self.target.device)
+        """An empty matrix, or the one that is kept; and what the target said in the prompt, or at its end."""
+        successors, tokens = self.kept or self._empty(), upload(prompt, self.target.device)
+        if not self.prompt:
+            successors.learn(tokens[-1:], self.target.lm_head(prefill.final))
+        else:
             for rows, states in zip(tokens.split(ROWS_AT_ONCE), prefill.tapped[0].split(ROWS_AT_ONCE), strict=True):
                 successors.learn(rows, self.target.head(states))
         return Recycled(self, successors)

@@ -12,7 +12,7 @@ from bench.run import main
 from methods.decoder import Decoder, Method, Verification
 from methods.draft import Draft, Tree
 from methods.engine.llama import Llama
-from methods.recycling import Recycling, Successors
+from methods.recycling import Recycled, Recycling, Successors
 from methods.sampling import Sampler, accept
 from methods.trees import RECYCLING_2_2_2, Node
 from methods.vanilla import Vanilla
@@ -25,11 +25,13 @@ PROMPTS = ([5, 6, 7], [9, 9, 9, 9, 9, 9], [i % 11 + 3 for i in range(30)])
 class Reference:
     """Says what is drafted and what is accepted, step by step. It runs every row from the first token on."""
 
-    def __init__(self, model: Llama, learn: list[int], said: dict[tuple[int, ...], list[int]] | None = None) -> None:
+    def __init__(
+        self, model: Llama, prompt: list[int], whole: bool, said: dict[tuple[int, ...], list[int]] | None = None
+    ) -> None:
         self.model, self.best = model, dict[int, list[int]]()
         self.said = {} if said is None else said  # what the model said after some tokens, for the next reference
-        for end in range(1, len(learn) + 1):
-            self.best[learn[end - 1]] = self.successors(learn[:end])
+        for end in range(1 if whole else len(prompt), len(prompt) + 1):
+            self.best[prompt[end - 1]] = self.successors(prompt[:end])
 
     @torch.inference_mode()
     def successors(self, tokens: list[int]) -> list[int]:
@@ -93,7 +95,7 @@ def check_steps(
     """Every step of a sequence against the definition, its tokens against vanilla's. Returns how much each drafted."""
     method = Watched(Recycling(model, memory="sequence", prompt=learn))
     found = Decoder(model, method, context=context).generate(torch.tensor(prompt), new)
-    reference, tokens, drafted = Reference(model, prompt if learn else [], said), [*prompt, found.tokens[0]], []
+    reference, tokens, drafted = Reference(model, prompt, learn, said), [*prompt, found.tokens[0]], []
     for step, (_, verified) in zip(found.steps, method.seen, strict=True):
         given = paths_of(verified)
         draft = reference.draft(tokens, context - len(tokens))
@@ -141,8 +143,8 @@ def test_rows_that_do_not_count_teach_nothing() -> None:
 
 def test_an_empty_matrix_drafts_nothing_that_could_be_accepted() -> None:
     model = tiny_llama(vocab_size=40)
-    drafter = Recycling(model, memory="sequence", prompt=False).start([3], None)  # type: ignore[arg-type]
-    draft = drafter.propose([3], 50)
+    method = Recycling(model, memory="sequence", prompt=False)
+    draft = Recycled(method, Successors(40, model.device)).propose([3], 50)
     assert draft.tree.size == 80 and not draft.tree.depths.any()
     assert set(draft.tokens.tolist()) == {3}
 

@@ -105,7 +105,7 @@ def test_recycling_learns_from_lookups_too() -> None:
     inner = Recycling(model, memory="sequence", prompt=False)
     method = Watched(Sam(model, **{**SETTINGS, "predict": 12, "threshold": 2, "fallback": inner}))
     Decoder(model, method).generate(torch.tensor(prompt), 60)
-    reference, kinds = Reference(model, learn=[]), []
+    reference, kinds = Reference(model, prompt, whole=False), []
     for tokens, draft in method.seen:
         chain = searched(tokens, predict=12, threshold=2)
         kinds.append(chain is None)
