@@ -67,7 +67,7 @@ class Parts:
         drafts = dict(self.method.files())
         hashes = {f"target/{name}": digest for name, digest in file_hashes(self.folder).items()}
         for key, path in drafts.items():
-            for name, digest in file_hashes(path).items():
+            for name, digest in file_hashes(path, draft=True).items():
                 label = f"draft/{name}"
                 hashes[f"{key}/{name}" if label in hashes else label] = digest
         config = settings.record()
@@ -117,7 +117,7 @@ def rehearse(settings: Run, *, tokenizer: bool = True) -> Bound:
 def _made_without_storage() -> Iterator[None]:
     """What a user can mend passes; whatever else a constructor raises may be due to the missing storage."""
     failed: UserError | None = None
-    with suppress(Exception):
+    with suppress(Exception, SystemExit):
         try:
             yield
         except UserError as error:
@@ -158,11 +158,11 @@ def build(parts: Parts, target: Llama | None = None) -> Sides:
             if isinstance(error, UserError) or out_of_memory(error):
                 raise
             raise _unmakeable(settings, error) from error
-        except Exception as error:  # a method's own mistake
+        except (Exception, SystemExit) as error:  # a method's own mistake
             raise _unmakeable(settings, error) from error
 
 
-def _unmakeable(settings: Run, error: Exception) -> UserError:
+def _unmakeable(settings: Run, error: BaseException) -> UserError:
     what = f"{type(error).__name__}: {first_line(error)}"
     return UserError(f"method: {settings.method['_target_']} cannot be made ({what})")
 

@@ -24,6 +24,7 @@ from methods.errors import UserError, first_line, nearest
 from methods.files import Checkpoint, DataFile
 
 TARGET = "_target_"
+FOR_PEOPLE = (".csv", ".log", ".md", ".pdf", ".png")  # what our trainings leave beside a draft, for example
 CONTEXT = ("target", "model")  # parameters that the caller gives, not the configuration
 
 
@@ -123,19 +124,20 @@ def draft_key(node: Mapping[str, Any]) -> str | None:
     return next((name for name, kind in kinds.items() if _marker(kind) and not _optional(kind)), None)
 
 
-def file_hashes(path: Path) -> dict[str, str]:
+def file_hashes(path: Path, *, draft: bool = False) -> dict[str, str]:
     """SHA-256 by name: of a file; or of a checkpoint folder's weight files, index and JSON, but for its tokenizer's.
 
+    draft: of a folder every file counts but what is for people, as nobody knows what a method from outside reads.
     Raises UserError when one cannot be read.
     """
     files = [path]
     if path.is_dir():
-        texts = {file for file in path.glob("*.json") if file.name not in CHAT_FILES}
-        files = sorted({*texts, *weight_files(path)})
+        inside = [file for file in path.rglob("*") if file.suffix not in FOR_PEOPLE] if draft else path.glob("*.json")
+        files = sorted({*(file for file in inside if file.name not in CHAT_FILES), *weight_files(path)})
     hashes = {}
     for file in filter(Path.is_file, files):
         with reading(file, "part of a checkpoint"):
-            hashes[file.name] = sha256(file)
+            hashes[str(file.relative_to(path)) if file != path else file.name] = sha256(file)
     return hashes
 
 
@@ -156,10 +158,12 @@ def _bound(key: str, value: Any, kind: Any, marker: Checkpoint | DataFile | None
 
 
 def _target(node: Mapping[str, Any], key: str) -> Callable[..., Any]:
+    if TARGET not in node:
+        raise UserError(f"{key}.{TARGET} is missing: {key}.{TARGET}=package.module.Class names what is made")
     try:
         found = get_object(node[TARGET])
         inspect.signature(found)
-    except Exception as error:  # whatever importing somebody's module raises
+    except (Exception, SystemExit) as error:  # whatever importing somebody's module raises
         raise UserError(f"{key}.{TARGET}={node[TARGET]}: {first_line(error)}") from error
     return found
 

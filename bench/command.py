@@ -25,15 +25,17 @@ def command(advice: Callable[[Sequence[str]], str]) -> Callable[[Main], Main]:
     def decorate(work: Main) -> Main:
         @wraps(work)
         def main(arguments: Sequence[str]) -> int:
+            stops: list[KeyboardInterrupt] = []
             try:
-                with terminable():
+                with stoppable(stops):
                     return work(arguments)
-            except UserError as error:
-                print(error, file=sys.stderr)
-                return 2
-            except KeyboardInterrupt as stop:
-                print(f"interrupted; {advice(arguments)}", file=sys.stderr)
-                return 143 if isinstance(stop, Terminated) else 130
+            except BaseException as error:
+                # What is stopped while it is imported may raise something else of its own.
+                stop = next((s for s in (error, *stops) if isinstance(s, KeyboardInterrupt)), None)
+                if stop is None and not isinstance(error, UserError):
+                    raise
+                print(error if stop is None else f"interrupted; {advice(arguments)}", file=sys.stderr)
+                return 2 if stop is None else 143 if isinstance(stop, Terminated) else 130
 
         return main
 
@@ -53,17 +55,25 @@ def again(arguments: Sequence[str]) -> str:
 
 
 @contextmanager
-def terminable() -> Iterator[None]:
-    """SIGTERM raises Terminated inside. Only the main thread may say so; elsewhere nothing changes."""
+def stoppable(stops: list[KeyboardInterrupt]) -> Iterator[None]:
+    """Inside, SIGTERM raises Terminated and Ctrl-C KeyboardInterrupt, each kept in `stops` too.
+
+    Only the main thread may say so; elsewhere nothing changes, nor for a Ctrl-C that is ignored.
+    """
 
     def stop(number: int, frame: Any) -> None:
-        raise Terminated
+        stops.append(Terminated() if number == signal.SIGTERM else KeyboardInterrupt())
+        raise stops[-1]
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    numbers = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        numbers.append(signal.SIGINT)
+    before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

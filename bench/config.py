@@ -18,6 +18,7 @@ from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from yaml import MarkedYAMLError, YAMLError
 
 from bench.places import CONF
 from methods.errors import UserError, first_line, nearest
@@ -25,7 +26,7 @@ from methods.errors import UserError, first_line, nearest
 ENTRY_POINTS = "speculative_bench"  # where an installed package names a folder of its own laid out like conf/
 FOLDER_OPTION, FOLDER_KEY = "--config-dir", "hydra.searchpath"
 FALLBACK = re.compile(r"\+?method\.fallback=(?!null$)(\w[\w-]*)")  # a method inside another one, by name
-COMPOSING = (HydraException, OmegaConfBaseException, ValueError, TypeError, RecursionError)
+COMPOSING = (HydraException, OmegaConfBaseException, YAMLError, ValueError, TypeError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,8 @@ class Conf:
                 self._explain(name, parsed, error)
                 raise UserError(_line(error.__cause__ or error)) from error
         choices = {str(group): str(name) for group, name in composed.hydra.runtime.choices.items()}
+        if "draft" in composed:
+            raise UserError(f"conf/draft/{choices.get('draft')}.yaml: must begin with the line # @package method")
         with open_dict(composed):
             del composed["hydra"]
         return Composed(plain(composed), choices)
@@ -243,6 +246,9 @@ def _leaves(tree: Any, prefix: str = "") -> list[str]:
 
 
 def _line(error: BaseException) -> str:
+    if isinstance(error, MarkedYAMLError) and error.problem_mark:
+        mark = error.problem_mark
+        return f"{mark.name} line {mark.line + 1}: not valid YAML ({error.problem})"
     key = getattr(error, "full_key", None)
     if isinstance(error, MissingMandatoryValue):
         return f"{key} is missing: give {key}=VALUE"

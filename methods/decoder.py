@@ -113,6 +113,11 @@ class Decoder:
             raise UserError(f"context={context}: must be between 2 and the model's {model.config.context}")
         if temperature < 0:
             raise UserError(f"temperature={temperature}: must be 0 (greedy) or above")
+        name, layers = type(method).__name__, model.config.num_layers
+        if lacking := [part for part in ("taps", "max_rows", "extra_parameters", "start") if not hasattr(method, part)]:
+            raise UserError(f"method: {name} lacks {', '.join(lacking)}")
+        if beyond := [tap for tap in method.taps if not 0 <= tap <= layers]:
+            raise UserError(f"method: {name} taps layer {beyond[0]}, the model has 0 to {layers}")
         self.model, self.method, self.temperature, self.seed = model, method, temperature, seed
         self.positions = torch.arange(self.context, device=model.device)
         self.cache = self.new_cache()
@@ -211,6 +216,7 @@ class Sequence:
             positions, mask = self._layout(draft, base)
         pending = torch.full((1,), self.tokens[-1], device=model.device)
         fed = torch.cat((pending, draft.tokens, *(() if draft.extra is None else (draft.extra.tokens,))))
+        assert len(fed) <= self.decoder.method.max_rows, "a draft of more rows than the method said"
         resumed = draft.hidden
         hidden, first = (model.embed(fed), 0) if resumed is None else (resumed.states, resumed.layer)
         taps = Taps(self.decoder.method.taps)

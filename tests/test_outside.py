@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,65 @@ def test_its_mistakes_are_one_line(outside: SmallRun, capsys, changes: dict, mes
     overrides = outside.overrides(**{"method": "linear", "method__checkpoint": None, **changes})
     capsys.readouterr()
     assert main([*given, *overrides]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_any_file_of_its_weights_that_changes_begins_another_run(outside: SmallRun) -> None:
+    (outside.folder / "weights" / "inner").mkdir()
+    given = [f"--config-dir={outside.folder / 'own'}"]
+    for content in ("one", "two", "two"):
+        (outside.folder / "weights" / "inner" / "w.pt").write_text(content)
+        (outside.folder / "weights" / "notes.md").write_text(content * 2)
+        changes = {"method": "linear", "method__checkpoint": None, "limit": 1, "repeats": 1}
+        assert main([*given, *outside.overrides(**changes)]) == 0
+    assert len(outside.folders()) == 2
+    hashes = json.loads((outside.folders()[0] / "run.json").read_text())["checkpoint_sha256"]
+    assert "draft/inner/w.pt" in hashes and "draft/notes.md" not in hashes
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("method/linear.yaml", "checkpoint: null\n", "method._target_ is missing: method._target_=package.module"),
+        ("method/linear.yaml", "", "method._target_ is missing"),
+        ("method/linear.yaml", "a: [\n", "linear.yaml line 2: not valid YAML"),
+        ("draft/linear-custom.yaml", "checkpoint: x\n", "conf/draft/linear-custom.yaml: must begin with the line #"),
+    ],
+)
+def test_a_broken_file_of_a_folder_is_one_line_and_keeps_no_other_method_out(
+    outside: SmallRun, capsys, file: str, text: str, message: str
+) -> None:
+    (outside.folder / "own" / file).write_text(text)
+    given = [f"--config-dir={outside.folder / 'own'}"]
+    changes = {"method__checkpoint": None, "limit": 1, "repeats": 1}
+    capsys.readouterr()
+    assert main([*given, *outside.overrides(**changes, method="linear")]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert main([*given, *outside.overrides(**changes, method="linear,vanilla")]) == 1
+    assert [folder.parent.name for folder in outside.folders()] == ["vanilla"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("    taps = ()", "    taps = (99,)", "method: Linear taps layer 99, the model has 0 to"),
+        ("    taps = ()", "    tabs = ()", "method: Linear lacks taps"),
+        ("    def start(", "    def strat(", "method: Linear lacks start"),
+        ("        self.", "        raise SystemExit(0)\n        self.", "cannot be made (SystemExit"),
+    ],
+)
+def test_a_method_without_the_interface_is_one_line(
+    outside: SmallRun, capsys, monkeypatch, before: str, after: str, message: str
+) -> None:
+    file = outside.folder / "code" / "linear_draft.py"
+    assert before in METHOD
+    file.write_text(METHOD.replace(before, after, 1))
+    monkeypatch.delitem(sys.modules, "linear_draft", raising=False)
+    given = [f"--config-dir={outside.folder / 'own'}"]
+    capsys.readouterr()
+    assert main([*given, *outside.overrides(method="linear", method__checkpoint=None, limit=1, repeats=1)]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
 

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from methods.engine.checkpoint import empty_weights, randomise
-from methods.engine.llama import Llama, ModelConfig
+from methods.engine.llama import Llama
+from methods.proof import tiny_model as tiny_llama
+
+__all__ = ["adapter_checkpoint", "packed", "reference_model", "tiny_llama", "write_checkpoint"]
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 128,
@@ -88,30 +90,6 @@ def packed(model: Llama) -> Llama:
     model.pack()
     assert model.packed
     return model
-
-
-def tiny_llama(seed: int = 0, *, std: float = 0.2, dtype: torch.dtype = torch.float32, **shape: Any) -> Llama:
-    """A random engine model on the CPU, quick to make; `shape` overrides fields of ModelConfig.
-
-    With the default spread greedy text of the default shape wanders through many tokens instead of repeating one.
-    """
-    fields: dict[str, Any] = {
-        "architecture": "LlamaForCausalLM",
-        "vocab_size": 128,
-        "hidden_size": 64,
-        "intermediate_size": 160,
-        "num_layers": 4,
-        "num_heads": 4,
-        "num_kv_heads": 2,
-        "head_dim": 16,
-        "norm_eps": 1e-6,
-        "context": 256,
-        "eos_token_ids": (2,),
-    }
-    config = ModelConfig(**{**fields, **shape})
-    weights = empty_weights(config, dtype, torch.device("cpu"))
-    randomise(weights, seed, std)
-    return Llama(config, weights)
 
 
 def adapter_checkpoint(

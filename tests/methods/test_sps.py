@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from methods.decoder import Decoder, Step
 from methods.engine.checkpoint import published_weights
+from methods.engine.config import published_config
 from methods.engine.llama import Llama
 from methods.errors import UserError
 from methods.sam import Sam
@@ -29,24 +30,11 @@ PROMPTS = ([5, 6, 7], [9], [3, 4, 5, 6] * 8)
 
 def write_drafter(folder: Path, model: Llama) -> Path:
     """A checkpoint of a model of the engine, with the tokenizer of all tests."""
-    config = model.config
     tokenizer_folder(folder)
     save_file(
         {name: tensor.contiguous() for name, tensor in published_weights(model).items()}, folder / "model.safetensors"
     )
-    shape = {
-        "architectures": [config.architecture],
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "rms_norm_eps": config.norm_eps,
-        "max_position_embeddings": config.context,
-    }
-    (folder / "config.json").write_text(json.dumps(shape))
+    (folder / "config.json").write_text(json.dumps(published_config(model.config)))
     return folder
 
 
