@@ -58,9 +58,14 @@ def measure(name: str, tokens: int, steps: int, texts: int = 4) -> Measured:
 
     from bench.binder import bind
     from bench.config import installed
+    from methods.decoder import Prefill
+    from methods.sampling import Sampler
 
+    model = target()
+    states = torch.zeros(1, model.config.hidden_size)  # what the target says is no matter here
+    prefill = Prefill((), states, model.new_cache(1), Sampler(0.0, 0, VOCABULARY, model.device))
     settings = installed().compose("config", [f"method={name}"]).values["method"]
-    method = bind(settings, "method").make(target=target())
+    method = bind(settings, "method").make(target=model)
     found, new = Measured(), np.random.default_rng(0).integers(1, 4, steps).tolist()
     torch.set_num_threads(1)
     with one_core(), torch.inference_mode():
@@ -68,7 +73,7 @@ def measure(name: str, tokens: int, steps: int, texts: int = 4) -> Measured:
             content = np.minimum(text(tokens + 3 * steps, seed), VOCABULARY - 1).tolist()  # ends of documents too
             end = max(1, tokens - steps)
             started = time.perf_counter()
-            drafter = method.start(content[:end], None)
+            drafter = method.start(content[:end], prefill)
             found.start_ms.append(1e3 * (time.perf_counter() - started))
             if name == "recycling":
                 drafter.successors.matrix[:-1] = torch.randint(VOCABULARY, (VOCABULARY, 8))
