@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bench.files import replace_tensors, replace_text
 from bench.train import loop
 from bench.train.loss import Sums, as_is, cross_entropy
 from bench.train.packing import Row
 from bench.train.source import DataSource, ModelSource, frequent
+from bench.train.states import KeptStates
 from methods.adapters import PUBLISHED, VARIANTS, Adapter, check_variant
 from methods.engine.config import published_config
 from methods.engine.llama import Llama
@@ -24,24 +25,30 @@ from methods.errors import UserError
 class Distillation(nn.Module):
     """Adapter over a frozen target: a Row in, the soft-target cross-entropy out (Liu et al., section 3.1)."""
 
-    def __init__(self, target: Llama, adapter: Adapter, *, exit_layer: int, chunk: int) -> None:
+    def __init__(
+        self, target: Llama, adapter: Adapter, *, exit_layer: int, chunk: int, kept: KeptStates | None = None
+    ) -> None:
         super().__init__()
-        self.target, self.adapter, self.exit_layer, self.chunk = target, adapter, exit_layer, chunk
+        self.target, self.adapter, self.exit_layer, self.chunk, self.kept = target, adapter, exit_layer, chunk, kept
 
     def forward(self, row: Row) -> Sums:
         """Sums over the positions that predict the assistant's tokens."""
-        target, mask = self.target, row.lengths
-        with torch.no_grad(), as_is(target.dtype, target.device):
-            exits = target.run(target.embed(row.tokens), row.positions, None, slice(0, self.exit_layer), mask)
-            final = target.run(exits, row.positions, None, slice(self.exit_layer, None), mask)
-            chosen = row.predicting()
-            wanted = target.norm(final[chosen])
-        drafted = self.adapter(exits.float(), target.rope, row.positions, None, mask)[chosen]
+        target, chosen = self.target, row.predicting()
+        exits, final = self.states(row) if self.kept is None else self.kept.of(row, self.states)
+        drafted = self.adapter(exits.float(), target.rope, row.positions, None, row.lengths)[chosen]
         head, own = target.weights.lm_head.weight, self.adapter.lm_head
-        vocabulary = self.adapter.vocabulary
+        vocabulary, wanted = self.adapter.vocabulary, final[chosen].to(target.dtype)
         return cross_entropy(
             drafted, head if own is None else own, wanted, head, vocabulary=vocabulary, chunk=self.chunk
         )
+
+    def states(self, row: Row) -> tuple[Tensor, Tensor]:
+        """What the target has at the exit layer, and after its final norm: [n, hidden] each."""
+        target = self.target
+        with torch.no_grad(), as_is(target.dtype, target.device):
+            exits = target.run(target.embed(row.tokens), row.positions, None, slice(0, self.exit_layer), row.lengths)
+            final = target.run(exits, row.positions, None, slice(self.exit_layer, None), row.lengths)
+            return exits, target.norm(final)
 
 
 def initialise(adapter: Adapter, target: Llama, seed: int) -> None:
@@ -85,6 +92,7 @@ def train(
     save_dtype: str,
     seed: int,
     resume: bool,
+    keep_states: bool = False,
 ) -> list[loop.Point]:
     """Train an adapter for a model and write it to `output`. Raises UserError for settings or data that do not fit."""
     check_variant(variant)
@@ -106,9 +114,11 @@ def train(
     )
     initialise(adapter, source.target, seed)
     dtype = loop.saved_dtype(save_dtype, source.target.config.dtype)
+    folder = Path(output) / "states" / f"{source.fingerprint()}-{exit_layer}"
+    kept = KeptStates(folder) if keep_states else None
     job = loop.Job(
         title=f"Adapter {variant} for {source.name}, exit layer {exit_layer}",
-        module=Distillation(source.target, adapter, exit_layer=exit_layer, chunk=loop_settings.chunk),
+        module=Distillation(source.target, adapter, exit_layer=exit_layer, chunk=loop_settings.chunk, kept=kept),
         write=lambda folder: write(folder, adapter, exit_layer=exit_layer, dtype=dtype),
         identity={
             "method": "kangaroo",
@@ -116,6 +126,7 @@ def train(
             "exit_layer": exit_layer,
             "draft_vocab": draft_vocab,
             "target": source.fingerprint(),
+            **({"keep_states": True} if keep_states else {}),
         },
         output=Path(output),
     )

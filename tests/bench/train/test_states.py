@@ -1,0 +1,61 @@
+"""A target's states are kept on disk once, and read as they were but for half precision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from bench.train.conversations import Encoded
+from bench.train.kangaroo import Distillation, initialise
+from bench.train.packing import Row, build_row
+from bench.train.states import KeptStates
+from methods.adapters import Adapter
+from tests.tiny import tiny_llama
+
+
+def conversation(seed: int, length: int) -> Encoded:
+    drawn = np.random.default_rng(seed)
+    return Encoded(drawn.integers(0, 128, length, dtype=np.int32), drawn.random(length) < 0.7)
+
+
+def test_states_are_computed_once_for_each_conversation_however_rows_are_packed(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def compute(row: Row) -> tuple[Tensor, Tensor]:
+        seen.append(len(row.tokens))
+        one = row.tokens[:, None].float() + torch.arange(3) / 7
+        return one, -one
+
+    kept = KeptStates(tmp_path / "states")
+    first, second, third = (conversation(seed, length) for seed, length in ((1, 5), (2, 9), (3, 4)))
+    kept.of(build_row([first, second]), compute)
+    kept.of(build_row([third]), compute)
+    again = build_row([third, first])
+    for states, wanted in zip(kept.of(again, compute), compute(again), strict=True):
+        torch.testing.assert_close(states, wanted, rtol=1e-3, atol=0)
+    assert seen == [14, 4, 9]  # the last by this test
+
+
+def test_what_half_precision_cannot_hold_is_not_kept(tmp_path: Path) -> None:
+    kept = KeptStates(tmp_path / "states")
+    row = build_row([conversation(1, 5)])
+    huge = torch.full((5, 3), 1e9)
+    for _ in range(2):
+        assert kept.of(row, lambda _: (huge, huge))[0] is huge
+    assert not list(tmp_path.rglob("*.npy"))
+
+
+def test_an_adapter_learns_the_same_from_kept_states(tmp_path: Path) -> None:
+    target = tiny_llama()
+    adapter = Adapter(target.config, variant="kangaroo", dtype=torch.float32, device=target.device)
+    initialise(adapter, target, 0)
+    row = build_row([conversation(1, 30), conversation(2, 20)])
+    plain = Distillation(target, adapter, exit_layer=2, chunk=16)
+    keeping = Distillation(target, adapter, exit_layer=2, chunk=16, kept=KeptStates(tmp_path))
+    losses = [plain(row).loss.item(), keeping(row).loss.item(), keeping(row).loss.item()]
+    assert losses[1] == losses[0] and losses[2] == pytest.approx(losses[0], rel=1e-3)
+    assert len(list(tmp_path.glob("*.npy"))) == 2
