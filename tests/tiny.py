@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from methods.engine.llama import Llama
+from methods.errors import UserError
 from methods.proof import tiny_model as tiny_llama
 
 __all__ = ["adapter_checkpoint", "packed", "reference_model", "tiny_llama", "write_checkpoint"]
@@ -62,7 +65,7 @@ def reference_model(family: str, *, seed: int = 0, **changes: Any) -> Any:
     return model
 
 
-def write_checkpoint(folder: Path, model: Any, layout: str = "safetensors") -> Path:
+def write_checkpoint(folder: Path, model: Any, layout: str = "safetensors", shards: int = 3) -> Path:
     """Write transformers' model: safetensors, safetensors_shards, bin, bin_shards or bin_legacy (before torch 1.6)."""
     if layout.startswith("safetensors"):
         model.save_pretrained(folder, max_shard_size="100KB" if layout.endswith("shards") else "5GB")
@@ -76,10 +79,10 @@ def write_checkpoint(folder: Path, model: Any, layout: str = "safetensors") -> P
         torch.save(state, folder / "pytorch_model.bin", _use_new_zipfile_serialization=layout == "bin")
         return folder
     names = list(state)
-    shards = {f"pytorch_model-{i + 1:05}-of-00003.bin": names[i::3] for i in range(3)}
-    for shard, held in shards.items():
-        torch.save({name: state[name] for name in held}, folder / shard)
-    weight_map = {name: shard for shard, held in shards.items() for name in held}
+    parts = {f"pytorch_model-{i + 1:05}-of-{shards:05}.bin": names[i::shards] for i in range(shards)}
+    for part, held in parts.items():
+        torch.save({name: state[name] for name in held}, folder / part)
+    weight_map = {name: part for part, held in parts.items() for name in held}
     index = {"metadata": {"total_size": sum(t.nbytes for t in state.values())}, "weight_map": weight_map}
     (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
     return folder
@@ -131,3 +134,18 @@ def adapter_checkpoint(
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     return folder
+
+
+def edit_config(folder: Path, remove: tuple[str, ...] = (), **changes: Any) -> None:
+    file = folder / "config.json"
+    raw = {key: value for key, value in json.loads(file.read_text()).items() if key not in remove}
+    file.write_text(json.dumps({**raw, **changes}))
+
+
+def refusal(call: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
+    """The one line that a call is refused with."""
+    with pytest.raises(UserError) as caught:
+        call(*args, **kwargs)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message

@@ -30,6 +30,7 @@ MACHINE = {
     "threads": 2,
     "packages": {"torch": "2.0.0", "transformers": "5.0.0"},
 }
+GPU = MACHINE | {"gpu": "NVIDIA H100", "driver": "570"}
 
 
 @dataclass(frozen=True)
@@ -213,3 +214,11 @@ def _line(envelope: dict[str, Any], repeat: int, ids: list[np.ndarray], lengths:
     if verdicts is not None:
         choice["fidelity"] = fidelity
     return envelope | {"repeat": repeat, "answer_id": f"a{envelope['question_id']}-{repeat}", "choices": [choice]}
+
+
+def changed(folder: Path, **fields) -> Path:
+    """A run's run.json with some fields of its configuration's method, or of its own, replaced."""
+    info = json.loads((folder / "run.json").read_text())
+    info["config"]["method"] |= fields.pop("method", {})
+    (folder / "run.json").write_text(json.dumps(info | fields))
+    return folder
