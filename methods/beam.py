@@ -55,7 +55,7 @@ class Beam:
         self.levels += 1
 
     def rerank(self, nodes: int) -> tuple[Tensor, Tree, Tensor]:
-        """The tree of the `nodes` best candidates of all: tokens [n], shape, and the candidates' numbers [n], ascending.
+        """The tree of the `nodes` best candidates of all: tokens [n], shape, and their numbers [n], ascending.
 
         A child never scores above its parent and comes after it, so with ties broken by number no parent is left out.
         """
