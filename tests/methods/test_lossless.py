@@ -15,6 +15,7 @@ from methods.draft import Draft, Resumed, Tree
 from methods.engine.llama import Llama
 from methods.proof import Make, check_lossless, check_side_by_side
 from methods.sam import Sam
+from tests.methods.eagle_reference import draft_config, random_draft, write_draft
 from tests.methods.test_medusa import random_heads, write_heads
 from tests.methods.test_rest import tokenizer_folder, write_datastore
 from tests.methods.test_sps import write_drafter
@@ -41,8 +42,20 @@ def sps(folder: Path) -> dict[str, Any]:
     return {"drafter": write_drafter(folder, tiny_llama(vocab_size=48, num_layers=2))}
 
 
+def eagle(folder: Path) -> dict[str, Any]:
+    shape = tiny_llama(vocab_size=48).config
+    return {"checkpoint": write_draft(folder, random_draft(shape), draft_config(shape))}
+
+
 # What a method needs besides its configuration, made in a folder. A new method with weights adds a line.
-DRAFTS: dict[str, Callable[[Path], dict[str, Any]]] = {"kangaroo": kangaroo, "medusa": medusa, "rest": rest, "sps": sps}
+DRAFTS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "eagle": eagle,
+    "eagle2": eagle,
+    "kangaroo": kangaroo,
+    "medusa": medusa,
+    "rest": rest,
+    "sps": sps,
+}
 
 
 @pytest.fixture(scope="module")
