@@ -84,10 +84,10 @@ class EagleModel:
 
     @classmethod
     def load(cls, folder: Path, target: Llama) -> EagleModel:
-        """A published checkpoint: config.json and pytorch_model.bin, or model.safetensors, for its layer and fc.
+        """Read a published checkpoint: config.json of a Llama of one layer, and pytorch_model.bin or model.safetensors.
 
-        Whether fc has a bias says `bias` in config.json (absent: true). Raises UserError when the two contradict each
-        other, and for a draft that does not fit the target.
+        `bias` in config.json says whether fc has one (absent: true). Raises UserError when the weights contradict
+        it, are incomplete or too many, and for a draft model that does not fit the target.
         """
         where, bias = f"method.checkpoint={folder}", read_json(folder / "config.json").get("bias", True)
         if not isinstance(bias, bool):

@@ -57,7 +57,7 @@ class FeatureTraining(nn.Module):
         self.weights = loop.parameters(draft.weights)
 
     def forward(self, row: Row) -> Sums:
-        """Sums over the pairs whose next feature predicts a token of the assistant. Noise is for training only."""
+        """Sums over the pairs whose output should predict a token of the assistant. Noise is for training only."""
         target, objective = self.target, self.objective
         with torch.no_grad(), as_is(target.dtype, target.device):
             hidden = target.run(target.embed(row.tokens), row.positions, None, slice(0, None), row.lengths)
