@@ -18,7 +18,7 @@ from methods.engine.checkpoint import empty_weights
 from methods.engine.llama import Llama
 from methods.errors import UserError
 from methods.sam import Sam
-from methods.trees import EAGLE_25
+from methods.trees import EAGLE_25, Level
 from methods.vanilla import Vanilla
 from tests.methods.eagle_reference import (
     Paths,
@@ -58,6 +58,14 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """Groups of one, two and four heads; the first without a bias and with a rope_theta of its own."""
     changes = {4: {"bias": False, "rope_theta": 500.0}, 2: {}, 1: {"bias": True}}[request.param]
     return Case(tmp_path_factory.mktemp("draft"), request.param, **changes)
+
+
+def test_the_published_tree_has_25_nodes_of_which_10_run() -> None:
+    assert [sum(len(node) == depth for node in EAGLE_25) for depth in range(1, 7)] == [4, 8, 8, 3, 2, 0]
+    levels = Level.build_all(EAGLE_25, 4, torch.device("cpu"))
+    assert [len(level.runs) for level in levels] == [4, 4, 1, 1, 0]
+    # The last that runs is 0000, the first of all levels: it sees the first node of each.
+    assert levels[3].sees.nonzero()[:, 1].tolist() == [0, 4, 8, 9]
 
 
 def static(case: Case, tree: Any) -> tuple[Any, Any]:
