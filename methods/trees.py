@@ -6,15 +6,16 @@ A node is the path to it: (2, 0) follows the third choice of the first head with
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from methods.draft import Tree
+from methods.draft import Tree, upload
 from methods.engine.config import read_json
 from methods.errors import UserError, nearest
 
@@ -45,6 +46,10 @@ RECYCLING_2_2_2 = _from_children(
 )
 
 
+# The 25 nodes that EAGLE's repository calls mc_sim_7b_63 as well (model/choices.py there), by depth.
+EAGLE_25 = _from_children("-:4 0:3 1:2 2:2 3:1 00:3 01:2 02:2 10:1 000:3 0000:2")
+
+
 @dataclass(frozen=True)
 class ChoiceTree:
     """A tree laid out for use: its shape, and for each node where its token stands among the heads' choices."""
@@ -59,6 +64,33 @@ class ChoiceTree:
         parents = [number[node[:-1]] if len(node) > 1 else -1 for node in nodes]
         index = torch.tensor([(len(node) - 1) * width + node[-1] for node in nodes], device=device)
         return cls(shape=Tree.build(parents, device), index=index)
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level of a static tree, laid out for drafting; only nodes that have children run."""
+
+    places: Tensor  # [n] of its nodes among the choices [nodes run above, width]
+    runs: Tensor  # [r] those of them that run
+    above: Tensor  # [r] their parents among the nodes run above
+    sees: Tensor  # [r, nodes run so far, these included] bool
+
+    @classmethod
+    def build_all(cls, nodes: Sequence[Node], width: int, device: torch.device) -> list[Level]:
+        """All levels of a tree that is ordered by depth."""
+        inner, sees = {node[:-1] for node in nodes}, np.zeros((1, 0), dtype=bool)
+        above: list[Node] = [()]
+        levels = []
+        for depth in range(1, 1 + len(nodes[-1])):
+            level = [node for node in nodes if len(node) == depth]
+            running = [node for node in level if node in inner]
+            parents = np.array([above.index(node[:-1]) for node in running], dtype=np.int64)
+            sees = np.concatenate((sees[parents], np.eye(len(running), dtype=bool)), 1)
+            places = [width * above.index(node[:-1]) + node[-1] for node in level]
+            runs = [level.index(node) for node in running]
+            levels.append(cls(*(upload(part, device) for part in (places, runs, parents, sees))))
+            above = running
+        return levels
 
 
 def by_depth(nodes: Sequence[Node], width: int, device: torch.device) -> list[ChoiceTree]:
@@ -78,17 +110,31 @@ def read_tree(tree: Any, *, heads: int, vocab_size: int, nodes: int, calibration
     """
     if heads < 1:
         raise UserError(f"method.heads={heads}: must be at least 1")
-    if isinstance(tree, str):
-        if tree not in NAMES:
-            raise UserError(f"method.tree={tree}: unknown; {nearest(tree, NAMES)}, or a list such as [[0],[0,0],[1]]")
-        if tree == "auto":
-            return greedy_tree(read_accuracies(calibration, heads), nodes)
-        chosen = tuple((0,) * depth for depth in range(1, heads + 1)) if tree == "chain" else MC_SIM_7B_63
-    else:
-        chosen = _checked(tree)
-    deepest, widest = max(chosen, key=len), max(chosen, key=max)
+    if tree == "auto":
+        return greedy_tree(read_accuracies(calibration, heads), nodes)
+    named = {"chain": tuple((0,) * depth for depth in range(1, heads + 1)), "mc_sim_7b_63": MC_SIM_7B_63}
+    chosen = pick_tree(tree, named, vocab_size, valid=NAMES)
+    deepest = max(chosen, key=len)
     if len(deepest) > heads:
         raise UserError(f"method.tree: {list(deepest)} is {len(deepest)} deep, there are {heads} heads")
+    return chosen
+
+
+def pick_tree(
+    tree: Any, named: Mapping[str, tuple[Node, ...]], vocab_size: int, *, valid: Sequence[str] = ()
+) -> tuple[Node, ...]:
+    """One of the named trees, or a list of paths, each after its parent. valid: what a message lists in place of named.
+
+    Raises UserError for anything else, and for a choice beyond the vocabulary.
+    """
+    if isinstance(tree, str):
+        if tree not in named:
+            known = nearest(tree, valid or named)
+            raise UserError(f"method.tree={tree}: unknown; {known}, or a list such as [[0],[0,0],[1]]")
+        chosen = named[tree]
+    else:
+        chosen = _checked(tree)
+    widest = max(chosen, key=max)
     if max(widest) >= vocab_size:
         raise UserError(f"method.tree: {list(widest)} takes choice {max(widest)} of {vocab_size} tokens")
     return chosen

@@ -29,6 +29,7 @@ from bench.train.conversations import Encoded
 from bench.train.log import Point
 from bench.train.packing import Row
 from methods.engine.checkpoint import DTYPES, pick_device
+from methods.engine.matrix import Matrix
 from methods.errors import UserError, nearest
 
 SUMMARY = "training.json"
@@ -124,6 +125,17 @@ def accelerator(mixed_precision: str, device: str) -> Accelerator:
     # accelerate keeps one precision a process; an experiment trains several things in one, each with its own.
     AcceleratorState._reset_state()
     return Accelerator(cpu=on_cpu, mixed_precision=chosen)
+
+
+def parameters(*parts: object) -> nn.ParameterList:
+    """Makes parameters of the tensors and matrices of the parts, in their places. What two share is one parameter."""
+    values = [(part, name, value) for part in parts for name, value in vars(part).items()]
+    places = [(v, "weight", v.weight) if isinstance(v, Matrix) else (part, name, v) for part, name, v in values]
+    made: dict[int, nn.Parameter] = {}
+    for holder, name, tensor in places:
+        if isinstance(tensor, torch.Tensor):
+            setattr(holder, name, made.setdefault(id(tensor), nn.Parameter(tensor)))
+    return nn.ParameterList(made.values())
 
 
 def saved_dtype(name: str, own: str) -> torch.dtype:

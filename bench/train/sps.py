@@ -22,8 +22,7 @@ from bench.train.packing import Row
 from bench.train.source import DataSource, ModelSource
 from methods.engine.checkpoint import empty_weights, published_weights, randomise
 from methods.engine.config import published_config
-from methods.engine.llama import Llama, ModelConfig, Weights
-from methods.engine.matrix import Matrix
+from methods.engine.llama import Llama, ModelConfig
 from methods.errors import UserError
 
 FEED_FORWARD = 3  # width of the SwiGLU blocks, in widths of the model
@@ -35,7 +34,7 @@ class Distillation(nn.Module):
     def __init__(self, target: Llama, drafter: Llama, *, chunk: int) -> None:
         super().__init__()
         self.target, self.drafter, self.chunk = target, drafter, chunk
-        self.weights = parameters(drafter.weights)
+        self.weights = loop.parameters(drafter.weights, *drafter.weights.layers)
 
     def forward(self, row: Row) -> Sums:
         """Sums over the positions that predict the assistant's tokens."""
@@ -49,18 +48,6 @@ class Distillation(nn.Module):
     @staticmethod
     def _states(model: Llama, row: Row) -> Tensor:
         return model.run(model.embed(row.tokens), row.positions, None, slice(0, None), row.lengths)
-
-
-def parameters(weights: Weights) -> nn.ParameterList:
-    """Makes parameters of a tied model's weights, in their places, and returns them."""
-    for part in (weights, *weights.layers):
-        for name, value in vars(part).items():
-            if isinstance(value, Matrix):
-                value.weight = nn.Parameter(value.weight)
-            elif isinstance(value, Tensor):
-                setattr(part, name, nn.Parameter(value))
-    weights.embedding = weights.lm_head.weight
-    return nn.ParameterList(weights.tensors())
 
 
 def build_drafter(target: Llama, *, hidden: int, layers: int, heads: int, seed: int) -> Llama:

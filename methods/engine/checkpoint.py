@@ -21,7 +21,7 @@ from methods.engine import config as folders
 from methods.engine import gguf
 from methods.engine.config import read_json, reading, shown
 from methods.engine.hub import resolve
-from methods.engine.llama import LayerWeights, Llama, ModelConfig, Weights
+from methods.engine.llama import BlockWeights, LayerWeights, Llama, ModelConfig, Weights
 from methods.engine.matrix import Matrix, new_matrix
 from methods.errors import UserError, nearest
 
@@ -30,6 +30,7 @@ __all__ = [
     "load_model",
     "pick_device",
     "pick_dtype",
+    "published_layer",
     "published_weights",
     "randomise",
     "read_config",
@@ -206,25 +207,30 @@ def _slots(config: ModelConfig, weights: Weights) -> dict[str, Tensor]:
     slots = {"model.embed_tokens.weight": weights.embedding, "model.norm.weight": weights.norm}
     if not config.tied:
         slots["lm_head.weight"] = weights.lm_head.weight
-    heads = [count * config.head_dim for count in (config.num_heads, config.num_kv_heads, config.num_kv_heads)]
     for index, layer in enumerate(weights.layers):
-        parts = {
-            "input_layernorm.weight": layer.input_norm,
-            "post_attention_layernorm.weight": layer.post_norm,
-            "self_attn.o_proj.weight": layer.output.weight,
-            "mlp.down_proj.weight": layer.down.weight,
-            "self_attn.q_norm.weight": layer.q_norm,
-            "self_attn.k_norm.weight": layer.k_norm,
-        }
-        for name, rows in zip("qkv", layer.qkv.weight.split(heads), strict=True):
-            parts[f"self_attn.{name}_proj.weight"] = rows
-        if layer.qkv_bias is not None:
-            for name, rows in zip("qkv", layer.qkv_bias.split(heads), strict=True):
-                parts[f"self_attn.{name}_proj.bias"] = rows
-        for name, rows in zip(("gate", "up"), layer.gate_up.weight.chunk(2), strict=True):
-            parts[f"mlp.{name}_proj.weight"] = rows
-        slots |= {f"model.layers.{index}.{name}": part for name, part in parts.items() if part is not None}
+        parts = {"input_layernorm.weight": layer.input_norm, **published_layer(config, layer)}
+        slots |= {f"model.layers.{index}.{name}": part for name, part in parts.items()}
     return slots
+
+
+def published_layer(config: ModelConfig, layer: BlockWeights) -> dict[str, Tensor]:
+    """A layer's weights but for its input norm, under the ends of their published names, as views."""
+    heads = [count * config.head_dim for count in (config.num_heads, config.num_kv_heads, config.num_kv_heads)]
+    parts = {
+        "post_attention_layernorm.weight": layer.post_norm,
+        "self_attn.o_proj.weight": layer.output.weight,
+        "mlp.down_proj.weight": layer.down.weight,
+        "self_attn.q_norm.weight": layer.q_norm,
+        "self_attn.k_norm.weight": layer.k_norm,
+    }
+    for name, rows in zip("qkv", layer.qkv.weight.split(heads), strict=True):
+        parts[f"self_attn.{name}_proj.weight"] = rows
+    if layer.qkv_bias is not None:
+        for name, rows in zip("qkv", layer.qkv_bias.split(heads), strict=True):
+            parts[f"self_attn.{name}_proj.bias"] = rows
+    for name, rows in zip(("gate", "up"), layer.gate_up.weight.chunk(2), strict=True):
+        parts[f"mlp.{name}_proj.weight"] = rows
+    return {name: part for name, part in parts.items() if part is not None}
 
 
 def _fill(

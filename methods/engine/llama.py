@@ -63,7 +63,12 @@ class FeedForwardWeights:
 
 
 @dataclass(kw_only=True)
-class LayerWeights(AttentionWeights, FeedForwardWeights):
+class BlockWeights(AttentionWeights, FeedForwardWeights):
+    """Weights of one decoder layer but for the norm of its input, which some draft models do not have."""
+
+
+@dataclass(kw_only=True)
+class LayerWeights(BlockWeights):
     """Weights of one decoder layer."""
 
     input_norm: Tensor  # [hidden]
@@ -227,6 +232,18 @@ def feed_forward(hidden: Tensor, weights: FeedForwardWeights, config: ModelConfi
     return weights.down.add(hidden, F.silu(gate) * up)
 
 
+def new_cache(config: ModelConfig, capacity: int, dtype: torch.dtype, device: torch.device) -> KVCache:
+    """An empty cache with `capacity` slots for every layer of a model of this shape."""
+    return KVCache(
+        layers=config.num_layers,
+        kv_heads=config.num_kv_heads,
+        capacity=capacity,
+        head_dim=config.head_dim,
+        dtype=dtype,
+        device=device,
+    )
+
+
 class Taps:
     """Collects the states before some layers, [n, hidden] each, while a pass runs through them.
 
@@ -280,15 +297,7 @@ class Llama:
 
     def new_cache(self, capacity: int) -> KVCache:
         """An empty cache with `capacity` slots for every layer."""
-        config = self.config
-        return KVCache(
-            layers=config.num_layers,
-            kv_heads=config.num_kv_heads,
-            capacity=capacity,
-            head_dim=config.head_dim,
-            dtype=self.dtype,
-            device=self.device,
-        )
+        return new_cache(self.config, capacity, self.dtype, self.device)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """tokens [n] int64 -> [n, hidden]."""

@@ -11,6 +11,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from methods.decoder import Decoder
+from methods.eagle import Eagle
+from methods.eagle2 import Eagle2
 from methods.engine.kv_cache import KVCache
 from methods.engine.llama import Llama
 from methods.kangaroo import Kangaroo
@@ -22,6 +24,7 @@ from methods.recycling import Recycling
 from methods.sam import Sam
 from methods.sps import SmallModel
 from methods.vanilla import Vanilla
+from tests.methods.eagle_reference import draft_config, random_eagle, write_draft
 from tests.methods.test_layerskip import agreeing
 from tests.methods.test_medusa import random_heads, write_heads
 from tests.methods.test_sps import near, write_drafter
@@ -151,6 +154,24 @@ def automaton(model: Llama) -> Sam:
 def early_exit(model: Llama) -> LayerSkip:
     agreeing(model)
     return LayerSkip(model, exit_layer=3, gamma=3)
+
+
+def eagle(model: Llama, folder: Path, *, tree: str) -> Any:
+    write_draft(folder, random_eagle(model.config), draft_config(model.config))
+    if tree == "mc_sim_7b_63":
+        return Eagle(model, checkpoint=folder, tree=tree)
+    return Eagle2(model, checkpoint=folder, tree=tree, top_k=5, depth=3, nodes=20)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("tree", ["mc_sim_7b_63", "dynamic", "chain"])
+def test_eagle_waits_once_a_step(tmp_path: Path, transfers: list[str], tree: str) -> None:
+    model = tiny_llama(vocab_size=40, eos_token_ids=())
+    decoder, prompt = Decoder(model, eagle(model, tmp_path, tree=tree)), torch.tensor([5, 6, 7])
+    decoder.generate(prompt, 10)  # lays out chains
+    transfers.clear()
+    with Operations() as operations:
+        generation = decoder.generate(prompt, 40)
+    assert transfers == ["tolist"] * (2 + len(generation.steps)) and operations.waiting() == 0
 
 
 @pytest.mark.parametrize("make", [recycling, lookups, automaton, early_exit])

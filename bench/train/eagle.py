@@ -1,0 +1,144 @@
+"""Training EAGLE's draft model: from the target's features up to a token it learns the next one.
+
+Li et al., arXiv 2401.15077, section 4.2; weights, noise and format are those of their code. EAGLE-2 takes the same.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bench.files import replace_tensors, replace_text
+from bench.train import loop
+from bench.train.loss import Sums, as_is, cross_entropy
+from bench.train.packing import Row
+from bench.train.source import DataSource, ModelSource
+from methods.eagle import EagleModel
+from methods.engine.config import published_config
+from methods.engine.llama import Llama
+from methods.errors import UserError
+
+NOISE_LENGTH = 512  # tokens of a conversation whose noise is as large as `noise` says
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What is minimised at every token of the assistant, and what the features are disturbed with.
+
+    feature: weight of the smooth L1 distance to the target's feature, a mean over its elements. token: weight of the
+    cross-entropy to the target's distribution. noise: width of the uniform noise on every feature of a conversation of
+    512 tokens; a shorter one has more, in inverse proportion.
+    """
+
+    feature: float
+    token: float
+    noise: float
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not 0 <= value < float("inf"):
+                raise UserError(f"train.{name}={value}: must be 0 or above")
+        if not self.feature + self.token:
+            raise UserError("train.feature=0 and train.token=0: one of them must be above 0")
+
+
+class FeatureTraining(nn.Module):
+    """A draft model beside a frozen target: a Row in, the weighted losses out."""
+
+    def __init__(self, draft: EagleModel, objective: Objective, *, chunk: int) -> None:
+        super().__init__()
+        self.target, self.draft, self.objective, self.chunk = draft.target, draft, objective, chunk
+        self.weights = loop.parameters(draft.weights)
+
+    def forward(self, row: Row) -> Sums:
+        """Sums over the pairs whose output should predict a token of the assistant. Noise is for training only."""
+        target, objective = self.target, self.objective
+        with torch.no_grad(), as_is(target.dtype, target.device):
+            hidden = target.run(target.embed(row.tokens), row.positions, None, slice(0, None), row.lengths)
+            features = target.norm(hidden)
+        wanted = row.predicting()
+        wanted = wanted[row.positions[wanted] > 0]  # the first token's feature has no pair before it
+        inputs = features.float()
+        if torch.is_grad_enabled() and objective.noise:
+            inputs = inputs + objective.noise * noise(row, features.shape[1])
+        # The last pair of the row lacks its token; it is no one's input, so any will do.
+        outputs = self.draft.run(row.tokens.roll(-1), inputs, row.positions, None, row.lengths)[wanted - 1]
+        head = target.weights.lm_head.weight
+        sums = cross_entropy(outputs, head, features[wanted], head, chunk=self.chunk)
+        distance = F.smooth_l1_loss(outputs.float(), features[wanted].float(), reduction="none").mean(-1).sum()
+        return replace(sums, loss=objective.token * sums.loss + objective.feature * distance)
+
+
+def noise(row: Row, hidden: int) -> Tensor:
+    """Uniform in ±256 / length of the conversation, [n, hidden]."""
+    lengths = torch.tensor(row.lengths, device=row.tokens.device)[row.segments]
+    draws = torch.rand(len(row.tokens), hidden, device=row.tokens.device) - 0.5
+    return draws * (NOISE_LENGTH / lengths)[:, None]
+
+
+def build_draft(target: Llama, *, bias: bool, seed: int) -> EagleModel:
+    """A draft model of the shape of a layer of the target, in float32; initialised as torch's linears are."""
+    config = replace(
+        target.config,
+        architecture="LlamaForCausalLM",
+        num_layers=1,
+        rope_scaling=None,
+        qkv_bias=False,
+        qk_norm=False,
+        tied=False,
+    )
+    draft = EagleModel(config, target, bias=bias, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in draft.published().items():
+        if tensor.dim() == 2:
+            spread = (3 * tensor.shape[1]) ** -0.5
+            tensor.copy_(torch.randn(tensor.shape, generator=generator) * spread)
+        else:
+            tensor.fill_(0 if name.endswith("bias") else 1)
+    return draft
+
+
+def write(folder: Path, draft: EagleModel, dtype: torch.dtype) -> None:
+    """config.json and pytorch_model.bin as published, but without the copy of the target's embeddings."""
+    config = published_config(replace(draft.config, dtype=str(dtype).removeprefix("torch.")))
+    config["bias"] = draft.weights.fc_bias is not None
+    replace_tensors(folder / "pytorch_model.bin", loop.stored(draft.published(), dtype))
+    replace_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+
+
+def train(
+    *,
+    model: dict[str, Any],
+    data: dict[str, Any],
+    loop_settings: loop.Settings,
+    bias: bool,
+    feature: float,
+    token: float,
+    noise: float,
+    output: str,
+    save_dtype: str,
+    seed: int,
+    resume: bool,
+) -> list[loop.Point]:
+    """Train a draft model and write it to `output`. Raises UserError for settings or data that do not fit."""
+    objective = Objective(feature=feature, token=token, noise=noise)
+    accelerate = loop.accelerator(loop_settings.mixed_precision, model.get("device", "auto"))
+    source = ModelSource.load(model, accelerate.device)
+    dtype = loop.saved_dtype(save_dtype, source.target.config.dtype)
+    examples = DataSource(**data).load(source, loop_settings.length, seed, accelerate.print)
+    draft = build_draft(source.target, bias=bias, seed=seed)
+    torch.manual_seed(seed)  # of the noise; a run that goes on has the state of its random numbers in its checkpoint
+    job = loop.Job(
+        title=f"EAGLE draft model for {source.name}",
+        module=FeatureTraining(draft, objective, chunk=loop_settings.chunk),
+        write=lambda folder: write(folder, draft, dtype),
+        identity={"method": "eagle", "bias": bias, **vars(objective), "target": source.fingerprint()},
+        output=Path(output),
+    )
+    return loop.fit(job, examples, loop_settings, accelerate, seed=seed, resume=resume)

@@ -1,0 +1,84 @@
+"""EAGLE-2: the draft model's own confidence shapes the tree (Li et al., arXiv 2406.16858, section 4).
+
+A node's score is the sum of the log-probabilities on its path. Level by level the best nodes go on; the best of all
+are verified. Any DraftModel drafts so.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from methods.beam import Beam
+from methods.decoder import Prefill, Verification
+from methods.draft import Draft, Tree
+from methods.eagle import EagleModel
+from methods.engine.llama import Llama
+from methods.errors import UserError
+from methods.files import Checkpoint
+from methods.follower import DraftModel, Follower
+
+
+class DynamicMethod:
+    """Drafts with a model that is there already; methods differ in how they load it.
+
+    tree: dynamic, or chain (the best child each time, depth + 1 of them). top_k: nodes of a level that go on, and
+    children of each. depth: levels behind the first. nodes: rows of a target pass, the pending token's included. Raises
+    UserError for values out of range.
+    """
+
+    def __init__(
+        self, model: DraftModel, *, tree: Literal["dynamic", "chain"], top_k: int, depth: int, nodes: int
+    ) -> None:
+        for name, value, least in (("top_k", top_k, 1), ("depth", depth, 0), ("nodes", nodes, 2)):
+            if value < least:
+                raise UserError(f"method.{name}={value}: must be at least {least}")
+        if tree == "chain":
+            top_k, nodes = 1, depth + 2
+        self.model, self.top_k, self.depth, self.max_rows = model, top_k, depth, nodes
+        self.taps, self.extra_parameters = model.taps, model.extra_parameters
+
+    def start(self, prompt: list[int], prefill: Prefill) -> DynamicDraft:
+        """Run the draft model over the prompt."""
+        return DynamicDraft(self, prompt, prefill)
+
+
+class DynamicDraft:
+    """A dynamic tree over one sequence. Nothing is read by the host: a step waits for its verification alone."""
+
+    def __init__(self, method: DynamicMethod, prompt: list[int], prefill: Prefill) -> None:
+        self.method = method
+        self.follower = Follower(method.model, prompt, prefill, method.top_k * method.depth)
+
+    def propose(self, tokens: list[int], room: int) -> Draft:
+        """Grow the tree by as many levels as there is room for, at most depth + 1, and keep its best nodes."""
+        method, model, follower = self.method, self.method.model, self.follower
+        outputs = follower.catch_up(tokens)
+        beam = Beam(model.logits(outputs), method.top_k, model.vocabulary)
+        for depth in range(1, min(method.depth + 1, room)):
+            outputs = follower.level(beam.tokens, outputs[beam.origin], beam.sees, depth)
+            beam.grow(model.logits(outputs))
+        follower.end_tree()
+        drafted, tree, _ = beam.rerank(method.max_rows - 1)
+        chain = method.top_k == 1
+        return Draft(tokens=drafted, tree=Tree.chain(len(drafted), drafted.device) if chain else tree)
+
+    def observe(self, verification: Verification) -> None:
+        """Note the features of the accepted rows, whoever drafted them."""
+        self.follower.observe(verification)
+
+
+class Eagle2(DynamicMethod):
+    """EAGLE-1's draft model under a dynamic tree; checkpoint: its folder or hub id, the rest as DynamicMethod says."""
+
+    def __init__(
+        self,
+        target: Llama,
+        *,
+        checkpoint: Annotated[Path, Checkpoint("an EAGLE draft model")],
+        tree: Literal["dynamic", "chain"],
+        top_k: int,
+        depth: int,
+        nodes: int,
+    ) -> None:
+        super().__init__(EagleModel.load(Path(checkpoint), target), tree=tree, top_k=top_k, depth=depth, nodes=nodes)
