@@ -55,7 +55,12 @@ class Beam:
         self.levels += 1
 
     def rerank(self, nodes: int) -> tuple[Tensor, Tree, Tensor]:
-        """The tree of the `nodes` best candidates of all: tokens [n], shape, and their numbers [n], ascending.
+        """The tree of the `nodes` best candidates of all: tokens [n], shape, and their numbers [n], ascending."""
+        tokens, parents, kept = self.chosen(nodes)
+        return tokens, Tree.on_device(parents, self.levels), kept
+
+    def chosen(self, nodes: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The same candidates: tokens [n], the place of each one's parent among them (-1: pending), numbers [n].
 
         A child never scores above its parent and comes after it, so with ties broken by number no parent is left out.
         """
@@ -63,7 +68,7 @@ class Beam:
         place = torch.full((self.size + 1,), -1, device=kept.device)  # of a candidate in the tree; the last: pending
         place[kept] = torch.arange(len(kept), device=kept.device)
         parents = place[torch.cat(self._parents)[kept]]  # -1 reads the last place
-        return torch.cat(self._tokens)[kept], Tree.on_device(parents, self.levels), kept
+        return torch.cat(self._tokens)[kept], parents, kept
 
 
 def best(values: Tensor, count: int) -> tuple[Tensor, Tensor]:

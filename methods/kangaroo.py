@@ -125,8 +125,11 @@ class SelfDraft:
 
     def _exit_state(self, token: Tensor, position: int) -> Tensor:
         """State [1, hidden] of token [1] after the exit layer."""
-        positions = self.method.positions[position : position + 1]
-        return self.target.run(self.target.embed(token), positions, self.cache, slice(0, self.method.exit_layer))
+        return self._early(token, self.method.positions[position : position + 1])
+
+    def _early(self, tokens: Tensor, positions: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Tokens [n] -> states [n, hidden] after the exit layer; mask as `Llama.run` takes it."""
+        return self.target.run(self.target.embed(tokens), positions, self.cache, slice(0, self.method.exit_layer), mask)
 
     def _adapt(self, states: Tensor) -> Tensor:
         positions = self.method.positions[self.seen : self.seen + len(states)]

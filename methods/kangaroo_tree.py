@@ -1,0 +1,124 @@
+"""Kangaroo with a dynamic tree: EAGLE-2's beam (methods.beam) grown by Kangaroo's self-draft model.
+
+Liu et al. (arXiv 2404.18911) report tree decoding with ten nodes a level and eta = 0.4, and have published no code of
+it. Stopping rule, number of nodes and levels are our reading: a level is the last when the confidence of its best node,
+by itself, is below eta, so that with one node a level this is Kangaroo's chain.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from methods.beam import Beam
+from methods.decoder import Prefill, Verification
+from methods.draft import Draft, Resumed, Tree, upload
+from methods.engine.llama import Llama
+from methods.errors import UserError
+from methods.files import Checkpoint
+from methods.kangaroo import Kangaroo, SelfDraft
+
+
+class KangarooTree(Kangaroo):
+    """Drafts a tree of the `nodes` - 1 best of all candidates; gamma: most levels.
+
+    width: nodes of a level that go on, and children of each. nodes: rows of the target pass, the pending token's
+    included. The rest as in Kangaroo. Raises UserError for values out of range.
+    """
+
+    def __init__(
+        self,
+        target: Llama,
+        *,
+        exit_layer: int,
+        gamma: int,
+        eta: float,
+        variant: str,
+        checkpoint: Annotated[Path, Checkpoint("a Kangaroo adapter")],
+        width: int,
+        nodes: int,
+    ) -> None:
+        for name, value, least in (("width", width, 1), ("nodes", nodes, 2)):
+            if value < least:
+                raise UserError(f"method.{name}={value}: must be at least {least}")
+        super().__init__(target, exit_layer=exit_layer, gamma=gamma, eta=eta, variant=variant, checkpoint=checkpoint)
+        self.width, self.nodes = width, nodes
+        # The first layers hold every node that was run before the best are chosen: the cache needs places for them.
+        self.max_rows = max(nodes, 1 + width * (gamma - 1))
+
+    def start(self, prompt: list[int], prefill: Prefill) -> TreeDraft:
+        """Run the adapter over the exit-layer states of the whole prompt."""
+        return TreeDraft(self, prefill)
+
+
+class TreeDraft(SelfDraft):
+    """The same draft model on one sequence, a level of the tree at a time."""
+
+    method: KangarooTree
+
+    def __init__(self, method: KangarooTree, prefill: Prefill) -> None:
+        super().__init__(method, prefill)
+        self.rows: list[int] = []  # of this draft's rows, those that the adapter has run; where, behind the pending one
+
+    def propose(self, tokens: list[int], room: int) -> Draft:
+        """Grow levels until the best node's confidence is below eta, or gamma of them, or the context is full."""
+        method, base = self.method, len(tokens) - 1
+        first = self._exit_state(torch.full((1,), tokens[-1], device=self.target.device), base)
+        outputs = self._adapt(torch.cat((self.unseen, first)))[-1:]
+        self.unseen = first[:0]
+        beam = Beam(method.head(outputs), method.width, method.adapter.vocabulary)
+        exits, ran = [first], [beam.frontier[:0]]
+        while True:
+            sure = beam.certainty[0].exp().item()
+            if not sure >= method.eta or beam.levels == min(method.gamma, room):  # nor if it is no number
+                break
+            positions = torch.full((len(beam.tokens),), base + beam.levels, device=first.device)
+            mask = torch.cat((beam.sees.new_ones(len(beam.tokens), base + 1), beam.sees), 1)
+            exits.append(self._early(beam.tokens, positions, mask))
+            ran.append(beam.frontier)
+            adapted = method.adapter(exits[-1], method.rope, positions, self.adapter_cache, mask)
+            beam.grow(method.head(adapted))
+        return self._packed(beam, torch.cat(exits), torch.cat(ran), base, math.isnan(sure))
+
+    def _packed(self, beam: Beam, exits: Tensor, ran: Tensor, base: int, doubtful: bool) -> Draft:
+        """The best candidates, those that were run first: their rows of the first layers move together.
+
+        exits [1 + r, hidden]: states of the pending token and of the candidates `ran` [r]. The others, which have no
+        children, run the first layers now.
+        """
+        device = exits.device
+        drafted, parents, kept = beam.chosen(self.method.nodes - 1)
+        numbers, above, before = (
+            part.tolist() for part in torch.cat((kept, parents, ran)).split((len(kept), len(kept), len(ran)))
+        )
+        row = {number: place for place, number in enumerate(before, 1)}
+        held = sorted((place for place, number in enumerate(numbers) if number in row), key=lambda p: row[numbers[p]])
+        order = held + [place for place, number in enumerate(numbers) if number not in row]
+        new = {-1: -1, **{old: place for place, old in enumerate(order)}}
+        tree = Tree.build([new[above[place]] for place in order], device)
+        self.rows = [0, *(row[numbers[place]] for place in held)]
+        if self.method.exit_layer:
+            self.cache.keep(base, self.rows)
+        drafted = drafted[upload(order, device)]
+        states = [exits[upload(self.rows, device)]]
+        if late := len(order) - len(held):
+            seen = tree.mask[-late:]
+            mask = torch.cat((seen.new_ones(late, base), seen), 1)
+            states.append(self._early(drafted[-late:], base + tree.depths[-late:], mask))
+        hidden = Resumed(torch.cat(states), self.method.exit_layer)
+        return Draft(tokens=drafted, tree=tree, hidden=hidden, doubtful=doubtful)
+
+    def observe(self, verification: Verification) -> None:
+        """Keep the accepted rows that the adapter has run; note the accepted states that it has not."""
+        (exits,) = verification.tapped
+        accepted = exits[upload(verification.path, self.target.device)]
+        known = [self.rows[place] for place in verification.path if place < len(self.rows)]
+        if known:  # else another method drafted
+            self.adapter_cache.keep(self.seen - 1, known)
+            self.seen += len(known) - 1
+        self.unseen = torch.cat((self.unseen, accepted[len(known) :]))
+        self.rows = []
