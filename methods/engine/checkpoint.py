@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
-HEAD_FILES = ("medusa_lm_head.safetensors", "medusa_lm_head.pt")  # the names that Medusa's heads are published under
+HEAD_FILES = ("medusa_lm_head.safetensors", "medusa_lm_head.pt", "hydra_lm_head.pt")  # as they are published
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 DEVICES = ("auto", "cpu", "cuda")
 REOPEN_BYTES = 256 << 20  # at most; less for a small checkpoint

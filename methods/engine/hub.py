@@ -19,7 +19,7 @@ from methods.errors import UserError, first_line
 TEXT_FILES = ["*.json", "*.jinja", "tokenizer.model", "vocab.txt", "merges.txt"]
 # Exact names: repositories also hold consolidated.safetensors, adapters and other copies of the same weights.
 SAFETENSORS = ["model.safetensors", "model-*-of-*.safetensors", "medusa_lm_head.safetensors"]
-BINARIES = ["pytorch_model.bin", "pytorch_model-*-of-*.bin", "medusa_lm_head.pt"]
+BINARIES = ["pytorch_model.bin", "pytorch_model-*-of-*.bin", "medusa_lm_head.pt", "hydra_lm_head.pt"]
 PACKAGE = "package:"  # package:NAME/FILE|owner/name: a file inside an installed Python package, else a hub repository
 COMMIT = re.compile("[0-9a-f]{40}")
 LORA = "adapter_config.json"
