@@ -17,7 +17,7 @@ from methods.kangaroo import Kangaroo
 from methods.lookahead import Lookahead
 from methods.medusa import Medusa
 from methods.vanilla import Vanilla
-from tests.methods.eagle_reference import draft_config, random_draft, write_draft
+from tests.methods.eagle_reference import draft_config, random_eagle, write_draft
 from tests.methods.test_medusa import random_heads, write_heads
 from tests.methods.test_rest import rest, tokenizer_folder, write_datastore
 from tests.tiny import adapter_checkpoint, tiny_llama
@@ -55,7 +55,7 @@ def test_tokens_are_the_cpus(tmp_path: Path) -> None:
     tree = [[0], [1], [0, 0], [0, 1], [1, 0]]
     known, tokenizer = [*prompt.tolist(), *expected], tokenizer_folder(tmp_path / "tokenizer", size=128)
     datastore = write_datastore(tmp_path / "store", [known, [*known[:20], 4, *known[21:]]], tokenizer)  # a branch
-    eagle = write_draft(tmp_path / "eagle", random_draft(gpu.config), draft_config(gpu.config))
+    eagle = write_draft(tmp_path / "eagle", random_eagle(gpu.config), draft_config(gpu.config))
     methods = (
         Vanilla(gpu),
         Eagle(gpu, checkpoint=eagle, tree="mc_sim_7b_63"),
