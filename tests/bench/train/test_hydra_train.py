@@ -1,0 +1,109 @@
+"""Training Hydra's heads: what they learn, and the checkpoint that they leave."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from bench.train import hydra, packing
+from methods.decoder import Decoder
+from methods.engine.checkpoint import load_model
+from methods.errors import UserError
+from methods.hydra import Hydra
+from methods.vanilla import Vanilla
+from tests.bench.train.chat_model import settings, write_chat_model, write_sharegpt
+from tests.bench.train.test_eagle_train import conversations
+from tests.tiny import tiny_llama
+
+SHAPE: Any = {"architecture": "prefix-mlp", "heads": 2, "layers": 3}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    write_chat_model(folder / "model")
+    write_sharegpt(folder / "data.json", 60)
+    return folder
+
+
+def arguments(world: Path, output: Path, **changes: Any) -> dict[str, Any]:
+    return {
+        "model": {"name": "tiny", "path": str(world / "model"), "dtype": "float32", "device": "cpu"},
+        "data": {"path": str(world / "data.json"), "limit": None, "held_out": 5},
+        "loop_settings": settings(epochs=4),
+        "output": str(output),
+        "save_dtype": "float32",
+        "seed": 0,
+        "resume": True,
+        **SHAPE,
+        **changes,
+    }
+
+
+@pytest.mark.parametrize("architecture", ["prefix-mlp", "mlp"])
+def test_it_learns_and_writes_what_the_method_reads(world: Path, tmp_path: Path, architecture: Any) -> None:
+    target = load_model(world / "model", device="cpu")
+    hydra.train(**arguments(world, tmp_path, architecture=architecture))
+    fresh = hydra.GroundedTraining(
+        hydra.build_draft(target, **{**SHAPE, "architecture": architecture}, seed=0), chunk=16
+    )
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["hydra_head_arch"] == architecture and config["hydra_num_layers"] == 3
+    saved = torch.load(tmp_path / "hydra_lm_head.pt", weights_only=True)
+    first, again = ("2", "1") if architecture == "mlp" else ("5", "3")
+    assert torch.equal(saved[f"hydra_mlp.1.{first}.linear.weight"], saved[f"hydra_mlp.1.{again}.linear.weight"])
+    method = Hydra(target, checkpoint=tmp_path, tree="chain")
+    assert method.extra_parameters == sum(weight.numel() for weight in fresh.parameters())
+    generations = [Decoder(target, m).generate(torch.arange(3, 30), 20) for m in (method, Vanilla(target))]
+    assert generations[0].tokens == generations[1].tokens
+    trained = hydra.GroundedTraining(method.model, chunk=16)
+    row = packing.build_row(conversations())
+    with torch.no_grad():
+        assert trained(row).loss < fresh(row).loss
+
+
+def test_the_loss_is_the_heads_own_one_place_at_a_time() -> None:
+    """Every head reads what it reads in drafting: the state, and the true tokens behind it."""
+    target = tiny_llama()
+    draft = hydra.build_draft(target, **SHAPE, seed=0)
+    training = hydra.GroundedTraining(draft, chunk=7)
+    losses: list[list[float]] = [[], []]
+    with torch.no_grad():
+        for weight in training.parameters():
+            weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)) * 0.05)
+        for conversation in conversations():
+            tokens = torch.from_numpy(conversation.tokens).long()
+            positions = torch.arange(len(tokens))
+            features = target.norm(target.run(target.embed(tokens), positions, None, slice(0, None)))
+            states = draft.states(features, positions, None)
+            for k, head in enumerate(draft.heads):
+                for at in range(len(tokens) - 2 - k):
+                    if conversation.assistant[at + 1 : at + 3 + k].all():
+                        read = torch.cat((states[at], *target.embed(tokens[at + 1 : at + 2 + k])))[None]
+                        wanted = target.lm_head(features[at + 1 + k][None]).softmax(-1)
+                        losses[k].append(F.cross_entropy(head.logits(read, draft.repeats), wanted).item())
+    sums = training(packing.build_row(conversations()))
+    assert sums.loss.item() == pytest.approx(sum(map(sum, losses)) / 2, rel=1e-4)
+    assert sums.positions.item() == sum(map(len, losses)) / 2
+    sums.loss.backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in training.parameters())
+    assert not any(tensor.requires_grad for tensor in target.weights.tensors())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"heads": 0}, "train.heads=0, train.layers=3: must be 1 to 64"),
+        ({"architecture": "mpl"}, "train.architecture=mpl: unknown; did you mean mlp?"),
+    ],
+    ids=str,
+)
+def test_settings_that_do_not_fit(world: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as refused:
+        hydra.train(**arguments(world, tmp_path, **changes))
+    assert str(refused.value).startswith(message)
