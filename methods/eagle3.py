@@ -82,7 +82,7 @@ class Eagle3Model:
     def run(
         self, tokens: Tensor, features: Tensor, positions: Tensor, cache: KVCache | None, mask: Mask | None = None
     ) -> Tensor:
-        """As DraftModel says: attention reads embedding and feature, and what it and the SwiGLU give joins the feature."""
+        """As DraftModel says: the layer reads embedding and feature, and adds to the feature."""
         config, weights = self.config, self.weights
         embedded = F.embedding(tokens, self.embedding).to(features.dtype)
         normed = rms_norm(features, weights.hidden_norm, config.norm_eps)

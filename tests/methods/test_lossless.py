@@ -15,6 +15,7 @@ from methods.draft import Draft, Resumed, Tree
 from methods.engine.llama import Llama
 from methods.proof import Make, check_lossless, check_side_by_side
 from methods.sam import Sam
+from tests.methods.eagle3_reference import draft_config3, random_draft3, with_vocabulary
 from tests.methods.eagle_reference import draft_config, random_draft, write_draft
 from tests.methods.test_medusa import random_heads, write_heads
 from tests.methods.test_rest import tokenizer_folder, write_datastore
@@ -47,10 +48,18 @@ def eagle(folder: Path) -> dict[str, Any]:
     return {"checkpoint": write_draft(folder, random_draft(shape), draft_config(shape))}
 
 
+def eagle3(folder: Path) -> dict[str, Any]:
+    """It knows every other token."""
+    shape = tiny_llama(vocab_size=48).config
+    tensors = with_vocabulary(random_draft3(shape, 24), range(0, 48, 2), 48)
+    return {"checkpoint": write_draft(folder, tensors, draft_config3(shape, 24)), "top_k": 4, "depth": 3, "nodes": 20}
+
+
 # What a method needs besides its configuration, made in a folder. A new method with weights adds a line.
 DRAFTS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "eagle": eagle,
     "eagle2": lambda folder: {**eagle(folder), "top_k": 4, "depth": 3, "nodes": 20},  # a tree as large is in test_eagle
+    "eagle3": eagle3,
     "kangaroo": kangaroo,
     "medusa": medusa,
     "rest": rest,
