@@ -85,8 +85,8 @@ def noise(row: Row, hidden: int) -> Tensor:
 
 def layer_config(target: Llama) -> ModelConfig:
     """The shape of a layer of the target, as a Llama's without scaled rotary positions."""
-    plain = {"rope_scaling": None, "qkv_bias": False, "qk_norm": False, "tied": False}
-    return replace(target.config, architecture="LlamaForCausalLM", num_layers=1, **plain)
+    llama = replace(target.config, architecture="LlamaForCausalLM", num_layers=1, tied=False)
+    return replace(llama, rope_scaling=None, qkv_bias=False, qk_norm=False)
 
 
 def initialise(tensors: Mapping[str, Tensor], seed: int) -> None:
