@@ -62,9 +62,9 @@ class Unrolled(nn.Module):
         """
         tapped, final = self.states(row)
         head, parts = self.target.weights.lm_head.weight, []
-        for step, outputs in enumerate(self.outputs(row, tapped)):
+        for step, (rows, outputs) in enumerate(self.outputs(row, tapped)):
             at = places(row, step)
-            drafted = self.draft.head_input(outputs[at])
+            drafted = self.draft.head_input(outputs[torch.searchsorted(rows, at)])
             wanted, vocabulary = final[at + 1 + step], self.draft.vocabulary
             own = self.draft.weights.lm_head.weight
             sums = cross_entropy(drafted, own, wanted, head, vocabulary=vocabulary, chunk=self.chunk)
@@ -81,20 +81,25 @@ class Unrolled(nn.Module):
             final = target.norm(target.run(hidden, row.positions, None, slice(0, None), row.lengths, taps))
         return tuple(states.float() for states in taps.collected()), final
 
-    def outputs(self, row: Row, tapped: tuple[Tensor, ...]) -> Iterator[Tensor]:
-        """Of each step, [n, hidden]. Row t of step j has read the pairs up to t, and j tokens behind them.
+    def outputs(self, row: Row, tapped: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Of each step, the rows t [m] that it runs on, and their outputs [m, hidden]: of the pairs up to t, and of as
+        many true tokens behind them as there were steps before.
 
-        Rows whose token lies beyond their conversation get some other: nobody but themselves sees them.
+        Later steps are for what draws a loss: nobody else sees their rows. A row whose token lies beyond its
+        conversation gets some other token, for the same reason.
         """
-        draft, cache, size = self.draft, Steps(), len(row.tokens)
-        states, order = draft.features(tapped), torch.arange(size, device=row.tokens.device)
-        sees = (row.segments[:, None] == row.segments) & (order[:, None] >= order)
-        itself = torch.eye(size, dtype=torch.bool, device=sees.device)
+        draft, cache, device = self.draft, Steps(), row.tokens.device
+        states, rows = draft.features(tapped), torch.arange(len(row.tokens), device=device)
+        sees = (row.segments[:, None] == row.segments) & (rows[:, None] >= rows)
         for step in range(self.unrolls):
-            positions = (row.positions + step).clamp(max=draft.config.context - 1)
-            states = draft.run(row.tokens.roll(-1 - step), states, positions, cache, sees)
-            yield states
-            sees = torch.cat((sees, itself), 1)
+            if step == 1:
+                kept = torch.cat([places(row, later) for later in range(1, self.unrolls)]).unique()
+                states, rows, sees = states[kept], kept, sees[kept]
+            if step:
+                sees = torch.cat((sees, torch.eye(len(rows), dtype=torch.bool, device=device)), 1)
+            positions = (row.positions[rows] + step).clamp(max=draft.config.context - 1)
+            states = draft.run(row.tokens.roll(-1 - step)[rows], states, positions, cache, sees)
+            yield rows, states
 
 
 def places(row: Row, step: int) -> Tensor:
