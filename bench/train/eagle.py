@@ -6,6 +6,7 @@ Li et al., arXiv 2401.15077, section 4.2; weights, noise and format are those of
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from bench.train.packing import Row
 from bench.train.source import DataSource, ModelSource
 from methods.eagle import EagleModel
 from methods.engine.config import published_config
-from methods.engine.llama import Llama
+from methods.engine.llama import Llama, ModelConfig
 from methods.errors import UserError
 
 NOISE_LENGTH = 512  # tokens of a conversation whose noise is as large as `noise` says
@@ -82,25 +83,27 @@ def noise(row: Row, hidden: int) -> Tensor:
     return draws * (NOISE_LENGTH / lengths)[:, None]
 
 
-def build_draft(target: Llama, *, bias: bool, seed: int) -> EagleModel:
-    """A draft model of the shape of a layer of the target, in float32; initialised as torch's linears are."""
-    config = replace(
-        target.config,
-        architecture="LlamaForCausalLM",
-        num_layers=1,
-        rope_scaling=None,
-        qkv_bias=False,
-        qk_norm=False,
-        tied=False,
-    )
-    draft = EagleModel(config, target, bias=bias, dtype=torch.float32)
+def layer_config(target: Llama) -> ModelConfig:
+    """The shape of a layer of the target, as a Llama's without scaled rotary positions."""
+    llama = replace(target.config, architecture="LlamaForCausalLM", num_layers=1, tied=False)
+    return replace(llama, rope_scaling=None, qkv_bias=False, qk_norm=False)
+
+
+def initialise(tensors: Mapping[str, Tensor], seed: int) -> None:
+    """Matrices as wide as torch's linears are at first, norms 1, biases 0; by published name."""
     generator = torch.Generator().manual_seed(seed)
-    for name, tensor in draft.published().items():
+    for name, tensor in tensors.items():
         if tensor.dim() == 2:
             spread = (3 * tensor.shape[1]) ** -0.5
             tensor.copy_(torch.randn(tensor.shape, generator=generator) * spread)
         else:
             tensor.fill_(0 if name.endswith("bias") else 1)
+
+
+def build_draft(target: Llama, *, bias: bool, seed: int) -> EagleModel:
+    """A fresh draft model in float32."""
+    draft = EagleModel(layer_config(target), target, bias=bias, dtype=torch.float32)
+    initialise(draft.published(), seed)
     return draft
 
 

@@ -16,7 +16,9 @@ def test_method_lists_become_one_job_each() -> None:
         ["limit=2", "method=vanilla"],
     ]
     everything = [job[0] for job in expand_methods(installed(), ["method=all"])]
-    names = "eagle eagle2 hydra kangaroo kangaroo_tree layerskip lookahead medusa pld recycling rest sam sps".split()
+    names = (
+        "eagle eagle2 eagle3 hydra kangaroo kangaroo_tree layerskip lookahead medusa pld recycling rest sam sps".split()
+    )
     assert everything == [f"method={name}" for name in names]
     assert installed().compose("config", []).choices["method"] == "kangaroo"
 

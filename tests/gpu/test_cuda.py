@@ -11,12 +11,14 @@ from bench.measure import timed_generation
 from methods.decoder import Decoder
 from methods.eagle import Eagle
 from methods.eagle2 import Eagle2
+from methods.eagle3 import Eagle3
 from methods.engine.checkpoint import empty_weights
 from methods.engine.llama import Llama
 from methods.kangaroo import Kangaroo
 from methods.lookahead import Lookahead
 from methods.medusa import Medusa
 from methods.vanilla import Vanilla
+from tests.methods.eagle3_reference import draft_config3, random_eagle3, with_vocabulary
 from tests.methods.eagle_reference import draft_config, random_eagle, write_draft
 from tests.methods.test_medusa import random_heads, write_heads
 from tests.methods.test_rest import rest, tokenizer_folder, write_datastore
@@ -56,10 +58,14 @@ def test_tokens_are_the_cpus(tmp_path: Path) -> None:
     known, tokenizer = [*prompt.tolist(), *expected], tokenizer_folder(tmp_path / "tokenizer", size=128)
     datastore = write_datastore(tmp_path / "store", [known, [*known[:20], 4, *known[21:]]], tokenizer)  # a branch
     eagle = write_draft(tmp_path / "eagle", random_eagle(gpu.config), draft_config(gpu.config))
+    ids = list(range(0, gpu.config.vocab_size, 3))
+    tensors = with_vocabulary(random_eagle3(gpu.config, len(ids)), ids, gpu.config.vocab_size)
+    eagle3 = write_draft(tmp_path / "eagle3", tensors, draft_config3(gpu.config, len(ids)))
     methods = (
         Vanilla(gpu),
         Eagle(gpu, checkpoint=eagle, tree="mc_sim_7b_63"),
         Eagle2(gpu, checkpoint=eagle, tree="dynamic", top_k=10, depth=5, nodes=60),
+        Eagle3(gpu, checkpoint=eagle3, tree="dynamic", top_k=10, depth=5, nodes=60),
         kangaroo(gpu, tmp_path / "adapter"),
         Medusa(gpu, checkpoint=str(folder), heads=2, tree=tree, nodes=5, calibration=None),
         Lookahead(gpu, window=3, level=3, guesses=3, max_accept=None, seed=0),

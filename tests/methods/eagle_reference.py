@@ -70,10 +70,15 @@ def write_draft(folder: Path, tensors: Tensors, config: dict[str, Any]) -> Path:
 
 def layer(tensors: Tensors, config: dict[str, Any], joined: Tensor) -> Tensor:
     """[embedding; feature] of n pairs in a row [n, 2 * hidden] -> n outputs. Pair i stands at position i."""
-    count, heads, groups = len(joined), config["num_attention_heads"], config["num_key_value_heads"]
     weights = {name.removeprefix("layers.0."): tensor.to(joined.dtype) for name, tensor in tensors.items()}
     state = joined @ weights["fc.weight"].T + weights.get("fc.bias", 0)
-    size = config["hidden_size"] // heads
+    return block(weights, config, state, state)
+
+
+def block(weights: Tensors, config: dict[str, Any], state: Tensor, residual: Tensor) -> Tensor:
+    """Attention over state [n, any], added to the residual [n, hidden], and SwiGLU with its norm."""
+    count, heads, groups = len(state), config["num_attention_heads"], config["num_key_value_heads"]
+    size = config.get("head_dim", config["hidden_size"] // heads)
     inverse = config.get("rope_theta", 10_000.0) ** -(torch.arange(0, size, 2) / size)
     angles = torch.outer(torch.arange(count).float(), inverse)
 
@@ -90,11 +95,14 @@ def layer(tensors: Tensors, config: dict[str, Any], joined: Tensor) -> Tensor:
         scores = queries[:, head] @ keys[:, group].T / size**0.5
         hidden = torch.ones(count, count).triu(1).bool()
         mixed.append(scores.masked_fill(hidden, -torch.inf).softmax(-1) @ values[:, group])
-    state = state + torch.cat(mixed, -1) @ weights["self_attn.o_proj.weight"].T
-    normed = state / (state.square().mean(-1, keepdim=True) + config["rms_norm_eps"]).sqrt()
-    normed = normed * weights["post_attention_layernorm.weight"]
+    state = residual + torch.cat(mixed, -1) @ weights["self_attn.o_proj.weight"].T
+    normed = rms(state, weights["post_attention_layernorm.weight"], config["rms_norm_eps"])
     gate, up = normed @ weights["mlp.gate_proj.weight"].T, normed @ weights["mlp.up_proj.weight"].T
     return state + (F.silu(gate) * up) @ weights["mlp.down_proj.weight"].T
+
+
+def rms(state: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return state / (state.square().mean(-1, keepdim=True) + eps).sqrt() * weight
 
 
 def fit(target: Llama, tensors: Tensors, config: dict[str, Any], texts: Sequence[Sequence[int]], steps: int) -> Tensors:

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from methods.decoder import Decoder
 from methods.eagle import Eagle
 from methods.eagle2 import Eagle2
+from methods.eagle3 import Eagle3
 from methods.engine.kv_cache import KVCache
 from methods.engine.llama import Llama
 from methods.kangaroo import Kangaroo
@@ -24,6 +25,7 @@ from methods.recycling import Recycling
 from methods.sam import Sam
 from methods.sps import SmallModel
 from methods.vanilla import Vanilla
+from tests.methods.eagle3_reference import draft_config3, random_eagle3, with_vocabulary
 from tests.methods.eagle_reference import draft_config, random_eagle, write_draft
 from tests.methods.test_layerskip import agreeing
 from tests.methods.test_medusa import random_heads, write_heads
@@ -157,13 +159,17 @@ def early_exit(model: Llama) -> LayerSkip:
 
 
 def eagle(model: Llama, folder: Path, *, tree: str) -> Any:
+    if tree == "eagle3":
+        tensors = with_vocabulary(random_eagle3(model.config, 20), range(0, 40, 2), 40)
+        write_draft(folder, tensors, draft_config3(model.config, 20))
+        return Eagle3(model, checkpoint=folder, tree="dynamic", top_k=5, depth=3, nodes=20)
     write_draft(folder, random_eagle(model.config), draft_config(model.config))
     if tree == "mc_sim_7b_63":
         return Eagle(model, checkpoint=folder, tree=tree)
     return Eagle2(model, checkpoint=folder, tree=tree, top_k=5, depth=3, nodes=20)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("tree", ["mc_sim_7b_63", "dynamic", "chain"])
+@pytest.mark.parametrize("tree", ["mc_sim_7b_63", "dynamic", "chain", "eagle3"])
 def test_eagle_waits_once_a_step(tmp_path: Path, transfers: list[str], tree: str) -> None:
     model = tiny_llama(vocab_size=40, eos_token_ids=())
     decoder, prompt = Decoder(model, eagle(model, tmp_path, tree=tree)), torch.tensor([5, 6, 7])

@@ -1,0 +1,171 @@
+"""Training EAGLE-3's draft model on its own outputs, as it will draft (Li et al., arXiv 2503.01840, section 3).
+
+The training-time test: a first step reads the target's features at all positions, every further one the outputs of the
+step before, each behind its own, with the text's true tokens. Nothing is said of what the outputs should be, only of
+the tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.files import replace_tensors, replace_text
+from bench.train import loop
+from bench.train.eagle import initialise, layer_config
+from bench.train.loss import Sums, as_is, cross_entropy
+from bench.train.packing import Row
+from bench.train.source import DataSource, ModelSource, frequent
+from methods.draft_vocabulary import OFFSETS, offsets
+from methods.eagle3 import Eagle3Model
+from methods.eagle3_formats import KEPT, Shape, default_taps, empty_weights, published
+from methods.engine.config import published_config
+from methods.engine.kv_cache import KVCache
+from methods.engine.llama import Llama, Taps
+from methods.errors import UserError
+
+DISCOUNT = 0.8  # weight of step j is DISCOUNT**j
+
+
+class Steps(KVCache):
+    """Keys and values of all steps of a row. Gradients flow through them, so nothing is written in place."""
+
+    def __init__(self) -> None:
+        self.lengths = [0]
+        self._parts: list[tuple[Tensor, Tensor]] = []
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """As KVCache does."""
+        self._parts.append((keys.transpose(0, 1), values.transpose(0, 1)))
+        self.lengths = [self.lengths[0] + len(keys)]
+        all_keys, all_values = zip(*self._parts, strict=True)
+        return torch.cat(all_keys, 1), torch.cat(all_values, 1)
+
+
+class Unrolled(nn.Module):
+    """A draft model beside a frozen target: a Row in, the discounted cross-entropies of all steps out."""
+
+    def __init__(self, draft: Eagle3Model, *, unrolls: int, chunk: int) -> None:
+        super().__init__()
+        self.target, self.draft, self.unrolls, self.chunk = draft.target, draft, unrolls, chunk
+        self.weights = loop.parameters(draft.weights)
+
+    def forward(self, row: Row) -> Sums:
+        """Loss: sum over steps of 0.8^j times the cross-entropy to what the target says of its tokens, renormalised
+        over the draft vocabulary, where its best is in it. Agreement and overlap: mean over the steps.
+        """
+        tapped, final = self.states(row)
+        head, parts = self.target.weights.lm_head.weight, []
+        for step, (rows, outputs) in enumerate(self.outputs(row, tapped)):
+            at = places(row, step)
+            drafted = self.draft.head_input(outputs[torch.searchsorted(rows, at)])
+            wanted, vocabulary = final[at + 1 + step], self.draft.vocabulary
+            own = self.draft.weights.lm_head.weight
+            sums = cross_entropy(drafted, own, wanted, head, vocabulary=vocabulary, chunk=self.chunk)
+            parts.append(replace(sums, loss=DISCOUNT**step * sums.loss))
+        total = Sums(*(torch.stack(values).sum() for values in zip(*(vars(p).values() for p in parts), strict=True)))
+        count = len(parts)
+        return Sums(total.loss, total.agree / count, total.overlap / count, total.positions / count)
+
+    def states(self, row: Row) -> tuple[tuple[Tensor, ...], Tensor]:
+        """The target's: before each tap, and after the final norm, [n, hidden] each."""
+        target, taps = self.target, Taps(self.draft.taps)
+        with torch.no_grad(), as_is(target.dtype, target.device):
+            hidden = target.embed(row.tokens)
+            final = target.norm(target.run(hidden, row.positions, None, slice(0, None), row.lengths, taps))
+        return tuple(states.float() for states in taps.collected()), final
+
+    def outputs(self, row: Row, tapped: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Of each step, the rows t [m] that it runs on, and their outputs [m, hidden]: of the pairs up to t, and of as
+        many true tokens behind them as there were steps before.
+
+        Later steps are for what draws a loss: nobody else sees their rows. A row whose token lies beyond its
+        conversation gets some other token, for the same reason.
+        """
+        draft, cache, device = self.draft, Steps(), row.tokens.device
+        states, rows = draft.features(tapped), torch.arange(len(row.tokens), device=device)
+        sees = (row.segments[:, None] == row.segments) & (rows[:, None] >= rows)
+        for step in range(self.unrolls):
+            if step == 1:
+                kept = torch.cat([places(row, later) for later in range(1, self.unrolls)]).unique()
+                states, rows, sees = states[kept], kept, sees[kept]
+            if step:
+                sees = torch.cat((sees, torch.eye(len(rows), dtype=torch.bool, device=device)), 1)
+            positions = (row.positions[rows] + step).clamp(max=draft.config.context - 1)
+            states = draft.run(row.tokens.roll(-1 - step)[rows], states, positions, cache, sees)
+            yield rows, states
+
+
+def places(row: Row, step: int) -> Tensor:
+    """Rows t [m] whose output of step j should predict a token of the assistant: that of t + 2 + j."""
+    wanted = row.predicting()  # states that the target predicts such a token from
+    wanted = wanted[row.positions[wanted] > step]  # the pairs of a conversation begin with its first token
+    return wanted - 1 - step
+
+
+def build_draft(target: Llama, vocabulary: Tensor | None, seed: int) -> Eagle3Model:
+    """A fresh draft model in float32, whose norm and head are the target's own. Raises UserError for a tiny target."""
+    taps, layers = default_taps(target.config.num_layers), target.config.num_layers
+    if min(taps) < 0 or max(taps) > layers:
+        raise UserError(f"model: EAGLE-3 reads the target before the layers {list(taps)}, this one has {layers}")
+    rows = target.weights.lm_head.weight if vocabulary is None else target.weights.lm_head.weight[vocabulary]
+    shape = Shape(layer=layer_config(target), width=target.config.hidden_size, taps=taps, draft_vocab=len(rows))
+    weights = empty_weights(shape, torch.float32, target.device)
+    initialise(published(shape, weights), seed)
+    weights.lm_head.weight.copy_(rows)
+    weights.norm.copy_(target.weights.norm)
+    return Eagle3Model(target, shape, weights, vocabulary)
+
+
+def write(folder: Path, draft: Eagle3Model, dtype: torch.dtype) -> None:
+    """config.json and pytorch_model.bin as the authors publish them."""
+    config = published_config(replace(draft.config, dtype=str(dtype).removeprefix("torch.")))
+    config |= {"architectures": ["LlamaForCausalLMEagle3"], "draft_vocab_size": draft.shape.draft_vocab}
+    tensors = loop.stored(published(draft.shape, draft.weights), dtype)
+    if draft.vocabulary is not None:
+        kept = torch.zeros(draft.config.vocab_size, dtype=torch.bool, device=draft.vocabulary.device)
+        kept[draft.vocabulary] = True
+        tensors |= loop.stored({OFFSETS: offsets(draft.vocabulary), KEPT: kept}, dtype)
+    replace_tensors(folder / "pytorch_model.bin", tensors)
+    replace_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+
+
+def train(
+    *,
+    model: dict[str, Any],
+    data: dict[str, Any],
+    loop_settings: loop.Settings,
+    unrolls: int,
+    draft_vocab: int | None,
+    output: str,
+    save_dtype: str,
+    seed: int,
+    resume: bool,
+) -> list[loop.Point]:
+    """Train a draft model and write it to `output`. Raises UserError for settings or data that do not fit."""
+    if unrolls < 1:
+        raise UserError(f"train.unrolls={unrolls}: must be at least 1")
+    accelerate = loop.accelerator(loop_settings.mixed_precision, model.get("device", "auto"))
+    source = ModelSource.load(model, accelerate.device)
+    dtype = loop.saved_dtype(save_dtype, source.target.config.dtype)
+    examples = DataSource(**data).load(source, loop_settings.length, seed, accelerate.print)
+    draft = build_draft(source.target, frequent(examples, draft_vocab, source.target), seed)
+    job = loop.Job(
+        title=f"EAGLE-3 draft model for {source.name}",
+        module=Unrolled(draft, unrolls=unrolls, chunk=loop_settings.chunk),
+        write=lambda folder: write(folder, draft, dtype),
+        identity={
+            "method": "eagle3",
+            "unrolls": unrolls,
+            "draft_vocab": draft_vocab,
+            "target": source.fingerprint(),
+        },
+        output=Path(output),
+    )
+    return loop.fit(job, examples, loop_settings, accelerate, seed=seed, resume=resume)
