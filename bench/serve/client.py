@@ -157,14 +157,16 @@ async def _errors(timeout_s: float) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def connected(url: str, dialect: Dialect, timeout_s: float, key: str | None = None) -> AsyncIterator[Client]:
-    """A client with as many connections as it needs. Raises UserError where the library for it is missing."""
+    """A client with as many connections as it needs, one for each request: llama.cpp closes those that it has streamed
+    over, and a request that is sent as this happens is lost. Raises UserError where the library is missing.
+    """
     try:
         import aiohttp
     except ImportError as error:
         raise UserError("bench.serve needs the library aiohttp: pip install 'speculative-bench[serve]'") from error
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
     async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0),
+        connector=aiohttp.TCPConnector(limit=0, force_close=True),
         timeout=aiohttp.ClientTimeout(total=None),
         read_bufsize=LONGEST_LINE,
         headers=headers,

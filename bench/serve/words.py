@@ -10,15 +10,15 @@ from bench.words import aligned, show, show_interval
 def crossing_text(found: dict[str, Any] | None) -> str:
     """One sentence on where speculation stops paying."""
     if found is None:
-        return "Where the speedup crosses 1: needs two levels and two questions."
-    names = [_bound(found[key], found["levels"]) for key in ("at", "low", "high")]
-    return f"The speedup falls through 1 at {names[0]} requests at a time (95 % interval: {names[1]} to {names[2]})."
+        return "Where the speedup falls to 1: needs two levels and two questions."
+    at, low, high = (_bound(found[key], found["levels"]) for key in ("at", "low", "high"))
+    return f"Requests at a time at which the speedup falls to 1: {at} (95 % interval: {low} to {high})."
 
 
 def _bound(value: float | None, levels: list[int]) -> str:
     if value is None:
-        return f"more than {levels[1]}"
-    return show(value, 1) if value else f"fewer than {levels[0]}"
+        return f"> {levels[1]}"
+    return show(value, 1) if value else f"≤ {levels[0]}"
 
 
 def lossless_text(row: dict[str, Any]) -> str:
