@@ -18,7 +18,8 @@ USAGE = """usage: python -m bench.report [results_dir=results] [output=results/r
        python -m bench.report import=FILE... [baseline=FILE...] [model=NAME] [method=NAME]
        python -m bench.report --compare RUN_A RUN_B
 
-Reads every run below results_dir/runs and writes one page (index.html), tables, figures and records.parquet.
+Reads every run below results_dir/runs and every pair of servers below results_dir/serve, and writes one page
+(index.html), tables, figures and records.parquet.
 
   results_dir=FOLDER   what bench.run wrote (results)
   output=FOLDER        where the report goes (results_dir/report)
@@ -112,10 +113,14 @@ def write_collection(collection: Collection, out: Path) -> list[Path]:
     from bench.report.figures import write_figures
     from bench.report.frames import write_records
     from bench.report.page import write_page
+    from bench.report.servers import write_servers
     from bench.report.tables import write_tables
 
     make_folder(str(out), "output")
     for text in collection.warnings:
         print(text, file=sys.stderr)
+    page, servers = write_page(collection, out), write_servers(collection.servers, out)
+    if not collection.groups:
+        return [page, *servers]
     tables, figures = write_tables(collection, out), write_figures(collection, out)
-    return [write_page(collection, out), *tables, *figures, write_records(collection, out)]
+    return [page, *servers, *tables, *figures, write_records(collection, out)]

@@ -8,6 +8,8 @@ blocks' seconds. A value that was not measured is None.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,9 @@ import pandas as pd
 from bench.metrics import CONFIDENCE, RESAMPLES, bca_interval, expanded_confidence, question_rates, speedup
 from bench.records.frame import CTAR_POSITIONS
 from bench.serve.acceptance import Acceptance
-from bench.serve.records import Records, read_acceptance
+from bench.serve.records import Records, ServeDirectory, read_acceptance, read_records
+from bench.words import plural
+from methods.errors import UserError, first_line
 
 SCHEMA_VERSION = 1
 BUSY = 0.7  # share of a processor above which the client itself may be what is measured
@@ -56,6 +60,30 @@ def summarise(records: Records) -> dict[str, Any]:
         "crossing": crossing(rates),
     }
     return found | {"warnings": [*records.notes, *_warnings(found)]}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was measured of one pair of servers, and its figures."""
+
+    records: Records
+    metrics: dict[str, Any]
+
+    @property
+    def title(self) -> str:
+        return f"{self.metrics['model']} / {self.metrics['name']}"
+
+    @classmethod
+    def all_below(cls, results_dir: Path, notes: list[str]) -> list[Comparison]:
+        """Every pair of servers below a results folder. What cannot be read is noted."""
+        found = []
+        for file in sorted(results_dir.glob(f"{ServeDirectory.below}/*/*/*/run.json")):
+            try:
+                records = read_records(file.parent)
+                found.append(cls(records, summarise(records)))
+            except (UserError, KeyError, TypeError, ValueError) as error:
+                notes.append(f"left out: {file.parent}: {first_line(error)}")
+        return found
 
 
 def _paired(requests: pd.DataFrame, blocks: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -227,9 +255,9 @@ def _warnings(found: dict[str, Any]) -> list[str]:
 def _row_warnings(row: dict[str, Any], sampled: bool) -> list[str]:
     texts = []
     if row["failed"]:
-        texts.append(f"{row['failed']} questions failed and are left out of both sides")
+        texts.append(f"{plural('question', row['failed'])} failed and left out of both sides")
     if row["questions"] < row["level"]:
-        texts.append(f"{row['questions']} questions cannot keep so many requests under way")
+        texts.append(f"{plural('question', row['questions'])}: too few to keep so many requests under way")
     if row["speedup_low"] is not None and row["speedup_low"] <= 1 <= row["speedup_high"]:
         texts.append("the speedup's interval includes 1: not shown to differ from the plain server")
     if row["client_cpu_share"] > BUSY:
@@ -237,13 +265,13 @@ def _row_warnings(row: dict[str, Any], sampled: bool) -> list[str]:
             f"the client itself used {row['client_cpu_share']:.0%} of a processor: it may be what was measured"
         )
     if row["miscounted"]:
-        texts.append(f"{row['miscounted']} answers have another number of token ids than the server counted")
+        texts.append(f"{plural('answer', row['miscounted'])} with another number of token ids than the server counted")
     if row["foreign_tokens"]:
         texts.append(f"the servers counted {row['foreign_tokens']} tokens beyond these answers': others used them too")
     if max(row["cached_share"] or 0, row["baseline_cached_share"] or 0) > 0:
         texts.append("part of some prompts came from a cache, so their time to first token is shorter")
     if row["divergent"]:
-        texts.append(f"{row['divergent']} turns diverge from the plain server's: not shown to be lossless")
+        texts.append(f"{plural('turn', row['divergent'])} divergent from the plain server: not shown to be lossless")
     elif row["unchecked"] and not sampled:
-        texts.append(f"{row['unchecked']} turns not compared")
+        texts.append(f"{plural('turn', row['unchecked'])} not compared")
     return texts

@@ -112,7 +112,7 @@ def test_acceptance_of_answers_and_else_of_counters() -> None:
     [
         ({"client_cpu_share": 0.8}, {}, "the client itself used 80% of a processor"),
         ({"counted_tokens": 30}, {}, "the servers counted 32 tokens beyond these answers'"),
-        ({}, {"miscounted": True}, "8 answers have another number of token ids"),
+        ({}, {"miscounted": True}, "8 answers with another number of token ids"),
         ({}, {"cached_tokens": 5}, "part of some prompts came from a cache"),
     ],
 )

@@ -167,7 +167,7 @@ def test_a_bad_answer_is_a_failed_request_and_only_bad_ones_end_the_run(
 
 def test_ids_and_a_count_that_disagree_are_said(model: Path, tmp_path: Path, capsys: Any) -> None:
     assert serve(model, tmp_path, *pair(fault="count"), concurrency=1) == 0
-    assert "another number of token ids than the server counted" in capsys.readouterr().out
+    assert "with another number of token ids than the server counted" in capsys.readouterr().out
 
 
 def test_a_wrong_server_is_one_line(model: Path, tmp_path: Path, capsys: Any) -> None:
