@@ -124,11 +124,13 @@ class Client:
         return piece
 
     async def get(self, path: str) -> Any:
-        """JSON, or text that is none, of a page of the server; None where it has no such page. Raises Failed."""
+        """JSON, or text that is none, of a page of the server; None where it has none such. Raises Failed."""
         async with _errors(min(PAGE_S, self.timeout_s)), self.session.get(self.url + path) as response:
-            if response.status != 200:
-                return None
             body = await response.read()
+            if response.status == 404:
+                return None
+            if response.status != 200:
+                raise Failed(f"HTTP {response.status}: {said(body)}")
         try:
             return orjson.loads(body)
         except orjson.JSONDecodeError:

@@ -18,7 +18,7 @@ import pandas as pd
 from bench.metrics import CONFIDENCE, RESAMPLES, bca_interval, expanded_confidence, question_rates, speedup
 from bench.records.frame import CTAR_POSITIONS
 from bench.serve.acceptance import Acceptance
-from bench.serve.records import Records, ServeDirectory, read_acceptance, read_records
+from bench.serve.records import SIDES, Records, ServeDirectory, read_acceptance, read_records
 from bench.words import plural
 from methods.errors import UserError, first_line
 
@@ -26,7 +26,6 @@ SCHEMA_VERSION = 1
 BUSY = 0.7  # share of a processor above which the client itself may be what is measured
 PERCENTILES = (50, 90, 99)
 VERDICTS = ("equal", "near_tie", "divergent")
-SIDES = ("speculative", "baseline")
 COLUMNS = [
     *("question_id", "subtask", "repeat", "turn", "level", "block", "side", "status"),
     *("prompt_sha256", "new_tokens", "wall_s", "ttft_s", "times_s", "cached_tokens", "miscounted", "acceptance"),
@@ -38,6 +37,11 @@ def summarise(records: Records) -> dict[str, Any]:
     """The content of metrics.json, JSON-able: a row for each level that both servers have finished blocks of."""
     told = [{**line, "acceptance": read_acceptance(line.get("acceptance"))} for line in records.requests]
     requests = pd.DataFrame(told, columns=COLUMNS)
+    servers = records.info.get("servers") or {}
+    engine = (servers.get("speculative") or {}).get("engine")
+    if engine == "llama_cpp" and requests.acceptance.notna().any():  # it is silent of an answer without a draft
+        silent = (requests.side == "speculative") & (requests.status == "ok") & requests.acceptance.isna()
+        requests.loc[silent, "acceptance"] = Acceptance(0, 0)
     blocks = pd.DataFrame(records.blocks, columns=["level", "repeat", "block", "side", "wall_s", "client_cpu_share",
                                                    "acceptance", "counted_tokens"])  # fmt: skip
     verdicts = pd.DataFrame(records.verdicts, columns=["level", "repeat", "question_id", "turn", "verdict"])
@@ -48,13 +52,12 @@ def summarise(records: Records) -> dict[str, Any]:
         if len(walls):
             row, rates[level] = _level(both, walls, verdicts[verdicts.level == level])
             rows.append({"level": int(level), **row})
-    servers = records.info.get("servers") or {}
     found = {
         "schema_version": SCHEMA_VERSION,
         "model": str(records.info.get("model") or "unknown"),
         "name": str(records.info.get("method") or "unknown"),
         "demonstration": bool(records.info.get("demonstration", False)),
-        "engine": (servers.get("speculative") or {}).get("engine"),
+        "engine": engine,
         "sampled": bool(config.get("temperature")),
         "levels": rows,
         "crossing": crossing(rates),

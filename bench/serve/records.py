@@ -21,6 +21,7 @@ from bench.serve.acceptance import Acceptance, Counters, of_counters
 from bench.serve.client import Answer
 from methods.errors import UserError
 
+SIDES = ("speculative", "baseline")
 TurnKey = tuple[int, int, int | str, int]  # level, repeat, question id, turn
 Lines = list[dict[str, Any]]
 BlockKey = tuple[int, int, int, str]  # level, repeat, number, side
@@ -106,7 +107,7 @@ class ServeDirectory(Directory):
         requests, blocks, verdicts = _finished(folder, [])
         self.done = {block_key(line) for line in blocks}
         self.compared = {turn_key(line) for line in verdicts}
-        self.answered: dict[str, dict[TurnKey, dict[str, Any]]] = {"speculative": {}, "baseline": {}}
+        self.answered: dict[str, dict[TurnKey, dict[str, Any]]] = {side: {} for side in SIDES}
         self.history: dict[tuple[int | str, int], str] = {}  # what was answered first, which later turns go on from
         self._remember(requests)
 

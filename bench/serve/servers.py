@@ -18,10 +18,10 @@ from typing import Any
 from bench.serve.acceptance import Counters, read_counters
 from bench.serve.client import Client, Failed, connected
 from bench.serve.dialects import DIALECTS, OWNERS
+from bench.serve.records import SIDES
 from bench.settings import Servers
 from methods.errors import UserError
 
-SIDES = ("speculative", "baseline")
 PREFIX = {"speculative": "", "baseline": "baseline_"}  # of a side's settings
 STOPS_WITHIN_S = 20.0
 LOOKS_EVERY_S = 0.1
@@ -129,8 +129,9 @@ class Server:
         self.model = wanted
         owner = OWNERS.get(str(named[wanted].get("owned_by")), "openai")
         self.engine = owner if self.settings.engine == "auto" else self.settings.engine
-        page, key = VERSIONS.get(self.engine, ("", ""))
-        said = await self.ready.get(page) if page else None
+        said, (page, key) = None, VERSIONS.get(self.engine, ("", ""))
+        with suppress(Failed):  # a version that is not told is missing, and that is all
+            said = await self.ready.get(page) if page else None
         self.version = str(said[key]) if isinstance(said, Mapping) and key in said else None
 
     async def _models(self) -> Any:

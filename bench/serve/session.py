@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +29,8 @@ from bench.records.lines import Place, prompt_hash
 from bench.serve.client import Dead, Failed
 from bench.serve.dialects import Request
 from bench.serve.metrics import summarise
-from bench.serve.records import BlockKey, ServeDirectory, TurnKey, Writing, answered, counted, read_records
-from bench.serve.servers import SIDES, Server, both, check_pair
+from bench.serve.records import SIDES, BlockKey, ServeDirectory, TurnKey, Writing, answered, counted, read_records
+from bench.serve.servers import Server, both, check_pair
 from bench.serve.words import format_table
 from bench.settings import Serve
 from methods.digest import sha256
@@ -171,6 +170,7 @@ class Session:
     servers: dict[str, Server]
     directory: ServeDirectory
     warm: set[tuple[int, str]] = field(default_factory=set)
+    prompts: dict[tuple[int | str, int, int], Any] = field(default_factory=dict)
 
     async def measure(self, blocks: Sequence[Block]) -> None:
         """Ask what was not asked yet. Who goes first alternates. Raises UserError when a server is gone."""
@@ -232,8 +232,9 @@ class Session:
         except Failed as error:
             raise self._gone(server, str(error)) from error
         if len(failures) == len(writing.lines):
+            remedy = "; server.prompt=chat sends messages in place of token ids" if self.chat else ""
             raise UserError(f"server.{server.key}={server.launch or server.url}: no request was answered: "
-                            f"{failures[0]['error']}")  # fmt: skip
+                            f"{failures[0]['error']}{remedy}")  # fmt: skip
 
     def _gone(self, server: Server, why: str) -> UserError:
         return UserError(f"server.{server.key}={server.launch or server.url}: {why}; blocks that are whole are "
@@ -278,10 +279,6 @@ class Session:
         extra = settings.server.extra or {}
         return Request(server.model, prompt, tokens, settings.temperature, settings.seed + repeat, salt, top, extra)
 
-    @cached_property
-    def _prompts(self) -> dict[tuple[int | str, int, int], Any]:
-        return {}
-
     def _prompt(self, question: Question, turn: int, texts: Sequence[str]) -> Any:
         """Token ids, or messages, of a turn. What was answered first to the turns before, all sides go on from."""
         history = self.directory.history
@@ -291,13 +288,13 @@ class Session:
             messages += [Message("user", asked), Message("assistant", said.strip())]
         messages.append(Message("user", question.turns[turn]))
         key = question.question_id, turn, hash(tuple(before))
-        if key not in self._prompts:
-            self._prompts[key] = (
+        if key not in self.prompts:
+            self.prompts[key] = (
                 [{"role": message.role, "content": message.content} for message in messages]
                 if self.chat is None
                 else self.chat.prompt_ids(messages)
             )
-        return self._prompts[key]
+        return self.prompts[key]
 
     def _hash(self, prompt: Any) -> str:
         return sha256(json.dumps(prompt)) if self.chat is None else prompt_hash(prompt)

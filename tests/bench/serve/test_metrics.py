@@ -107,6 +107,15 @@ def test_acceptance_of_answers_and_else_of_counters() -> None:
     assert row["cr"] == pytest.approx(40 / 20) and row["acceptance_from"] == "counters"
 
 
+def test_an_answer_of_llama_cpp_without_a_draft_has_as_many_steps_as_tokens() -> None:
+    said = {"accepted": 5, "drafted": 10, "steps": None, "deeper": None}
+    told = [one | {"acceptance": said} if one["side"] == SIDES[0] and one["question_id"] < 2 else one for one in FOUR]
+    for engine, cr in (("llama_cpp", 40 / 30), ("vllm", 20 / 10)):
+        found = records(told, BLOCKS)
+        found.info["servers"] = {"speculative": {"engine": engine}}
+        assert summarise(found)["levels"][0]["cr"] == pytest.approx(cr)
+
+
 @pytest.mark.parametrize(
     ("blocks", "requests", "said"),
     [
