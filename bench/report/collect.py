@@ -163,11 +163,13 @@ class Collection:
     servers: tuple[Comparison, ...] = ()  # engines measured from outside; no table of the groups has them
 
 
-def collect(results_dir: Path, imported: Sequence[Run] = ()) -> Collection:
-    """Every run below results_dir, the experiments' too, that can be read, grouped. Raises UserError for none."""
+def collect(results_dir: Path, imported: Sequence[Run] = (), others: Sequence[Comparison] = ()) -> Collection:
+    """Every run below results_dir, the experiments' too, that can be read, grouped, and every pair of servers, to which
+    `others` are added. Raises UserError for none.
+    """
     folders = sorted(path.parent for place in PLACES for path in results_dir.glob(f"{place}/**/run.json"))
     unread = list[str]()
-    servers = Comparison.all_below(results_dir, unread)
+    servers = [*Comparison.all_below(results_dir, unread), *others]
     if not folders and not imported and not servers:
         raise UserError(f"{results_dir}: no runs in it; expected {results_dir}/runs/<model>/<method>/<hash>/run.json")
     runs, odd = list(imported), []

@@ -30,6 +30,11 @@ COLUMNS = [
     *("question_id", "subtask", "repeat", "turn", "level", "block", "side", "status"),
     *("prompt_sha256", "new_tokens", "wall_s", "ttft_s", "times_s", "cached_tokens", "miscounted", "acceptance"),
 ]
+BLOCK_COLUMNS = [
+    *("level", "repeat", "block", "side", "wall_s", "client_cpu_share", "acceptance", "counted_tokens"),
+    *("tokens", "answers"),  # of a block whose requests were not recorded one by one
+]
+KEYS = ["question_id", "repeat", "turn"]
 Array = np.ndarray
 
 
@@ -42,13 +47,13 @@ def summarise(records: Records) -> dict[str, Any]:
     if engine == "llama_cpp" and requests.acceptance.notna().any():  # it is silent of an answer without a draft
         silent = (requests.side == "speculative") & (requests.status == "ok") & requests.acceptance.isna()
         requests.loc[silent, "acceptance"] = Acceptance(0, 0)
-    blocks = pd.DataFrame(records.blocks, columns=["level", "repeat", "block", "side", "wall_s", "client_cpu_share",
-                                                   "acceptance", "counted_tokens"])  # fmt: skip
+    blocks = pd.DataFrame(records.blocks, columns=BLOCK_COLUMNS)
+    needed = blocks.side.nunique() if records.info.get("imported") else len(SIDES)
     verdicts = pd.DataFrame(records.verdicts, columns=["level", "repeat", "question_id", "turn", "verdict"])
     config = records.info.get("config") or {}
     rows, rates = [], {}
     for level in config.get("concurrency") or sorted(requests.level.unique()):
-        both, walls = _paired(requests[requests.level == level], blocks[blocks.level == level])
+        both, walls = _paired(requests[requests.level == level], blocks[blocks.level == level], needed)
         if len(walls):
             row, rates[level] = _level(both, walls, verdicts[verdicts.level == level])
             rows.append({"level": int(level), **row})
@@ -89,10 +94,10 @@ class Comparison:
         return found
 
 
-def _paired(requests: pd.DataFrame, blocks: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """A level's requests and blocks, as far as both sides have finished the block."""
+def _paired(requests: pd.DataFrame, blocks: pd.DataFrame, needed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """A level's requests and blocks, as far as all sides that are needed have finished the block."""
     keys = ["repeat", "block"]
-    done = blocks[blocks.groupby(keys).side.transform("nunique") == 2] if len(blocks) else blocks
+    done = blocks[blocks.groupby(keys).side.transform("nunique") == needed] if len(blocks) else blocks
     inside = pd.MultiIndex.from_frame(requests[keys]).isin(pd.MultiIndex.from_frame(done[keys]))
     return requests[inside], done
 
@@ -105,12 +110,12 @@ def _level(requests: pd.DataFrame, blocks: pd.DataFrame, verdicts: pd.DataFrame)
     row: dict[str, Any] = {"questions": int(sides[0].question_id.nunique()), "failed": len(failed)}
     row |= {"repeats": int(blocks.repeat.nunique()), "turns": len(sides[0])}
     rates = pd.DataFrame({side: question_rates(turns).mean(axis=1) for side, turns in zip(SIDES, sides, strict=True)})
-    ours, theirs = rates.speculative.to_numpy(), rates.baseline.to_numpy()
+    ours, theirs = rates.dropna().to_numpy(dtype=float).T
     interval = bca_interval(lambda x, y, axis: np.mean(x, axis=axis) / np.mean(y, axis=axis), ours, theirs)
     row |= {"speedup": speedup(ours, theirs) if len(ours) else None}
     row |= {"speedup_low": interval and interval.low, "speedup_high": interval and interval.high}
-    for name, side, rate in zip(("", "baseline_"), sides, (ours, theirs), strict=True):
-        row[f"{name}tokens_per_s"] = float(rate.mean()) if len(rate) else None
+    for name, side, rate in zip(("", "baseline_"), sides, rates.to_numpy(dtype=float).T, strict=True):
+        row[f"{name}tokens_per_s"] = _known(rate.mean()) if len(rate) else None
         gaps = [np.diff(times) for times in side.times_s]
         row |= _percentiles(f"{name}ttft_ms", side.ttft_s) | _percentiles(f"{name}wall_ms", side.wall_s)
         row |= _percentiles(f"{name}gap_ms", np.concatenate([*gaps, []]))
@@ -119,9 +124,9 @@ def _level(requests: pd.DataFrame, blocks: pd.DataFrame, verdicts: pd.DataFrame)
     row |= _acceptance(sides[0], requests, blocks[blocks.side == "speculative"])
     counts = verdicts.verdict.value_counts()
     row |= {name: int(counts.get(name, 0)) for name in VERDICTS}
-    row["unchecked"] = len(sides[0]) - len(verdicts[~verdicts.question_id.isin(failed)])
-    row["client_cpu_share"] = float(blocks.client_cpu_share.max())
-    row["miscounted"] = int(whole.miscounted.fillna(False).sum())
+    row["unchecked"] = len(sides[0].merge(sides[1], on=KEYS)) - len(verdicts[~verdicts.question_id.isin(failed)])
+    row["client_cpu_share"] = _known(blocks.client_cpu_share.max())
+    row["miscounted"] = sum(one is True for one in whole.miscounted.astype(object))
     row["foreign_tokens"] = _foreign(requests, blocks)
     return row, rates
 
@@ -141,20 +146,26 @@ def _share(cached: pd.Series) -> float | None:
 def _throughput(answers: pd.DataFrame, blocks: pd.DataFrame) -> dict[str, Any]:
     """All tokens by all seconds of the blocks, and the ratio of both sides with an interval over blocks."""
     keys = ["repeat", "block"]
-    tokens = answers.groupby([*keys, "side"]).new_tokens.sum()
-    table = blocks.set_index([*keys, "side"])[["wall_s"]].join(tokens).fillna(0).unstack("side")
-    parts = [table[column][side].to_numpy(dtype=float) for side in SIDES for column in ("new_tokens", "wall_s")]
+    counted = answers.groupby([*keys, "side"]).new_tokens.sum()
+    table = blocks.set_index([*keys, "side"])[["wall_s", "tokens"]].join(counted)
+    table["tokens"] = table.tokens.astype(float).fillna(table.new_tokens).fillna(0)
+    table = table.unstack("side")
+    missing = pd.Series(np.nan, index=table.index)
+    parts = [
+        table.get((column, side), missing).to_numpy(dtype=float) for side in SIDES for column in ("tokens", "wall_s")
+    ]
 
     def ratio(ours: Array, our_s: Array, theirs: Array, their_s: Array, axis: int = -1) -> Array:
         sums = [part.sum(axis=axis) for part in (ours, our_s, theirs, their_s)]
         return sums[0] / sums[1] / (sums[2] / sums[3])
 
-    interval = bca_interval(ratio, *parts)
+    both = all(np.isfinite(part).all() for part in parts) and parts[2].sum() > 0
+    interval = bca_interval(ratio, *parts) if both else None
     return {
         "blocks": len(table),
-        "throughput": float(parts[0].sum() / parts[1].sum()),
-        "baseline_throughput": float(parts[2].sum() / parts[3].sum()),
-        "throughput_ratio": float(ratio(*parts)) if parts[2].sum() else None,
+        "throughput": _known(parts[0].sum() / parts[1].sum()),
+        "baseline_throughput": _known(parts[2].sum() / parts[3].sum()),
+        "throughput_ratio": float(ratio(*parts)) if both else None,
         "throughput_ratio_low": interval and interval.low,
         "throughput_ratio_high": interval and interval.high,
     }
@@ -170,7 +181,9 @@ def _acceptance(ours: pd.DataFrame, requests: pd.DataFrame, blocks: pd.DataFrame
     if not rows and blocks.acceptance.notna().all():
         answers = requests[(requests.side == "speculative") & (requests.status == "ok")]
         total = _summed([read_acceptance(found) for found in blocks.acceptance])
-        rows, source = [total.row(int(answers.new_tokens.sum()), len(answers))] if total else [], "counters"
+        whole = blocks.tokens.notna().all()
+        counts = (blocks.tokens.sum(), blocks.answers.sum()) if whole else (answers.new_tokens.sum(), len(answers))
+        rows, source = [total.row(*map(int, counts))] if total else [], "counters"
     table = pd.DataFrame(rows, dtype=float)
     known = table[table.steps.notna()] if len(rows) else table
     if not len(known):
@@ -189,14 +202,17 @@ def _acceptance(ours: pd.DataFrame, requests: pd.DataFrame, blocks: pd.DataFrame
 
 
 def _summed(found: Sequence[Acceptance | None]) -> Acceptance | None:
-    parts = [one for one in found if one is not None and one.accepted is not None]
-    if not parts:
+    """Several blocks' together; a count that one of them lacks, the sum lacks too."""
+    parts = [one for one in found if one is not None]
+    if not parts or len(parts) < len(found):
         return None
+    counts = {
+        name: None if None in (values := [getattr(one, name) for one in parts]) else sum(values)
+        for name in ("accepted", "drafted", "steps")
+    }
     depths = {len(one.deeper or ()) for one in parts}
     deeper = tuple(map(sum, zip(*(one.deeper or () for one in parts), strict=True))) if len(depths) == 1 else ()
-    return Acceptance(
-        sum(one.accepted or 0 for one in parts), sum(one.drafted or 0 for one in parts), deeper=deeper or None
-    )
+    return Acceptance(**counts, deeper=deeper or None)
 
 
 def _known(value: float) -> float | None:
@@ -263,7 +279,7 @@ def _row_warnings(row: dict[str, Any], sampled: bool) -> list[str]:
         texts.append(f"{plural('question', row['questions'])}: too few to keep so many requests under way")
     if row["speedup_low"] is not None and row["speedup_low"] <= 1 <= row["speedup_high"]:
         texts.append("the speedup's interval includes 1: not shown to differ from the plain server")
-    if row["client_cpu_share"] > BUSY:
+    if (row["client_cpu_share"] or 0) > BUSY:
         texts.append(
             f"the client itself used {row['client_cpu_share']:.0%} of a processor: it may be what was measured"
         )
