@@ -247,6 +247,9 @@ class Serve:
             check_least(1, block=self.block)
         if not self.levels or min(self.levels) < 1 or len({*self.levels}) < len(self.levels):
             raise UserError(f"concurrency={self.concurrency}: must be numbers from 1, each once, such as [1,2,4]")
+        if self.server.prompt == "chat" and self.model.chat_template is not None:
+            given = self.model.chat_template
+            raise UserError(f"model.chat_template={given}: server.prompt=chat uses the servers' own; give null, or ids")
         check_seed(self.seed)
         check_temperature("temperature", self.temperature)
 

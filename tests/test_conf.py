@@ -24,7 +24,7 @@ FILES = sorted(CONF.rglob("*.yaml"))
 REQUIRED = {
     "train": ["output=somewhere"],
     "distill": ["output=somewhere"],
-    "serve": ["server.url=http://a", "server.baseline_url=http://b"],
+    "serve": ["server.url=http://a", "server.baseline_url=http://b", "model.path=somewhere"],
     "custom": ["model.path=somewhere"],
 }
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import shlex
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager, suppress
@@ -24,6 +26,7 @@ from methods.errors import UserError
 
 PREFIX = {"speculative": "", "baseline": "baseline_"}  # of a side's settings
 STOPS_WITHIN_S = 20.0
+END_WITH_PARENT = 1  # prctl(2)'s PR_SET_PDEATHSIG
 LOOKS_EVERY_S = 0.1
 # Pages on which engines tell their version, and the key where they do.
 VERSIONS = {
@@ -109,7 +112,7 @@ class Server:
         with self.log.open("ab") as log:
             try:
                 self.process = subprocess.Popen(
-                    words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                    words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, preexec_fn=_mortal
                 )
             except OSError as error:
                 raise UserError(f"server.{self.key}: {words[0]} cannot be started ({error.strerror})") from error
@@ -193,6 +196,12 @@ def both(settings: Servers, folder: Path) -> Iterator[dict[str, Server]]:
     finally:
         for server in servers.values():
             server.kill()
+
+
+def _mortal() -> None:
+    """In a process that begins: end when the one that started it is killed, where the system can say so."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(END_WITH_PARENT, signal.SIGTERM)
 
 
 def free_port() -> int:

@@ -276,7 +276,8 @@ class Session:
     def _request(self, server: Server, prompt: Any, repeat: int, tokens: int, top: int = 0) -> Request:
         settings = self.settings
         salt = None if settings.server.cache else uuid.uuid4().hex
-        extra = settings.server.extra or {}
+        arguments = settings.model.template_arguments if self.chat is None else None
+        extra = ({"chat_template_kwargs": arguments} if arguments else {}) | (settings.server.extra or {})
         return Request(server.model, prompt, tokens, settings.temperature, settings.seed + repeat, salt, top, extra)
 
     def _prompt(self, question: Question, turn: int, texts: Sequence[str]) -> Any:
@@ -284,6 +285,8 @@ class Session:
         history = self.directory.history
         before = [history.get((question.question_id, place), text) for place, text in enumerate(_padded(texts, turn))]
         messages = list(question.opening)
+        if self.chat is None and self.settings.model.system_prompt is not None and not messages:
+            messages.append(Message("system", self.settings.model.system_prompt))
         for asked, said in zip(question.turns, before, strict=False):
             messages += [Message("user", asked), Message("assistant", said.strip())]
         messages.append(Message("user", question.turns[turn]))

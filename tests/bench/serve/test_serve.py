@@ -214,7 +214,7 @@ def test_a_killed_run_goes_on_behind_its_last_whole_block(model: Path, tmp_path:
         command = arguments(model, tmp_path, ours.url, theirs.url, concurrency=1, block=2, warmup=False)
         process = subprocess.Popen([sys.executable, "-m", "bench.serve", *command], cwd=ROOT, stderr=subprocess.PIPE)
         until = time.monotonic() + 60
-        while len(list(tmp_path.glob("serve/*/*/*/blocks.jsonl"))) == 0 and time.monotonic() < until:
+        while not any(map(lines, tmp_path.glob("serve/*/*/*/blocks.jsonl"))) and time.monotonic() < until:
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -269,6 +269,41 @@ def test_settings_of_another_kind_are_refused() -> None:
     from bench.types import settings_of
 
     for text, said in (("server.key=NOT_THERE", "no such environment variable"), ("server.timeout_s=0", "above 0")):
-        given = ["server.url=http://a", "server.baseline_url=http://b", text]
+        given = ["server.url=http://a", "server.baseline_url=http://b", "model.path=m", text]
         with pytest.raises(UserError, match=said):
             settings_of(Serve, installed().compose("serve", given).values)
+
+
+def test_a_conversations_system_prompt_and_arguments_reach_the_servers_template(model: Path, tmp_path: Path) -> None:
+    ours, theirs = pair()
+    more = {"model.path": "org/big", "model.system_prompt": "Be brief.", "server.prompt": "chat", "limit": 1}
+    more |= {"model.template_arguments": "{thinking: false}", "server.extra": "{min_tokens: 3}"}
+    assert serve(model, tmp_path, ours, theirs, **more) == 0
+    body = theirs.asked[0]
+    assert body["messages"][0] == {"role": "system", "content": "Be brief."} and body["messages"][1]["role"] == "user"
+    assert body["chat_template_kwargs"] == {"thinking": False} and body["min_tokens"] == 3
+    info = read_records(folder_of(tmp_path)).info
+    assert (info["model"], info["demonstration"]) == ("big", False)
+    assert serve(model, tmp_path, ours, theirs, **more, **{"model.chat_template": "vicuna_v1.1"}) == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with the one that started it")
+def test_a_launched_server_ends_with_a_killed_run(model: Path, tmp_path: Path) -> None:
+    import psutil
+
+    mark = str(tmp_path)
+    launch = f"'{sys.executable} -m http.server --directory {mark} {{port}}'"
+    command = arguments(model, tmp_path, "null", "null", server__launch=launch, server__baseline_launch=launch)
+    process = subprocess.Popen([sys.executable, "-m", "bench.serve", *command], cwd=ROOT)
+
+    def servers() -> list[psutil.Process]:
+        every = psutil.process_iter(["cmdline"])
+        return [one for one in every if "http.server" in (one.info["cmdline"] or []) and mark in one.info["cmdline"]]
+
+    until = time.monotonic() + 60
+    while not servers() and time.monotonic() < until:
+        time.sleep(0.05)
+    found = servers()
+    process.kill()
+    process.wait()
+    assert found and not psutil.wait_procs(found, timeout=10)[1]
