@@ -5,11 +5,13 @@ Measures a server that speculates against a plain one of the same engine and mod
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 
 from bench.command import command, goes_on
 
+LEVELS = re.compile(r"^concurrency=(\d+(?:,\d+)+)$")  # a list without the brackets that a shell would take
 USAGE = """usage: python -m bench.serve server.url=URL server.baseline_url=URL [model=NAME] [key=value ...]
        python -m bench.serve server.launch=COMMAND server.baseline_launch=COMMAND ...      started here, at {{port}}
 models, whose tokenizers make the prompts: {models}; server.prompt=chat needs none
@@ -27,7 +29,8 @@ def main(arguments: Sequence[str]) -> int:
     if {"-h", "--help"} & set(overrides):
         print(USAGE.format(models=", ".join(conf.choices("model"))))
         return 0
-    settings = settings_of(Serve, conf.compose("serve", overrides).values)
+    composed = [LEVELS.sub(r"concurrency=[\1]", text) for text in overrides]
+    settings = settings_of(Serve, conf.compose("serve", composed).values)
     from bench.serve.session import run  # imports torch
 
     return run(settings, " ".join(["python -m bench.serve", *overrides]))

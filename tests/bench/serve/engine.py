@@ -28,6 +28,8 @@ class Engine:
 
     dialect: str = "vllm"
     model: str = "tiny"
+    release: str = "0.32.0"
+    key: str | None = None  # what it wants to be told
     speculative: bool = False
     fault: str | None = None
     at: int | None = None  # None: every answer
@@ -42,11 +44,13 @@ class Engine:
     now: int = 0
 
     async def models(self, request: web.Request) -> web.Response:
+        if self.key and request.headers.get("Authorization") != f"Bearer {self.key}":
+            return web.json_response({"error": {"message": "who are you?"}}, status=401)
         owner = {"vllm": "vllm", "sglang": "sglang", "llama_cpp": "llamacpp"}.get(self.dialect, "someone")
         return web.json_response({"object": "list", "data": [{"id": self.model, "owned_by": owner}]})
 
     async def version(self, request: web.Request) -> web.Response:
-        return web.json_response({"version": "0.32.0"})
+        return web.json_response({"version": self.release})
 
     async def metrics(self, request: web.Request) -> web.Response:
         drafts = self.counted // STEP

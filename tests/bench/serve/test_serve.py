@@ -120,7 +120,7 @@ def test_greedy_and_sampled_requests_and_caches_are_said_to_each_engine(model: P
 def test_as_many_requests_as_the_level_are_under_way(model: Path, tmp_path: Path) -> None:
     ours, theirs = pair(token_s=0.002)
     theirs.token_s = 0.002
-    assert serve(model, tmp_path, ours, theirs, concurrency=3, warmup=False) == 0
+    assert serve(model, tmp_path, ours, theirs, concurrency="3,1", warmup=False) == 0
     assert ours.most == theirs.most == 3
 
 
@@ -184,6 +184,26 @@ def test_a_wrong_server_is_one_line(model: Path, tmp_path: Path, capsys: Any) ->
     assert main([*dead, "server.launch=x"]) == 2
     assert "server.url, server.launch: both given; wanted: one of the two" in capsys.readouterr().err
     assert main([*dead, "concurrency=[]"]) == 2 and "concurrency=[]: must be numbers" in capsys.readouterr().err
+
+
+def test_a_key_comes_from_the_environment(model: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    assert serve(model, tmp_path, Engine(key="s3cret"), Engine(), limit=1) == 2
+    assert "HTTP 401: who are you?" in capsys.readouterr().err
+    monkeypatch.setenv("SERVER_KEY", "s3cret")
+    assert serve(model, tmp_path, Engine(key="s3cret"), Engine(), limit=1, server__key="SERVER_KEY") == 0
+    assert "s3cret" not in (folder_of(tmp_path) / "run.json").read_text()
+
+
+def test_another_version_of_a_server_is_another_run(model: Path, tmp_path: Path, capsys: Any) -> None:
+    ours, theirs = pair()
+    with theirs.running():
+        for release, folders in (("0.32.0", 1), ("0.32.0", 1), ("0.33.0", 2)):
+            ours.release = release
+            with ours.running():
+                assert main(arguments(model, tmp_path, ours.url, theirs.url, limit=1, concurrency=1)) == 0
+            assert len(list(tmp_path.glob("serve/*/*/*/run.json"))) == folders
+    assert "not continuing" in (error := capsys.readouterr().err) and "0.33.0" in error
+    assert len(theirs.asked) == 2 * (1 + 3)  # the warm-up and three turns, twice; the second time nothing
 
 
 def test_other_names_of_one_model_can_be_said(model: Path, tmp_path: Path) -> None:
