@@ -28,6 +28,7 @@ class Engine:
 
     dialect: str = "vllm"
     model: str = "tiny"
+    per_request: bool = False  # vLLM's --per-request-spec-decode-metrics
     release: str = "0.32.0"
     key: str | None = None  # what it wants to be told
     speculative: bool = False
@@ -148,7 +149,14 @@ class Engine:
         yield {"object": "text_completion", "model": self.model, "choices": [choice]}
         if last:
             usage = {"prompt_tokens": 3, "completion_tokens": total + (5 if self.fault == "count" else 0)}
-            yield {"model": self.model, "choices": [], "usage": usage}
+            event: dict[str, Any] = {"model": self.model, "choices": [], "usage": usage}
+            if self.speculative and self.per_request:
+                counts = [0, 0, 0]
+                for emitted in [STEP] * (steps - 1) + [total - 1 - STEP * (steps - 1)]:
+                    counts[emitted - 1] += 1
+                found = {"acceptance_histogram": counts, "num_spec_steps": steps, "num_draft_tokens": 4 * steps}
+                event["metrics"] = {"speculative_decoding": {**found, "num_accepted_draft_tokens": accepted}}
+            yield event
 
     @contextmanager
     def running(self) -> Iterator[Engine]:
