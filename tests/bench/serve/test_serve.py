@@ -9,12 +9,14 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 pytest.importorskip("aiohttp", reason="bench.serve needs aiohttp")
 
+from bench.questions.formats import Question
 from bench.serve.__main__ import main
 from bench.serve.records import read_records
 from bench.serve.session import blocks_of
@@ -151,13 +153,16 @@ def test_as_many_requests_as_the_level_are_under_way(model: Path, tmp_path: Path
     assert ours.most == theirs.most == 3
 
 
-def test_who_goes_first_alternates_and_every_level_asks_in_the_same_order() -> None:
-    from bench.questions.formats import Question
+def test_who_goes_first_alternates(model: Path, tmp_path: Path) -> None:
+    assert serve(model, tmp_path, *pair(), concurrency=1, block=2) == 0
+    done = [(one["block"], one["side"][0]) for one in lines(folder_of(tmp_path) / "blocks.jsonl")]
+    assert done == [(0, "s"), (0, "b"), (1, "b"), (1, "s"), (2, "s"), (2, "b")]
 
+
+def test_every_level_asks_all_questions_in_the_same_order() -> None:
     questions = [Question(number, "qa", "qa", ("w1",)) for number in range(10)]
-    settings = Any
     for size, counts in ((None, {1: [4, 4, 2], 4: [10]}), (3, {1: [3, 3, 3, 1], 4: [3, 3, 4]})):
-        found = blocks_of(questions, type("S", (settings,), {"levels": [1, 4], "block": size, "repeats": 2}))  # type: ignore
+        found = blocks_of(questions, SimpleNamespace(levels=[1, 4], block=size, repeats=2))  # type: ignore[arg-type]
         for level, sizes in counts.items():
             for repeat in (0, 1):
                 mine = [block for block in found if (block.level, block.repeat) == (level, repeat)]
