@@ -30,7 +30,7 @@ setup: $(READY)
 $(VENV)/.ready: setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --constraint constraints.txt torch
-	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[dev,drive,gguf]"
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[dev,drive,gguf,serve]"
 	touch $@
 
 model: $(READY)

@@ -13,6 +13,7 @@ COMMANDS = {
     "experiment": "an ablation of the paper: train, run, draw",
     "train": "train a draft, or build a datastore",
     "distill": "let a target write what its drafts are trained on",
+    "serve": "two servers of a production engine under load, one of which speculates",
     "speed": "the engine beside transformers' generate and the machine's ceiling",
     "joey": "make the built-in model again",
 }

@@ -96,7 +96,7 @@ def bca_interval(statistic: Callable[..., Any], *samples: Array, resamples: int 
             paired=True,
             vectorized=True,
             n_resamples=resamples,
-            confidence_level=_expanded_confidence(len(samples[0])),
+            confidence_level=expanded_confidence(len(samples[0])),
             method="BCa",
             rng=np.random.default_rng(0),
         ).confidence_interval
@@ -104,7 +104,7 @@ def bca_interval(statistic: Callable[..., Any], *samples: Array, resamples: int 
     return Interval(float(found.low), float(found.high)) if known else None
 
 
-def _expanded_confidence(count: int) -> float:
+def expanded_confidence(count: int) -> float:
     """Level at which a bootstrap of `count` values reaches CONFIDENCE."""
     bound = np.sqrt(count / (count - 1)) * stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)
     return float(min(1 - 2 * stats.norm.sf(bound), 1 - 1e-9))

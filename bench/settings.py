@@ -181,6 +181,90 @@ class Distill:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Servers:
+    """Section `server` of conf/serve.yaml: a server that speculates and a plain one, and how they are asked."""
+
+    url: str | None
+    baseline_url: str | None
+    launch: str | None
+    baseline_launch: str | None
+    together: bool
+    engine: Literal["auto", "vllm", "sglang", "llama_cpp", "openai"]
+    model: str | None
+    baseline_model: str | None
+    prompt: Literal["ids", "chat"]
+    cache: bool
+    dtype: Literal["float32", "float16", "bfloat16"]
+    hardware: str | None
+    key: str | None
+    extra: dict[str, Any] | None
+    timeout_s: float
+    start_s: float
+
+    def __post_init__(self) -> None:
+        for side in ("", "baseline_"):
+            url, launch = getattr(self, f"{side}url"), getattr(self, f"{side}launch")
+            if (url is None) == (launch is None):
+                found = "none" if url is None else "both"
+                raise UserError(f"server.{side}url, server.{side}launch: {found} given; wanted: one of the two")
+            if url is not None and not url.startswith(("http://", "https://")):
+                raise UserError(f"server.{side}url={url}: wanted: http://HOST:PORT")
+        for key in ("timeout_s", "start_s"):
+            if not getattr(self, key) > 0:
+                raise UserError(f"server.{key}={getattr(self, key)}: must be a number of seconds above 0")
+        if self.key is not None and self.key not in os.environ:
+            raise UserError(f"server.key={self.key}: there is no such environment variable; set it to the API key")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serve:
+    """conf/serve.yaml: two servers to compare under load."""
+
+    name: str
+    server: Servers
+    model: Model
+    concurrency: int | list[int]
+    block: int | None
+    warmup: bool
+    questions: QuestionSet
+    task: str | list[str]
+    data: Data
+    limit: int | None
+    question_ids: int | str | list[int | str] | None
+    shard: str
+    max_new_tokens: int
+    temperature: float
+    repeats: int
+    seed: int
+    results_dir: str
+    resume: bool
+
+    def __post_init__(self) -> None:
+        if self.name in ("", ".", "..") or "/" in self.name or not self.name.isprintable():
+            raise UserError(f"name={self.name!a}: names a folder of the results; valid: a name without /")
+        check_least(1, repeats=self.repeats, max_new_tokens=self.max_new_tokens)
+        if self.block is not None:
+            check_least(1, block=self.block)
+        if not self.levels or min(self.levels) < 1 or len({*self.levels}) < len(self.levels):
+            raise UserError(f"concurrency={self.concurrency}: must be numbers from 1, each once, such as [1,2,4]")
+        if self.server.prompt == "chat" and self.model.chat_template is not None:
+            given = self.model.chat_template
+            raise UserError(f"model.chat_template={given}: server.prompt=chat uses the servers' own; give null, or ids")
+        check_seed(self.seed)
+        check_temperature("temperature", self.temperature)
+
+    @property
+    def levels(self) -> list[int]:
+        """Requests at a time, one number or several."""
+        return [self.concurrency] if isinstance(self.concurrency, int) else self.concurrency
+
+    def record(self) -> dict[str, Any]:
+        """As plain dictionaries, for run.json."""
+        model = {**asdict(self.model), "name": self.model.label}
+        return {**asdict(self), "model": model, "method_name": self.name, "concurrency": self.levels}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Speed:
     """conf/speed.yaml: what bench.speed measures."""
 

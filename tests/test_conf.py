@@ -14,14 +14,19 @@ from bench.binder import bind
 from bench.config import choices, installed
 from bench.experiment import read_experiment
 from bench.places import CONF
-from bench.settings import Distill, Run, Speed, Train
+from bench.settings import Distill, Run, Serve, Speed, Train
 from bench.slurm import Slurm
 from bench.types import settings_of
 from methods.errors import UserError
 
 FILES = sorted(CONF.rglob("*.yaml"))
 # What a configuration leaves to the user.
-REQUIRED = {"train": ["output=somewhere"], "distill": ["output=somewhere"], "custom": ["model.path=somewhere"]}
+REQUIRED = {
+    "train": ["output=somewhere"],
+    "distill": ["output=somewhere"],
+    "serve": ["server.url=http://a", "server.baseline_url=http://b", "model.path=somewhere"],
+    "custom": ["model.path=somewhere"],
+}
 
 
 def name_of(file: Path) -> str:
@@ -32,8 +37,8 @@ def composed(entry: str, *overrides: str) -> dict[str, Any]:
     """A whole configuration whose values are of the right type."""
     model = next((text.removeprefix("model=") for text in overrides if text.startswith("model=")), "")
     found = installed().compose(entry, [*overrides, *REQUIRED.get(entry, []), *REQUIRED.get(model, [])])
-    if entry == "speed":
-        settings_of(Speed, found.values)
+    if entry in ("speed", "serve"):
+        settings_of({"speed": Speed, "serve": Serve}[entry], found.values)  # type: ignore[type-var]
     else:
         {"train": Train, "distill": Distill}.get(entry, Run).of(found)  # type: ignore[attr-defined]
     if "slurm" in found.values:

@@ -24,6 +24,7 @@ PLAIN = ("turns", "prompt")
 WANTED = f"wanted: a file of questions ({', '.join(SUFFIXES)})"
 SUMS = ("all", "overall")  # what tasks and tables call everything together
 LARGEST_ID = 2**63 - 1
+WITHHELD = "FULL BENCHMARK DATA SHOULD BE FETCHED FROM THE SOURCE"  # what SPEED-Bench says in place of a question
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,8 @@ def _asked(record: Mapping[str, Any]) -> tuple[tuple[Message, ...], tuple[str, .
     if any(message.role == "system" for message in messages[len(opening) :]):
         raise ValueError(f"{key}: a system message must be the first")
     turns = tuple(message.content for message in messages if message.role == "user")
+    if any(WITHHELD in turn for turn in turns):
+        raise ValueError(f"{key}: a place holder of SPEED-Bench; its prepare_data.py writes a file of whole questions")
     return opening, turns if all(turn.strip() for turn in turns) else ()
 
 

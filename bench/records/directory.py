@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar, Self
 
 import orjson
 
@@ -30,37 +30,35 @@ KINDS = {
 WORDS = {str: "text", int: "an integer", dict: "an object", bool: "true or false"}
 
 
-class RunDirectory:
-    """One run's folder, held by one process.
+class Directory:
+    """A folder of one configuration's records, held by one process. Use `open`; leave with `close`.
 
-    `done` has the (question id, repeat) pairs that need not be asked again. Use `open`; leave with `close`.
+    Where it lies below the results, and which of its files grow line by line, a kind of directory says.
     """
+
+    below: ClassVar[str]
+    lines: ClassVar[tuple[str, ...]]
 
     def __init__(self, folder: Path, notice: str | None) -> None:
         self.folder, self.notice = folder, notice
         make_folder(str(folder))
         self._lock = _held(folder)
-        self.answers, self.baseline = folder / "answers.jsonl", folder / "baseline.jsonl"
-        self.failures = folder / "failures.jsonl"
-        for file in (self.answers, self.baseline, self.failures):
-            _cut_torn_line(file)
-        answered = {key for key, _ in _lines(self.answers)}
-        _cut_orphans(self.baseline, answered)
-        self.done = answered | {key for key, _ in _lines(self.failures)}
-
-    @staticmethod
-    def known(root: Path, config: Mapping[str, Any]) -> bool:
-        """Whether this configuration has run before, on whatever machine."""
-        return any(read_info(folder) for folder in _existing(*_place(root, config)))
+        for name in self.lines:
+            _cut_torn_line(folder / name)
 
     @classmethod
-    def open(cls, root: Path, config: Mapping[str, Any], info: Mapping[str, Any], *, resume: bool) -> RunDirectory:
+    def known(cls, root: Path, config: Mapping[str, Any]) -> bool:
+        """Whether this configuration has run before, on whatever machine."""
+        return any(read_info(folder) for folder in _existing(*cls._place(root, config)))
+
+    @classmethod
+    def open(cls, root: Path, config: Mapping[str, Any], info: Mapping[str, Any], *, resume: bool) -> Self:
         """The newest folder that continues this configuration on this machine, else a new one beside it.
 
         info: what run.json is to say of the machine, the files and the code. Raises UserError when another process has
         the folder.
         """
-        parent, name = _place(root, config)
+        parent, name = cls._place(root, config)
         notice = None
         existing = _existing(parent, name)
         for folder in existing:
@@ -72,6 +70,11 @@ class RunDirectory:
         number = 1 + max((_number(folder) for folder in existing), default=0)
         return cls(parent / (name if number == 1 else f"{name}-{number}"), notice)
 
+    @classmethod
+    def _place(cls, root: Path, config: Mapping[str, Any]) -> tuple[Path, str]:
+        """Where a configuration's folders lie, and how their names begin."""
+        return root / cls.below / config["model"]["name"] / method_name(config), config_hash(config)
+
     def write_info(self, info: Mapping[str, Any]) -> None:
         """Write run.json, once, before the first question."""
         file = self.folder / "run.json"
@@ -82,19 +85,6 @@ class RunDirectory:
         """Write metrics.json anew."""
         replace_text(self.folder / "metrics.json", json.dumps(metrics, indent=2) + "\n", "results_dir")
 
-    def write(self, place: Place, envelope: Mapping[str, Any], answer: list[Turn], baseline: list[Turn] | None) -> None:
-        """Record one question on both sides. The answer comes last: a baseline line without one is cut on resume."""
-        for file, turns in ((self.baseline, baseline), (self.answers, answer)):
-            if turns is not None:
-                choice = choice_of([measured_row(place, number, turn) for number, turn in enumerate(turns)])
-                _append(file, {**place.head, **envelope, "choices": [choice]})
-        self.done.add(place.key)
-
-    def write_failure(self, place: Place, envelope: Mapping[str, Any], turn: int, status: str, error: str) -> None:
-        """Record that a question's turn failed or was skipped; the question is out of both sides."""
-        _append(self.failures, {**place.head, **envelope, "turn": turn, "status": status, "error": error})
-        self.done.add(place.key)
-
     def close(self) -> None:
         """Let other processes have the folder; one in which nothing was recorded goes."""
         with suppress(OSError):  # a folder that someone deleted: what was lost by it has been said
@@ -102,6 +92,33 @@ class RunDirectory:
                 (self.folder / ".lock").unlink()
                 self.folder.rmdir()
         self._lock.close()
+
+
+class RunDirectory(Directory):
+    """One run's folder. `done` has the (question id, repeat) pairs that need not be asked again."""
+
+    below = "runs"
+    lines = ("answers.jsonl", "baseline.jsonl", "failures.jsonl")
+
+    def __init__(self, folder: Path, notice: str | None) -> None:
+        super().__init__(folder, notice)
+        self.answers, self.baseline, self.failures = (folder / name for name in self.lines)
+        answered = {key for key, _ in _lines(self.answers)}
+        _cut_orphans(self.baseline, answered)
+        self.done = answered | {key for key, _ in _lines(self.failures)}
+
+    def write(self, place: Place, envelope: Mapping[str, Any], answer: list[Turn], baseline: list[Turn] | None) -> None:
+        """Record one question on both sides. The answer comes last: a baseline line without one is cut on resume."""
+        for file, turns in ((self.baseline, baseline), (self.answers, answer)):
+            if turns is not None:
+                choice = choice_of([measured_row(place, number, turn) for number, turn in enumerate(turns)])
+                append(file, {**place.head, **envelope, "choices": [choice]})
+        self.done.add(place.key)
+
+    def write_failure(self, place: Place, envelope: Mapping[str, Any], turn: int, status: str, error: str) -> None:
+        """Record that a question's turn failed or was skipped; the question is out of both sides."""
+        append(self.failures, {**place.head, **envelope, "turn": turn, "status": status, "error": error})
+        self.done.add(place.key)
 
 
 def method_name(config: Mapping[str, Any]) -> str:
@@ -132,11 +149,6 @@ def read_info(folder: Path) -> dict[str, Any] | None:
     if level:
         raise UserError(f"{file}: nested deeper than {DEEPEST} levels")
     return info
-
-
-def _place(root: Path, config: Mapping[str, Any]) -> tuple[Path, str]:
-    """Where a configuration's folders lie, and how their names begin."""
-    return root / "runs" / config["model"]["name"] / method_name(config), config_hash(config)
 
 
 def _existing(parent: Path, name: str) -> list[Path]:
@@ -179,7 +191,8 @@ def _held(folder: Path) -> IO[str]:
     return lock
 
 
-def _append(file: Path, record: Mapping[str, Any]) -> None:
+def append(file: Path, record: Mapping[str, Any]) -> None:
+    """A line more, on the disk. Raises UserError when the disk does not take it."""
     with _written(file), open(file, "ab", opener=_no_link) as opened:
         opened.write(json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
         opened.flush()

@@ -17,6 +17,8 @@ FILES = ("method.checkpoint", "method.datastore", "method.tokenizer")
 HARDWARE = ("cpu", "cores", "gpu", "driver", "cuda", "threads")
 # Files of these digests decide the output; runs that differ in one never share a folder.
 HASHES = ("checkpoint_sha256", "questions_sha256", "chat_sha256")
+# What else a run is not continued without: this project's code, and what servers say of themselves.
+SAME = (*HASHES, "commit", "servers")
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
@@ -54,7 +56,7 @@ def environment(info: Mapping[str, Any]) -> dict[str, Any]:
 
 def change(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """What keeps a run from being continued: another machine, other files or other code; None when nothing does."""
-    facts = [environment(info) | {key: info.get(key) for key in (*HASHES, "commit")} for info in (before, now)]
+    facts = [environment(info) | {key: info.get(key) for key in SAME} for info in (before, now)]
     found = differences(*facts)
     return f"{found[0][0]} was {json.dumps(found[0][1])}, is {json.dumps(found[0][2])}" if found else None
 

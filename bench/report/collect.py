@@ -16,6 +16,7 @@ from bench.questions.spec_bench import SUBTASKS
 from bench.records.frame import Run, asked_otherwise, merge, ordered_subtasks, read_run
 from bench.records.identity import HARDWARE, differences, environment, file_keys, measured
 from bench.report import published
+from bench.serve.metrics import Comparison
 from methods.digest import sha256
 from methods.errors import UserError
 
@@ -159,12 +160,17 @@ class Collection:
 
     groups: tuple[Group, ...]
     warnings: tuple[str, ...] = field(default=())
+    servers: tuple[Comparison, ...] = ()  # engines measured from outside; no table of the groups has them
 
 
-def collect(results_dir: Path, imported: Sequence[Run] = ()) -> Collection:
-    """Every run below results_dir, the experiments' too, that can be read, grouped. Raises UserError for none."""
+def collect(results_dir: Path, imported: Sequence[Run] = (), others: Sequence[Comparison] = ()) -> Collection:
+    """Every run below results_dir, the experiments' too, that can be read, grouped, and every pair of servers, to which
+    `others` are added. Raises UserError for none.
+    """
     folders = sorted(path.parent for place in PLACES for path in results_dir.glob(f"{place}/**/run.json"))
-    if not folders and not imported:
+    unread = list[str]()
+    servers = [*Comparison.all_below(results_dir, unread), *others]
+    if not folders and not imported and not servers:
         raise UserError(f"{results_dir}: no runs in it; expected {results_dir}/runs/<model>/<method>/<hash>/run.json")
     runs, odd = list(imported), []
     for folder in folders:
@@ -172,8 +178,8 @@ def collect(results_dir: Path, imported: Sequence[Run] = ()) -> Collection:
             runs.append(read_run(folder))
         except UserError as error:
             odd.append(str(error))
-    collection = group_runs(runs, [f"left out: {text}" for text in odd])
-    if not collection.groups:
+    collection = replace(group_runs(runs, [*(f"left out: {text}" for text in odd), *unread]), servers=tuple(servers))
+    if not collection.groups and not servers:
         why = f"none that can be read: {odd[0]}" if odd else "no answers in any of them yet"
         raise UserError(f"{results_dir}: {len(folders)} run directories in it, and {why}")
     return collection

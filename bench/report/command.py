@@ -18,12 +18,14 @@ USAGE = """usage: python -m bench.report [results_dir=results] [output=results/r
        python -m bench.report import=FILE... [baseline=FILE...] [model=NAME] [method=NAME]
        python -m bench.report --compare RUN_A RUN_B
 
-Reads every run below results_dir/runs and writes one page (index.html), tables, figures and records.parquet.
+Reads every run below results_dir/runs and every pair of servers below results_dir/serve, and writes one page
+(index.html), tables, figures and records.parquet.
 
   results_dir=FOLDER   what bench.run wrote (results)
   output=FOLDER        where the report goes (results_dir/report)
   import=FILE...       answer files of Spec-Bench or of the authors' Kangaroo, read as runs; several files with one
-                       model_id are repeats
+                       model_id are repeats. Results of vllm bench serve (one for each max_concurrency) or of
+                       SpecForge: read as servers under load
   baseline=FILE...     the plain decoding's answer files for the imported ones, one for all or one for each
   model=, method=      names for imported runs, where model_id does not tell them
   --compare A B        two run directories, paired by question
@@ -97,13 +99,24 @@ def write_report(settings: Settings) -> list[Path]:
     """All files of the report; returns their paths. Raises UserError before anything is written."""
     from bench.report.collect import collect
     from bench.report.importer import import_runs
+    from bench.serve.imported import import_comparisons
 
     values, results = settings.values, Path(settings.values["results_dir"])
-    names = {"model": values["model"], "method": values["method"]}
-    imported = import_runs(settings.lists["import"], settings.lists["baseline"], **names)
-    if not results.is_dir() and not imported:
+    (loads, answers), (plain, baseline) = (_apart(settings.lists[key]) for key in LISTS)
+    imported = import_runs(answers, baseline, model=values["model"], method=values["method"])
+    servers = import_comparisons(loads, plain, model=values["model"], name=values["method"])
+    if not results.is_dir() and not imported and not servers:
         raise UserError(f"results_dir={results}: no such folder; give the folder that bench.run wrote to")
-    return write_collection(collect(results, imported), Path(values["output"] or results / "report"))
+    return write_collection(collect(results, imported, servers), Path(values["output"] or results / "report"))
+
+
+def _apart(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Results of other programs that measure servers, and files of answers."""
+    from bench.serve.imported import is_result
+
+    kinds = [is_result(path) for path in files]
+    results = [path for path, result in zip(files, kinds, strict=True) if result]
+    return results, [path for path, result in zip(files, kinds, strict=True) if not result]
 
 
 def write_collection(collection: Collection, out: Path) -> list[Path]:
@@ -112,10 +125,14 @@ def write_collection(collection: Collection, out: Path) -> list[Path]:
     from bench.report.figures import write_figures
     from bench.report.frames import write_records
     from bench.report.page import write_page
+    from bench.report.servers import write_servers
     from bench.report.tables import write_tables
 
     make_folder(str(out), "output")
     for text in collection.warnings:
         print(text, file=sys.stderr)
+    page, servers = write_page(collection, out), write_servers(collection.servers, out)
+    if not collection.groups:
+        return [page, *servers]
     tables, figures = write_tables(collection, out), write_figures(collection, out)
-    return [write_page(collection, out), *tables, *figures, write_records(collection, out)]
+    return [page, *servers, *tables, *figures, write_records(collection, out)]

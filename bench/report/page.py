@@ -16,6 +16,7 @@ from bench.report import published
 from bench.report.answers import first_divergences, payloads
 from bench.report.collect import Collection, Group
 from bench.report.details import figure_table
+from bench.report.servers import definitions, view
 from bench.report.svg import CHARTS, legend_mark
 from bench.report.tables import (
     LEADERBOARD_CAPTION,
@@ -50,6 +51,8 @@ def write_page(collection: Collection, out: Path) -> Path:
             _group_view(number, group, payload)
             for number, (group, payload) in enumerate(zip(collection.groups, payloads(collection), strict=True))
         ],
+        servers=[view(comparison) for comparison in collection.servers],
+        acceptance=definitions(),
         warnings=collection.warnings,
         captions={"leaderboard": LEADERBOARD_CAPTION, "table1": TABLE1_CAPTION},
         limits={"spread": f"{SPREAD_LIMIT:.0%}", "overhead": f"{OVERHEAD_LIMIT:.0%}"},

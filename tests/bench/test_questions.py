@@ -152,6 +152,10 @@ def test_ids_are_numbers_or_all_text(tmp_path: Path, given: list[dict[str, Any]]
         ({"turns": ["x"], "question_id": 1.5}, "line 2: question_id='1.5': must be text of one line"),
         ({"turns": ["x"], "question_id": True}, "line 2: question_id='True': must be text of one line"),
         (GOOD, "question_id 1 stands there more than once"),
+        (
+            {"turns": ["FULL BENCHMARK DATA SHOULD BE FETCHED FROM THE SOURCE USING X"]},
+            "turns: a place holder of SPEED-Bench",
+        ),
     ],
 )
 def test_the_faulty_line_is_named(tmp_path: Path, line: Any, message: str) -> None:

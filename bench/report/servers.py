@@ -1,0 +1,152 @@
+"""Engines measured from outside: a section of the page of their own, and servers.csv. Never ranked with the runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from math import log2
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from bench.files import replace_text
+from bench.records.frame import CTAR_POSITIONS
+from bench.report.svg import WIDTH, Canvas, marker, ticks
+from bench.report.tables import csv_text
+from bench.serve.acceptance import DEFINITIONS, TRACE
+from bench.serve.metrics import PERCENTILES, SIDES, Comparison
+from bench.serve.words import crossing_text, lossless_text
+from bench.words import show, show_interval
+
+SHOWN = 5  # divergences
+AROUND = 60  # characters of them
+# Names of a side's times, and how a table heads them.
+TIMES = (("ttft_ms", "First token, ms"), ("gap_ms", "Between events, ms"), ("wall_ms", "Whole answer, ms"))
+
+
+def view(comparison: Comparison) -> dict[str, Any]:
+    """What the template shows of one pair of servers."""
+    found, info = comparison.metrics, comparison.records.info
+    servers = info.get("servers") or {}
+    return {
+        "title": comparison.title,
+        "metrics": found,
+        "speeds": [_speeds(row, found["sampled"]) for row in found["levels"]],
+        "times": _times(found["levels"]),
+        "acceptance": _acceptance(found["levels"]),
+        "chart": speedup_chart(found),
+        "crossing": crossing_text(found["crossing"]),
+        "divergences": divergences(comparison),
+        "facts": [
+            *((f"{side} server", _facts(servers.get(side) or {})) for side in SIDES),
+            ("hardware, as given", ((info.get("config") or {}).get("server") or {}).get("hardware") or "not given"),
+            ("client", f"{info.get('cpu') or 'unknown'}, {info.get('cores') or '?'} cores"),
+            ("command", info.get("command") or ""),
+            ("recorded in", str(comparison.records.folder)),
+            ("questions' sha256", info.get("questions_sha256") or ""),
+            ("/v1/models", json.dumps(info.get("models"), sort_keys=True)),
+        ],
+    }
+
+
+def _facts(server: dict[str, Any]) -> str:
+    parts = [server.get("engine") or "unknown", server.get("version") or "version not told", server.get("model") or ""]
+    return ", ".join([*parts, *([f"started by {server['launch']}"] if server.get("launch") else [])])
+
+
+def _speeds(row: dict[str, Any], sampled: bool) -> list[str]:
+    throughput = show(row["throughput"], 1), show(row["baseline_throughput"], 1)
+    lossless = "sampled: not compared" if sampled else lossless_text(row).replace("/", " / ")
+    return [
+        *(str(row["level"]), f"{row['questions']:,}", show_interval(row), show_interval(row, "throughput_ratio")),
+        *throughput,
+        *(show(row["tokens_per_s"], 1), show(row["baseline_tokens_per_s"], 1), lossless),
+    ]
+
+
+def _times(rows: Sequence[dict[str, Any]]) -> list[tuple[str, list[list[str]]]]:
+    """Each kind of time: by level, percentiles of the server that speculates, then of the plain one."""
+    columns = [f"{side}{{key}}_p{p}" for side in ("", "baseline_") for p in PERCENTILES]
+    return [
+        (name, [[str(row["level"]), *(show(row[column.format(key=key)], 1) for column in columns)] for row in rows])
+        for key, name in TIMES
+    ]
+
+
+def _acceptance(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+    return [
+        [str(row["level"]), show(row["cr"], 3), *(show(value, 3) for value in row["ctar"]),
+         show(row["draft_acceptance"], 3), row["acceptance_from"]]
+        for row in rows if row["acceptance_from"]
+    ]  # fmt: skip
+
+
+def definitions() -> list[list[str]]:
+    """Everything that somebody calls acceptance, each computed for one trace; a last line says the trace."""
+    rows = [[one.where, one.name, one.counts, one.here, show(one.value(TRACE))] for one in DEFINITIONS]
+    steps = ", ".join(f"{emitted} of {drafted} + 1" if drafted else "1, nothing drafted" for drafted, emitted in TRACE)
+    return [*rows, ["The trace", "", f"tokens that each pass emitted: {steps}", "", ""]]
+
+
+def divergences(comparison: Comparison) -> list[dict[str, Any]]:
+    """The first turns whose text is another one, with what stands around."""
+    texts = {(line["side"], line["level"], line["repeat"], line["question_id"], line["turn"]): line["text"]
+             for line in comparison.records.requests if line["status"] == "ok"}  # fmt: skip
+    found: list[dict[str, Any]] = []
+    for line in comparison.records.verdicts:
+        key = line["level"], line["repeat"], line["question_id"], line["turn"]
+        ours, theirs = (texts.get((side, *key)) for side in SIDES)
+        if line["verdict"] == "equal" or ours is None or theirs is None or len(found) == SHOWN:
+            continue
+        place = next((i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]),
+                     min(len(ours), len(theirs)))  # fmt: skip
+        begin, end = max(0, place - AROUND), place + AROUND
+        parts = {"shared": ours[begin:place], "ours": ours[place:end], "theirs": theirs[place:end]}
+        found.append({**line, **parts})
+    return found
+
+
+def speedup_chart(found: dict[str, Any]) -> Markup | None:
+    """Speedup over requests at a time, with its intervals; the crossing of 1 as a bar on the line at 1."""
+    rows = [row for row in found["levels"] if row["speedup"] is not None]
+    if not rows:
+        return None
+    ends = [value for row in rows for value in (row["speedup"], row["speedup_low"], row["speedup_high"]) if value]
+    low, high = min(0.9, *ends) * 0.95, max(1.1, *ends) * 1.05
+    levels = [row["level"] for row in rows]
+    span = log2(levels[0]) - 0.3, log2(max(levels)) + 0.3
+    canvas = Canvas(250, f"Speedup by load, {found['name']}", (min(span), max(span)), (low, high), left=44)
+    canvas.y_axis(ticks(low, high), "speedup over the plain server")
+    base = canvas.height - canvas.bottom
+    for level in levels:
+        canvas.text(canvas.x(log2(level)), base + 13, str(level))
+    canvas.text((canvas.left + WIDTH - canvas.right) / 2, canvas.height - 5, "requests at a time", "axis")
+    canvas.line(canvas.left, canvas.y(1), WIDTH - canvas.right, canvas.y(1), "one")
+    points = [(canvas.x(log2(row["level"])), canvas.y(row["speedup"])) for row in rows]
+    canvas.add(f'<path class="curve m0" d="M{"L".join(f"{x:.1f} {y:.1f}" for x, y in points)}"/>')
+    for row, (x, y) in zip(rows, points, strict=True):
+        if row["speedup_low"] is not None:
+            canvas.line(x, canvas.y(row["speedup_low"]), x, canvas.y(row["speedup_high"]), "whisker")
+        hint = f"{row['level']} at a time: {show_interval(row, digits=3)}"
+        canvas.add(f'<path class="mark m0" d="{marker(0, x, y)}"><title>{hint}</title></path>')
+    crossing = found["crossing"]
+    if crossing and crossing["at"]:
+        ends = [crossing["low"] or levels[0], crossing["high"] or levels[-1]]
+        x1, x2 = (canvas.x(log2(end)) for end in ends)
+        canvas.bar(x1, canvas.y(1) - 2, x2 - x1, 4, "verify", crossing_text(crossing))
+    return canvas.render()
+
+
+def write_servers(servers: Sequence[Comparison], out: Path) -> list[Path]:
+    """servers.csv: a row for each pair and level with every figure; returns what was written."""
+    rows = []
+    for comparison in servers:
+        head = {key: comparison.metrics[key] for key in ("model", "name", "engine", "demonstration")}
+        for row in comparison.metrics["levels"]:
+            deep = {f"ctar_{w}": value for w, value in zip(CTAR_POSITIONS, row["ctar"], strict=True)}
+            rows.append(head | {key: value for key, value in row.items() if key != "ctar"} | deep)
+    if not rows:
+        return []
+    replace_text(out / "servers.csv", csv_text(rows))
+    return [out / "servers.csv"]

@@ -1,0 +1,1 @@
+"""Engines measured from outside: a server that speculates beside a plain one, under load."""

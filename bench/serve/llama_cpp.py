@@ -1,0 +1,85 @@
+"""python -m bench.serve.llama_cpp model=joey.gguf port=8080 ngram=4
+
+llama.cpp's own server, out of the wheel xllamacpp, until it is stopped. draft=FILE drafts with a small model, ngram=N
+by the last N tokens' earlier occurrence; neither: plain. slots: requests at a time, context: tokens for each of them.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.command import again, command
+from methods.errors import UserError, nearest
+
+DEFAULTS = {"model": "", "port": "", "draft": "", "ngram": "", "length": "8", "slots": "4", "context": "1024",
+            "threads": "1"}  # fmt: skip
+NUMBERS = ("port", "length", "slots", "context", "threads")
+LOOKS_EVERY_S = 0.5
+
+
+@command(again)
+def main(arguments: Sequence[str]) -> int:
+    """Serve. Returns the exit status; ends with the process that started it."""
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return 0
+    values = parse(arguments)
+    try:
+        import xllamacpp
+    except ImportError as error:
+        raise UserError("bench.serve.llama_cpp needs xllamacpp: pip install 'speculative-bench[llama_cpp]'") from error
+    parent = os.getppid()
+    server = xllamacpp.Server(parameters(xllamacpp, values))
+    print(f"llama.cpp of xllamacpp {xllamacpp.__version__} at {server.listening_address}", flush=True)
+    while os.getppid() == parent:
+        time.sleep(LOOKS_EVERY_S)
+    return 0
+
+
+def parse(arguments: Sequence[str]) -> dict[str, str]:
+    """key=value arguments. Raises UserError for one that is unknown, or no number where one is wanted."""
+    values = dict(DEFAULTS)
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if key not in values or not equals:
+            raise UserError(f"{argument}: unknown argument; {nearest(key, values)}")
+        values[key] = value
+    for key in NUMBERS:
+        if not values[key].isdecimal():
+            raise UserError(f"{key}={values[key]}: must be a number")
+    for key in ("model", "draft"):
+        if (values[key] or key == "model") and not Path(values[key]).is_file():
+            raise UserError(f"{key}={values[key]}: no such file; wanted: a GGUF file")
+    return values
+
+
+def parameters(library: Any, values: dict[str, str]) -> Any:
+    """llama.cpp's own settings."""
+    found = library.CommonParams()
+    found.model.path = values["model"]
+    found.model_alias = {Path(values["model"]).stem}
+    found.model_tags = {f"xllamacpp-{library.__version__}"}  # /v1/models shows it, and so run.json has it
+    found.port, found.n_parallel = int(values["port"]), int(values["slots"])
+    found.n_ctx = int(values["context"]) * found.n_parallel
+    found.cpuparams.n_threads = found.cpuparams_batch.n_threads = int(values["threads"])
+    found.warmup = True
+    found.fit_params = False  # it would shrink the context where memory is short, unasked
+    kinds, speculative = library.common_speculative_type, found.speculative
+    if values["draft"]:
+        speculative.draft.mparams.path = values["draft"]
+        speculative.draft.n_max = int(values["length"])
+        speculative.draft.cpuparams.n_threads = speculative.draft.cpuparams_batch.n_threads = int(values["threads"])
+        speculative.types = [kinds.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE]
+    elif values["ngram"]:
+        speculative.ngram_simple.size_n, speculative.ngram_simple.size_m = int(values["ngram"]), int(values["length"])
+        speculative.types = [kinds.COMMON_SPECULATIVE_TYPE_NGRAM_SIMPLE]
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,296 @@
+"""Every number of a comparison of two servers, from its records: speed by load, its intervals, where it pays.
+
+The speedup of a level is Spec-Bench's: the mean over questions of tokens per second of the answer, waiting included, by
+the same mean of the plain server, with a 95 % BCa interval over questions. Throughput is a level's tokens by its
+blocks' seconds. A value that was not measured is None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bench.metrics import CONFIDENCE, RESAMPLES, bca_interval, expanded_confidence, question_rates, speedup
+from bench.records.frame import CTAR_POSITIONS
+from bench.serve.acceptance import Acceptance
+from bench.serve.records import SIDES, Records, ServeDirectory, read_acceptance, read_records
+from bench.words import plural
+from methods.errors import UserError, first_line
+
+SCHEMA_VERSION = 1
+BUSY = 0.7  # share of a processor above which the client itself may be what is measured
+PERCENTILES = (50, 90, 99)
+VERDICTS = ("equal", "near_tie", "divergent")
+COLUMNS = [
+    *("question_id", "subtask", "repeat", "turn", "level", "block", "side", "status"),
+    *("prompt_sha256", "new_tokens", "wall_s", "ttft_s", "times_s", "cached_tokens", "miscounted", "acceptance"),
+]
+BLOCK_COLUMNS = [
+    *("level", "repeat", "block", "side", "wall_s", "client_cpu_share", "acceptance", "counted_tokens"),
+    *("tokens", "answers"),  # of a block whose requests were not recorded one by one
+]
+KEYS = ["question_id", "repeat", "turn"]
+Array = np.ndarray
+
+
+def summarise(records: Records) -> dict[str, Any]:
+    """The content of metrics.json, JSON-able: a row for each level that both servers have finished blocks of."""
+    told = [{**line, "acceptance": read_acceptance(line.get("acceptance"))} for line in records.requests]
+    requests = pd.DataFrame(told, columns=COLUMNS)
+    servers = records.info.get("servers") or {}
+    engine = (servers.get("speculative") or {}).get("engine")
+    if engine == "llama_cpp" and requests.acceptance.notna().any():  # it is silent of an answer without a draft
+        silent = (requests.side == "speculative") & (requests.status == "ok") & requests.acceptance.isna()
+        requests.loc[silent, "acceptance"] = Acceptance(0, 0)
+    blocks = pd.DataFrame(records.blocks, columns=BLOCK_COLUMNS)
+    needed = blocks.side.nunique() if records.info.get("imported") else len(SIDES)
+    verdicts = pd.DataFrame(records.verdicts, columns=["level", "repeat", "question_id", "turn", "verdict"])
+    config = records.info.get("config") or {}
+    rows, rates = [], {}
+    for level in config.get("concurrency") or sorted(requests.level.unique()):
+        both, walls = _paired(requests[requests.level == level], blocks[blocks.level == level], needed)
+        if len(walls):
+            row, rates[level] = _level(both, walls, verdicts[verdicts.level == level])
+            rows.append({"level": int(level), **row})
+    found = {
+        "schema_version": SCHEMA_VERSION,
+        "model": str(records.info.get("model") or "unknown"),
+        "name": str(records.info.get("method") or "unknown"),
+        "demonstration": bool(records.info.get("demonstration", False)),
+        "engine": engine,
+        "sampled": bool(config.get("temperature")),
+        "levels": rows,
+        "crossing": crossing(rates),
+    }
+    return found | {"warnings": [*records.notes, *_warnings(found)]}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was measured of one pair of servers, and its figures."""
+
+    records: Records
+    metrics: dict[str, Any]
+
+    @property
+    def title(self) -> str:
+        return f"{self.metrics['model']} / {self.metrics['name']}"
+
+    @classmethod
+    def all_below(cls, results_dir: Path, notes: list[str]) -> list[Comparison]:
+        """Every pair of servers below a results folder. What cannot be read is noted."""
+        found = []
+        for file in sorted(results_dir.glob(f"{ServeDirectory.below}/*/*/*/run.json")):
+            try:
+                records = read_records(file.parent)
+                found.append(cls(records, summarise(records)))
+            except (UserError, KeyError, TypeError, ValueError) as error:
+                notes.append(f"left out: {file.parent}: {first_line(error)}")
+        return found
+
+
+def _paired(requests: pd.DataFrame, blocks: pd.DataFrame, needed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """A level's requests and blocks, as far as all sides that are needed have finished the block."""
+    keys = ["repeat", "block"]
+    done = blocks[blocks.groupby(keys).side.transform("nunique") == needed] if len(blocks) else blocks
+    inside = pd.MultiIndex.from_frame(requests[keys]).isin(pd.MultiIndex.from_frame(done[keys]))
+    return requests[inside], done
+
+
+def _level(requests: pd.DataFrame, blocks: pd.DataFrame, verdicts: pd.DataFrame) -> tuple[dict[str, Any], pd.DataFrame]:
+    """A level's figures, and tokens/s by question (rows) and side."""
+    failed = requests.question_id[requests.status != "ok"].unique()
+    whole = requests[~requests.question_id.isin(failed)]
+    sides = [whole[whole.side == side] for side in SIDES]
+    row: dict[str, Any] = {"questions": int(sides[0].question_id.nunique()), "failed": len(failed)}
+    row |= {"repeats": int(blocks.repeat.nunique()), "turns": len(sides[0])}
+    rates = pd.DataFrame({side: question_rates(turns).mean(axis=1) for side, turns in zip(SIDES, sides, strict=True)})
+    ours, theirs = rates.dropna().to_numpy(dtype=float).T
+    interval = bca_interval(lambda x, y, axis: np.mean(x, axis=axis) / np.mean(y, axis=axis), ours, theirs)
+    row |= {"speedup": speedup(ours, theirs) if len(ours) else None}
+    row |= {"speedup_low": interval and interval.low, "speedup_high": interval and interval.high}
+    for name, side, rate in zip(("", "baseline_"), sides, rates.to_numpy(dtype=float).T, strict=True):
+        row[f"{name}tokens_per_s"] = _known(rate.mean()) if len(rate) else None
+        gaps = [np.diff(times) for times in side.times_s]
+        row |= _percentiles(f"{name}ttft_ms", side.ttft_s) | _percentiles(f"{name}wall_ms", side.wall_s)
+        row |= _percentiles(f"{name}gap_ms", np.concatenate([*gaps, []]))
+        row[f"{name}cached_share"] = _share(side.cached_tokens)
+    row |= _throughput(requests[requests.status == "ok"], blocks)
+    row |= _acceptance(sides[0], requests, blocks[blocks.side == "speculative"])
+    counts = verdicts.verdict.value_counts()
+    row |= {name: int(counts.get(name, 0)) for name in VERDICTS}
+    row["unchecked"] = len(sides[0].merge(sides[1], on=KEYS)) - len(verdicts[~verdicts.question_id.isin(failed)])
+    row["client_cpu_share"] = _known(blocks.client_cpu_share.max())
+    row["miscounted"] = sum(one is True for one in whole.miscounted.astype(object))
+    row["foreign_tokens"] = _foreign(requests, blocks)
+    return row, rates
+
+
+def _percentiles(name: str, seconds: Any) -> dict[str, float | None]:
+    """Milliseconds at each of PERCENTILES; None where there is nothing."""
+    values = np.asarray(seconds, dtype=float)
+    found = np.percentile(values, PERCENTILES) * 1e3 if len(values) else [None] * len(PERCENTILES)
+    return {f"{name}_p{p}": None if v is None else float(v) for p, v in zip(PERCENTILES, found, strict=True)}
+
+
+def _share(cached: pd.Series) -> float | None:
+    """Share of answers that took part of their prompt from a cache; None where the server does not say."""
+    return float((cached.dropna() > 0).mean()) if cached.notna().any() else None
+
+
+def _throughput(answers: pd.DataFrame, blocks: pd.DataFrame) -> dict[str, Any]:
+    """All tokens by all seconds of the blocks, and the ratio of both sides with an interval over blocks."""
+    keys = ["repeat", "block"]
+    counted = answers.groupby([*keys, "side"]).new_tokens.sum()
+    table = blocks.set_index([*keys, "side"])[["wall_s", "tokens"]].join(counted)
+    table["tokens"] = table.tokens.astype(float).fillna(table.new_tokens).fillna(0)
+    table = table.unstack("side")
+    missing = pd.Series(np.nan, index=table.index)
+    parts = [
+        table.get((column, side), missing).to_numpy(dtype=float) for side in SIDES for column in ("tokens", "wall_s")
+    ]
+
+    def ratio(ours: Array, our_s: Array, theirs: Array, their_s: Array, axis: int = -1) -> Array:
+        sums = [part.sum(axis=axis) for part in (ours, our_s, theirs, their_s)]
+        return sums[0] / sums[1] / (sums[2] / sums[3])
+
+    both = all(np.isfinite(part).all() for part in parts) and parts[2].sum() > 0
+    interval = bca_interval(ratio, *parts) if both else None
+    return {
+        "blocks": len(table),
+        "throughput": _known(parts[0].sum() / parts[1].sum()),
+        "baseline_throughput": _known(parts[2].sum() / parts[3].sum()),
+        "throughput_ratio": float(ratio(*parts)) if both else None,
+        "throughput_ratio_low": interval and interval.low,
+        "throughput_ratio_high": interval and interval.high,
+    }
+
+
+def _acceptance(ours: pd.DataFrame, requests: pd.DataFrame, blocks: pd.DataFrame) -> dict[str, Any]:
+    """CR and CTAR pooled over answers that say; else from the server's counters over whole blocks; else None."""
+    told = ours[ours.acceptance.notna()]
+    rows, source = (
+        [found.row(tokens) for found, tokens in zip(told.acceptance, told.new_tokens, strict=True)],
+        "answers",
+    )
+    if not rows and blocks.acceptance.notna().all():
+        answers = requests[(requests.side == "speculative") & (requests.status == "ok")]
+        total = _summed([read_acceptance(found) for found in blocks.acceptance])
+        whole = blocks.tokens.notna().all()
+        counts = (blocks.tokens.sum(), blocks.answers.sum()) if whole else (answers.new_tokens.sum(), len(answers))
+        rows, source = [total.row(*map(int, counts))] if total else [], "counters"
+    table = pd.DataFrame(rows, dtype=float)
+    known = table[table.steps.notna()] if len(rows) else table
+    if not len(known):
+        return {"cr": None, "ctar": [None] * len(CTAR_POSITIONS), "draft_acceptance": None, "acceptance_from": None,
+                "acceptance_answers": 0}  # fmt: skip
+    steps = known.steps.sum()
+    drafted = known.drafted.sum(skipna=False)
+    deep = [known[f"over_{w}"].sum(skipna=False) / steps if steps else np.nan for w in CTAR_POSITIONS]
+    return {
+        "cr": _known(known.emitted.sum() / steps) if steps else None,
+        "ctar": [_known(share) for share in deep],
+        "draft_acceptance": _known((known.emitted - known.steps).sum() / drafted) if drafted else None,
+        "acceptance_from": source,
+        "acceptance_answers": len(known),
+    }
+
+
+def _summed(found: Sequence[Acceptance | None]) -> Acceptance | None:
+    """Several blocks' together; a count that one of them lacks, the sum lacks too."""
+    parts = [one for one in found if one is not None]
+    if not parts or len(parts) < len(found):
+        return None
+    counts = {
+        name: None if None in (values := [getattr(one, name) for one in parts]) else sum(values)
+        for name in ("accepted", "drafted", "steps")
+    }
+    depths = {len(one.deeper or ()) for one in parts}
+    deeper = tuple(map(sum, zip(*(one.deeper or () for one in parts), strict=True))) if len(depths) == 1 else ()
+    return Acceptance(**counts, deeper=deeper or None)
+
+
+def _known(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _foreign(requests: pd.DataFrame, blocks: pd.DataFrame) -> int | None:
+    """Tokens that the servers counted beyond those of the answers; None where they publish no counters."""
+    if not blocks.counted_tokens.notna().all():
+        return None
+    return int(blocks.counted_tokens.sum() - requests.new_tokens.fillna(0).sum())
+
+
+def crossing(rates: dict[int, pd.DataFrame], resamples: int = RESAMPLES) -> dict[str, Any] | None:
+    """Requests at a time at which the speedup falls through 1, with a 95 % percentile interval over questions.
+
+    rates: by level, tokens/s by question and side. Between levels the logarithm of the speedup is a straight line over
+    that of the level. 0 stands for "below the lowest level" and None for "above the highest". Questions that all levels
+    have are drawn together, with replacement; None where there are fewer than two levels or two questions.
+    """
+    levels = sorted(rates)
+    shared = sorted(set.intersection(*({*rates[level].dropna().index} for level in levels))) if levels else []
+    if len(levels) < 2 or len(shared) < 2:
+        return None
+    values = np.stack([rates[level].loc[shared, list(SIDES)].to_numpy() for level in levels])  # [levels, questions, 2]
+    drawn = np.random.default_rng(0).integers(len(shared), size=(resamples, len(shared)))
+    found = np.array([_falls(levels, values[:, draw].mean(axis=1)) for draw in drawn])
+    tail = (1 - expanded_confidence(len(shared))) / 2
+    low, high = np.quantile(found, [tail, 1 - tail], method="inverted_cdf")
+    place = _falls(levels, values.mean(axis=1))
+    bound = [None if np.isinf(value) else float(value) for value in (place, low, high)]
+    return {"at": bound[0], "low": bound[1], "high": bound[2], "levels": [levels[0], levels[-1]],
+            "questions": len(shared), "confidence": CONFIDENCE}  # fmt: skip
+
+
+def _falls(levels: Sequence[int], means: Array) -> float:
+    """Where the curve first falls to 1; 0 where it begins there, infinite where it never does. means [levels, 2]."""
+    heights = np.log(means[:, 0] / means[:, 1])
+    if heights[0] <= 0:
+        return 0.0
+    below = np.flatnonzero(heights <= 0)
+    if not len(below):
+        return np.inf
+    after = int(below[0])
+    part = heights[after - 1] / (heights[after - 1] - heights[after])
+    ends = np.log(levels[after - 1]), np.log(levels[after])
+    return float(np.exp(ends[0] + part * (ends[1] - ends[0])))
+
+
+def _warnings(found: dict[str, Any]) -> list[str]:
+    texts = ["demonstration on the built-in model: it says nothing of large models"] if found["demonstration"] else []
+    if not found["levels"]:
+        texts.append("no block was finished by both servers yet")
+    for row in found["levels"]:
+        texts += [f"{row['level']} at a time: {text}" for text in _row_warnings(row, found["sampled"])]
+    return texts
+
+
+def _row_warnings(row: dict[str, Any], sampled: bool) -> list[str]:
+    texts = []
+    if row["failed"]:
+        texts.append(f"{plural('question', row['failed'])} failed and left out of both sides")
+    if row["questions"] < row["level"]:
+        texts.append(f"{plural('question', row['questions'])}: too few to keep so many requests under way")
+    if row["speedup_low"] is not None and row["speedup_low"] <= 1 <= row["speedup_high"]:
+        texts.append("the speedup's interval includes 1: not shown to differ from the plain server")
+    if (row["client_cpu_share"] or 0) > BUSY:
+        texts.append(
+            f"the client itself used {row['client_cpu_share']:.0%} of a processor: it may be what was measured"
+        )
+    if row["miscounted"]:
+        texts.append(f"{plural('answer', row['miscounted'])} with another number of token ids than the server counted")
+    if row["foreign_tokens"]:
+        texts.append(f"the servers counted {row['foreign_tokens']} tokens beyond these answers': others used them too")
+    if max(row["cached_share"] or 0, row["baseline_cached_share"] or 0) > 0:
+        texts.append("part of some prompts came from a cache, so their time to first token is shorter")
+    if row["divergent"]:
+        texts.append(f"{plural('turn', row['divergent'])} divergent from the plain server: not shown to be lossless")
+    elif row["unchecked"] and not sampled:
+        texts.append(f"{plural('turn', row['unchecked'])} not compared")
+    return texts

@@ -1,0 +1,87 @@
+"""The page's section on servers, from records written as bench.serve writes them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from bench.report.collect import collect
+from bench.report.command import main
+
+NAME = "<b>ngram"
+
+
+def answer(question: int, side: str, level: int, seconds: float, text: str) -> dict[str, Any]:
+    said = {"accepted": 6, "drafted": 12, "steps": None, "deeper": [4, 2]} if side == "speculative" else None
+    return {
+        "question_id": question, "category": "qa", "subtask": "qa", "repeat": 0, "turn": 0, "level": level, "block": 0,
+        "side": side, "attempt": f"{side}{level}", "status": "ok", "prompt_sha256": "p", "new_tokens": 11,
+        "wall_s": seconds, "ttft_s": 0.1, "times_s": [0.1, seconds], "cached_tokens": 0, "miscounted": False,
+        "acceptance": said, "text": text,
+    }  # fmt: skip
+
+
+def write_pair(results: Path) -> Path:
+    folder = results / "serve" / "tiny" / "ngram" / "0123"
+    folder.mkdir(parents=True)
+    servers = {side: {"engine": "vllm", "version": "0.32.0", "model": "tiny"} for side in ("speculative", "baseline")}
+    config = {"concurrency": [1, 8], "server": {"hardware": "8 boards"}}
+    info = {"model": "tiny", "method": NAME, "config": config, "servers": servers, "models": {}, "demonstration": False}
+    (folder / "run.json").write_text(json.dumps(info))
+    requests, blocks, verdicts = [], [], []
+    for level, gain in ((1, 2.0), (8, 0.5)):
+        for side in ("speculative", "baseline"):
+            block = {"level": level, "repeat": 0, "block": 0, "side": side, "attempt": f"{side}{level}", "wall_s": 4.0}
+            blocks.append(block | {"client_cpu_share": 0.2, "acceptance": None, "counted_tokens": None})
+            for question in range(6):
+                text = "the same <i>text</i>" + (" ours" if side == "speculative" and question == 3 else " and on")
+                seconds = (2.0 + question / 10) / (gain if side == "speculative" else 1.0)
+                requests.append(answer(question, side, level, seconds, text))
+        for question in range(6):
+            apart = {"verdict": "divergent", "position": 9, "margin": 2.5} if question == 3 else {"verdict": "equal"}
+            found = {"level": level, "repeat": 0, "question_id": question, "turn": 0, "position": None, "margin": None}
+            verdicts.append(found | apart | {"unit": "token"})
+    for name, lines in (("requests", requests), ("blocks", blocks), ("fidelity", verdicts)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    results = tmp_path_factory.mktemp("servers")
+    write_pair(results)
+    assert main([f"results_dir={results}"]) == 0
+    return results / "report"
+
+
+def test_the_page_has_a_section_of_servers_and_no_leaderboard(report: Path) -> None:
+    page = (report / "index.html").read_text()
+    assert 'id="servers"' in page and "Leaderboard" not in page and not (report / "leaderboard.csv").exists()
+    assert "2.00 [2.00, 2.00]" not in page and NAME not in page and "&lt;b&gt;ngram" in page
+    assert "Requests at a time at which the speedup falls to 1: 2.8" in page
+    assert "the same &lt;i&gt;text&lt;/i&gt; <mark>and on</mark>" in page and "2.5 nats apart" in page
+    assert "Acceptance in 7 words" in page and "spec_accept_length" in page and "2.60" in page and "8 boards" in page
+    assert "1 turn divergent from the plain server" in page
+
+
+def test_every_figure_is_in_the_table(report: Path) -> None:
+    table = pd.read_csv(report / "servers.csv")
+    assert table.level.tolist() == [1, 8] and table.divergent.tolist() == [1, 1]
+    assert table.speedup.tolist() == pytest.approx([2.0, 0.5])
+    assert table.cr.tolist() == pytest.approx([10 / 4] * 2) and table.ctar_1.tolist() == pytest.approx([1.0] * 2)
+
+
+def test_a_broken_pair_is_left_out_and_said(tmp_path: Path) -> None:
+    write_pair(tmp_path)
+    odd = tmp_path / "serve" / "tiny" / "odd" / "1"
+    odd.mkdir(parents=True)
+    (odd / "run.json").write_text("{}")
+    (odd / "blocks.jsonl").write_text('{"level": 1}\n')
+    collection = collect(tmp_path)
+    assert len(collection.servers) == 1
+    (warning,) = collection.warnings
+    assert warning.startswith(f"left out: {odd}: ") and "the key 'repeat' is missing" in warning

@@ -1,0 +1,163 @@
+"""llama.cpp's own server with joey: its files, its tokens beside ours, and whole comparisons under load."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench.chat import Chat, Message
+from bench.serve import gguf, llama_cpp
+from methods.engine.checkpoint import load_model
+from methods.errors import UserError
+
+JOEY = Path(__file__).parents[3] / "bench" / "assets" / "joey"
+engine = pytest.mark.skipif(
+    importlib.util.find_spec("xllamacpp") is None or importlib.util.find_spec("aiohttp") is None,
+    reason="needs llama.cpp's server: pip install xllamacpp",
+)
+TOKENS = 24
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("gguf")
+    found = {"joey": folder / "joey.gguf", "draft": folder / "draft.gguf"}
+    assert gguf.main([str(JOEY), str(found["joey"])]) == 0
+    gguf.write(JOEY / "sps", found["draft"])
+    return found
+
+
+@pytest.mark.parametrize(("name", "folder"), [("joey", JOEY), ("draft", JOEY / "sps")])
+def test_the_file_holds_the_checkpoint(files: dict[str, Path], name: str, folder: Path) -> None:
+    written, original = (
+        load_model(path, dtype="float32", device="cpu", weights="checkpoint", seed=0) for path in (files[name], folder)
+    )
+    ids, positions = torch.arange(4, 24), torch.arange(20)
+    logits = [model.head(model.run(model.embed(ids), positions, None, slice(0, None))) for model in (written, original)]
+    assert torch.equal(*logits) and written.config.eos_token_ids == original.config.eos_token_ids
+
+
+def test_the_files_tokenizer_is_the_checkpoints(files: dict[str, Path]) -> None:
+    ours, theirs = Chat(files["joey"]), Chat(JOEY)
+    for line in (JOEY / "question.jsonl").read_text().splitlines()[::10]:
+        messages = [Message("user", json.loads(line)["turns"][0])]
+        assert ours.prompt_ids(messages) == theirs.prompt_ids(messages)
+
+
+def test_what_is_no_llama_is_refused(tmp_path: Path, capsys: Any) -> None:
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_bytes(
+            (JOEY / name).read_bytes().replace(b'"model_type": "llama"', b'"model_type": "x"')
+        )
+    with pytest.raises(UserError, match="x is not supported; valid: llama"):
+        gguf.write(tmp_path, tmp_path / "x.gguf")
+    assert gguf.main(["one"]) == 2 and capsys.readouterr().err.startswith("usage:")
+    with pytest.raises(UserError, match=r"layers\.0\.bias: llama\.cpp has no such tensor"):
+        gguf.ours("layers.0.bias")
+
+
+def test_arguments_of_the_server_are_checked(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").touch()
+    given = [f"model={tmp_path}/m.gguf", "port=1"]
+    assert llama_cpp.parse(given)["slots"] == "4"
+    for wrong, said in (("ngrams=1", "ngrams=1: unknown argument; did you mean ngram"), ("slots=x", "must be a number"),
+                        ("draft=none", "draft=none: no such file")):  # fmt: skip
+        with pytest.raises(UserError, match=said):
+            llama_cpp.parse([*given, wrong])
+
+
+def launch(file: Path, *more: str) -> str:
+    return " ".join([sys.executable, "-m", "bench.serve.llama_cpp", f"model={file}", "port={port}", "slots=2", *more])
+
+
+def arguments(files: dict[str, Path], results: Path, *more: str, speculation: str) -> list[str]:
+    return [
+        "model=joey",
+        f"server.launch='{launch(files['joey'], speculation)}'",
+        f"server.baseline_launch='{launch(files['joey'])}'",
+        f"results_dir={results}",
+        f"max_new_tokens={TOKENS}",
+        *more,
+    ]
+
+
+@engine
+@pytest.mark.parametrize("speculation", ["ngram=3", "draft"])
+def test_plain_against_speculation_at_two_loads(files: dict[str, Path], tmp_path: Path, speculation: str) -> None:
+    """The engine's greedy answers with and without drafts are one another's, and its tokens are ours."""
+    from bench.serve.__main__ import main
+    from bench.serve.records import read_records
+
+    speculation = f"draft={files['draft']}" if speculation == "draft" else speculation
+    assert main(arguments(files, tmp_path, "concurrency=[1,2]", "limit=1", speculation=speculation)) == 0
+    (folder,) = (file.parent for file in tmp_path.glob("serve/*/*/*/run.json"))
+    metrics, records = json.loads((folder / "metrics.json").read_text()), read_records(folder)
+    for row in metrics["levels"]:
+        assert row["questions"] == 6 and row["failed"] == row["miscounted"] == row["unchecked"] == 0
+        assert row["cr"] is None or 1 <= row["cr"] <= 9
+    assert metrics["levels"][0]["cr"] or speculation == "ngram=3"
+    assert records.info["servers"]["speculative"]["engine"] == "llama_cpp"
+    assert _equal_to_ours(records) >= 5  # of six; a near tie may tip in another order of sums, or in half precision
+
+
+def _equal_to_ours(records: Any) -> int:
+    """First turns that the plain server answers, at one request at a time, with the very tokens of our engine."""
+    from methods.decoder import Decoder
+    from methods.vanilla import Vanilla
+
+    target = load_model(JOEY, dtype="float32", device="cpu", weights="checkpoint", seed=0)
+    decoder, chat = Decoder(target, Vanilla(target)), Chat(JOEY)
+    asked = {json.loads(line)["question_id"]: json.loads(line) for line in (JOEY / "question.jsonl").open()}
+    equal = 0
+    for line in records.requests:
+        if (line["side"], line["level"], line["turn"]) == ("baseline", 1, 0):
+            prompt = chat.prompt_ids([Message("user", asked[line["question_id"]]["turns"][0])])
+            ours = list(decoder.generate(torch.tensor(prompt), TOKENS).tokens)
+            equal += ours[: len(line["token_ids"])] == line["token_ids"]
+    return equal
+
+
+@engine
+def test_one_server_at_a_time_and_both_end_with_the_run(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: Any
+) -> None:
+    import psutil
+
+    from bench.serve.__main__ import main
+    from bench.serve.servers import Server
+
+    most, start = [0], Server.start
+
+    async def counting(self: Server) -> None:
+        await start(self)
+        most.append(len(_running(files["joey"])))
+
+    monkeypatch.setattr(Server, "start", counting)
+    more = ["concurrency=1", "task=qa", "limit=1", "server.together=false"]
+    assert main(arguments(files, tmp_path, *more, speculation="ngram=3")) == 0
+    assert max(most) == 1
+    psutil.wait_procs(_running(files["joey"]), timeout=10)
+    assert not _running(files["joey"])
+
+
+def _running(file: Path) -> list[Any]:
+    import psutil
+
+    return [p for p in psutil.process_iter(["cmdline"]) if f"model={file}" in (p.info["cmdline"] or [])]
+
+
+@engine
+def test_a_server_that_cannot_begin_is_one_line(files: dict[str, Path], tmp_path: Path, capsys: Any) -> None:
+    from bench.serve.__main__ import main
+
+    (tmp_path / "no.gguf").write_bytes(b"GGUF and no more")
+    more = [f"server.launch='{launch(tmp_path / 'no.gguf')}'", "limit=1"]
+    assert main([*arguments(files, tmp_path, speculation="ngram=3"), *more]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("server.launch: ended with status ") and "speculative.log" in error

@@ -1,0 +1,136 @@
+"""Statistics of load: recorded answers with known times in, known figures out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bench.serve.metrics import crossing, summarise
+from bench.serve.records import Records
+from bench.serve.words import crossing_text, format_table
+
+
+def rates(level_speedups: dict[int, float], questions: int = 30, noise: float = 0.0) -> dict[int, pd.DataFrame]:
+    rng = np.random.default_rng(1)
+    found = {}
+    for level, speedup in level_speedups.items():
+        plain = rng.uniform(50, 100, questions) / level
+        ours = plain * speedup * np.exp(rng.normal(-(noise**2) / 2, noise, questions)) if noise else plain * speedup
+        found[level] = pd.DataFrame({"speculative": ours, "baseline": plain}, index=range(questions))
+    return found
+
+
+def test_the_crossing_lies_on_the_line_between_two_levels() -> None:
+    found = crossing(rates({1: 2.0, 4: 1.0 / 0.5**0.5, 16: 2**-0.5, 32: 0.5}))
+    assert found is not None and found["at"] == pytest.approx(8.0)
+    assert found["low"] == pytest.approx(8.0) and found["high"] == pytest.approx(8.0)
+
+
+def test_a_curve_that_stays_on_one_side_has_no_crossing() -> None:
+    above, below = crossing(rates({1: 2.0, 8: 1.5})), crossing(rates({1: 0.9, 8: 0.5}))
+    assert above is not None and (above["at"], above["low"], above["high"]) == (None, None, None)
+    assert below is not None and (below["at"], below["low"], below["high"]) == (0.0, 0.0, 0.0)
+    assert "falls to 1: > 8 (95 % interval: > 8 to > 8)" in crossing_text(above)
+    assert "falls to 1: ≤ 1" in crossing_text(below)
+    assert crossing(rates({1: 2.0})) is None and crossing({}) is None
+
+
+def test_the_crossings_interval_holds_the_truth_and_narrows_with_questions() -> None:
+    truth = {1: 1.8, 4: 1.3, 16: 0.8}  # log-linear between 4 and 16
+    at = 4 * 4 ** (np.log(1.3) / np.log(1.3 / 0.8))
+    widths = []
+    for questions in (10, 300):
+        found = crossing(rates(truth, questions, noise=0.3))
+        assert found is not None and found["low"] <= at <= found["high"]
+        widths.append(found["high"] - found["low"])
+    assert widths[1] < widths[0]
+
+
+def line(question: int, side: str, seconds: float, **more: Any) -> dict[str, Any]:
+    found = {
+        "question_id": question, "category": "qa", "subtask": "qa", "repeat": 0, "turn": 0, "level": 2,
+        "block": question // 2, "side": side, "attempt": side, "status": "ok", "prompt_sha256": "p", "new_tokens": 11,
+        "wall_s": seconds, "ttft_s": 0.1 * (1 + question), "times_s": [0.1 * (1 + question), seconds],
+        "cached_tokens": None, "miscounted": False, "acceptance": None,
+    }  # fmt: skip
+    return found | more
+
+
+def block(number: int, side: str, wall_s: float, **more: Any) -> dict[str, Any]:
+    found = {"level": 2, "repeat": 0, "block": number, "side": side, "wall_s": wall_s, "client_cpu_share": 0.1}
+    return {**found, "acceptance": None, "counted_tokens": None, **more}
+
+
+def records(requests: list[dict[str, Any]], blocks: list[dict[str, Any]], **config: Any) -> Records:
+    info = {"model": "m", "method": "x", "config": {"concurrency": [2], **config}}
+    return Records(Path("nowhere"), info, requests, blocks, [])
+
+
+SIDES = ("speculative", "baseline")
+FOUR = [line(q, side, 1.0 if side == "speculative" else 2.0) for q in range(4) for side in SIDES]
+BLOCKS = [block(n, side, 1.5 if side == "speculative" else 2.5) for n in range(2) for side in SIDES]
+
+
+def test_a_levels_figures() -> None:
+    (row,) = summarise(records(FOUR, BLOCKS))["levels"]
+    assert row["speedup"] == pytest.approx(2.0) and row["questions"] == 4 and row["unchecked"] == 4
+    assert row["tokens_per_s"] == pytest.approx(11.0) and row["baseline_tokens_per_s"] == pytest.approx(5.5)
+    assert row["throughput"] == pytest.approx(44 / 3) and row["throughput_ratio"] == pytest.approx(5 / 3)
+    assert row["ttft_ms_p50"] == pytest.approx(250) and row["ttft_ms_p99"] == pytest.approx(397)
+    assert row["gap_ms_p50"] == pytest.approx(750) and row["baseline_wall_ms_p90"] == pytest.approx(2000)
+    assert row["cr"] is None and row["ctar"] == [None] * 6 and row["cached_share"] is None
+
+
+def test_a_failed_question_is_out_of_both_sides_and_an_unpaired_block_too() -> None:
+    failed = line(1, "baseline", 0.0, status="failed", new_tokens=None, wall_s=None, ttft_s=None, times_s=None)
+    requests = [one for one in FOUR if (one["question_id"], one["side"]) != (1, "baseline")] + [failed]
+    (row,) = summarise(
+        records([*requests, line(9, "speculative", 9.0, block=7)], [*BLOCKS, block(7, "speculative", 9)])
+    )["levels"]
+    assert (row["questions"], row["failed"], row["blocks"]) == (3, 1, 2)
+
+
+def test_acceptance_of_answers_and_else_of_counters() -> None:
+    said = {"accepted": 5, "drafted": 10, "steps": None, "deeper": [3, 2]}
+    told = [one | {"acceptance": said} if one["side"] == "speculative" else one for one in FOUR]
+    (row,) = summarise(records(told, BLOCKS))["levels"]
+    assert (
+        row["cr"] == pytest.approx(10 / 5) and row["ctar"][:3] == [3 / 5, 2 / 5, 0] and row["draft_acceptance"] == 0.5
+    )
+    assert row["acceptance_from"] == "answers"
+    counted = [one | {"acceptance": {**said, "accepted": 10, "drafted": 20}} for one in BLOCKS]
+    (row,) = summarise(records(FOUR, counted))["levels"]
+    assert row["cr"] == pytest.approx(40 / 20) and row["acceptance_from"] == "counters"
+
+
+def test_an_answer_of_llama_cpp_without_a_draft_has_as_many_steps_as_tokens() -> None:
+    said = {"accepted": 5, "drafted": 10, "steps": None, "deeper": None}
+    told = [one | {"acceptance": said} if one["side"] == SIDES[0] and one["question_id"] < 2 else one for one in FOUR]
+    for engine, cr in (("llama_cpp", 40 / 30), ("vllm", 20 / 10)):
+        found = records(told, BLOCKS)
+        found.info["servers"] = {"speculative": {"engine": engine}}
+        assert summarise(found)["levels"][0]["cr"] == pytest.approx(cr)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "requests", "said"),
+    [
+        ({"client_cpu_share": 0.8}, {}, "the client itself used 80% of a processor"),
+        ({"counted_tokens": 30}, {}, "the servers counted 32 tokens beyond these answers'"),
+        ({}, {"miscounted": True}, "8 answers with another number of token ids"),
+        ({}, {"cached_tokens": 5}, "part of some prompts came from a cache"),
+    ],
+)
+def test_what_a_reader_must_know_is_said(blocks: dict[str, Any], requests: dict[str, Any], said: str) -> None:
+    found = summarise(records([one | requests for one in FOUR], [one | blocks for one in BLOCKS]))
+    warning = [text for text in found["warnings"] if said.removeprefix("8 ") in text]
+    assert warning and warning[0].startswith("2 at a time: ") and said.removeprefix("8 ") in format_table(found)
+
+
+def test_nothing_finished_yet_has_a_table_too() -> None:
+    found = summarise(records([], []))
+    assert found["levels"] == [] and "no block was finished by both servers yet" in format_table(found)
