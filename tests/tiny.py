@@ -62,7 +62,7 @@ def reference_model(family: str, *, seed: int = 0, **changes: Any) -> Any:
     return model
 
 
-def write_checkpoint(folder: Path, model: Any, layout: str = "safetensors") -> Path:
+def write_checkpoint(folder: Path, model: Any, layout: str = "safetensors", shards: int = 3) -> Path:
     """Write transformers' model: safetensors, safetensors_shards, bin, bin_shards or bin_legacy (before torch 1.6)."""
     if layout.startswith("safetensors"):
         model.save_pretrained(folder, max_shard_size="100KB" if layout.endswith("shards") else "5GB")
@@ -76,10 +76,10 @@ def write_checkpoint(folder: Path, model: Any, layout: str = "safetensors") -> P
         torch.save(state, folder / "pytorch_model.bin", _use_new_zipfile_serialization=layout == "bin")
         return folder
     names = list(state)
-    shards = {f"pytorch_model-{i + 1:05}-of-00003.bin": names[i::3] for i in range(3)}
-    for shard, held in shards.items():
-        torch.save({name: state[name] for name in held}, folder / shard)
-    weight_map = {name: shard for shard, held in shards.items() for name in held}
+    parts = {f"pytorch_model-{i + 1:05}-of-{shards:05}.bin": names[i::shards] for i in range(shards)}
+    for part, held in parts.items():
+        torch.save({name: state[name] for name in held}, folder / part)
+    weight_map = {name: part for part, held in parts.items() for name in held}
     index = {"metadata": {"total_size": sum(t.nbytes for t in state.values())}, "weight_map": weight_map}
     (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
     return folder

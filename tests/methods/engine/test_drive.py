@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import pytest
 
 from methods.engine.hub import resolve
 from methods.errors import UserError
+from tests.servers import GOOGLE, Drive, serving
 
 ROOT, INNER, OTHER, DEEP = "r" * 33, "i" * 33, "o" * 33, "p" * 33
 FOLDERS = {  # id -> (name, {entry: (id, is a folder)})
@@ -23,60 +22,22 @@ FOLDERS = {  # id -> (name, {entry: (id, is a folder)})
 }
 
 
-class Drive(BaseHTTPRequestHandler):
-    """As much of Google Drive as gdown asks for."""
-
-    full = False  # whether too many people have had the weights today
-    fetched: list[str]
-
-    def do_GET(self) -> None:
-        name = self.path.rpartition("id=")[2]
-        if self.path.startswith("/embeddedfolderview"):
-            title, entries = FOLDERS[name]
-            kinds = {True: "drive/folders/{}", False: "file/d/{}/view"}
-            links = [
-                f'<a href="https://drive.google.com/{kinds[folder].format(key)}">{entry}</a>'
-                for entry, (key, folder) in entries.items()
-            ]
-            self.answer(f"<html><title>{title}</title>{''.join(links)}</html>", "text/html")
-            return
-        self.fetched.append(name[0])
-        if self.full and name.startswith("w"):
-            self.answer('<p class="uc-error-subcaption">Too many users have viewed this file</p>', "text/html")
-        else:
-            self.answer(name, "application/octet-stream", Content_Disposition=f'attachment; filename="{name}"')
-
-    def answer(self, text: str, kind: str, **headers: str) -> None:
-        self.send_response(200)
-        for key, value in {"Content-Type": kind, "Content-Length": str(len(text)), **headers}.items():
-            self.send_header(key.replace("_", "-"), value)
-        self.end_headers()
-        self.wfile.write(text.encode())
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture
 def drive(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     """gdown's requests go to a server of this machine; the cache and the cookies lie in tmp_path."""
     pytest.importorskip("gdown", reason="gdown is not installed")
     import requests
 
-    served = type("Served", (Drive,), {"fetched": []})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), served)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    get, here = requests.Session.get, f"http://127.0.0.1:{server.server_address[1]}"
+    with serving(Drive, folders=FOLDERS) as served:
+        get = requests.Session.get
 
-    def redirected(self: Any, url: str, **settings: Any) -> Any:
-        return get(self, url.replace("https://drive.google.com", here), **settings)
+        def redirected(self: Any, url: str, **settings: Any) -> Any:
+            return get(self, url.replace(GOOGLE, served.address), **settings)
 
-    monkeypatch.setattr(requests.Session, "get", redirected)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("NO_PROXY", "*")
-    yield served
-    server.shutdown()
-    server.server_close()
+        monkeypatch.setattr(requests.Session, "get", redirected)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        monkeypatch.setenv("NO_PROXY", "*")
+        yield served
 
 
 def refusal(path: str) -> str:

@@ -6,20 +6,17 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from methods.engine.hub import hub_name, resolve
 from methods.errors import UserError
+from tests.servers import COMMIT, Hub, serving
 
 REPOSITORY = Path(__file__).parents[3]
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CLOSED_PORT = "http://127.0.0.1:9"
 TEXT = ("config.json", "generation_config.json", "tokenizer.json", "README.md")
 REPOSITORIES = {
@@ -43,71 +40,17 @@ REPOSITORIES = {
 }
 
 
-@dataclass
-class Hub:
-    address: str
-    fetched: list[str] = field(default_factory=list)  # files, and "listing" for each question what there is
-
-
 def content(file: str, files: tuple[str, ...]) -> bytes:
     """What the hub gives for a file: an index that names the shards, or the file's own name."""
     shards = {f"layer.{i}": shard for i, shard in enumerate(name for name in files if "-of-" in name)}
     return json.dumps({"weight_map": shards}).encode() if file.endswith(".index.json") else file.encode()
 
 
-class Handler(BaseHTTPRequestHandler):
-    """As much of the hub's HTTP interface as downloading a snapshot needs."""
-
-    def __init__(self, fetched: list[str], *args: object) -> None:
-        self.fetched = fetched
-        super().__init__(*args)  # type: ignore[arg-type]
-
-    def answer(self, body: bytes, status: int = 200, **headers: str) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def do_GET(self) -> None:
-        route = self.path.partition("?")[0].strip("/").removeprefix("api/models/")
-        name, files = "/".join(route.split("/")[:2]), REPOSITORIES.get("/".join(route.split("/")[:2]))
-        if files is None:
-            code = "GatedRepo" if name == "house/gated" else "RepoNotFound"
-            self.answer(b"{}", 403 if code == "GatedRepo" else 404, X_Error_Code=code)
-        elif "/revision/lost" in self.path:
-            self.answer(b"{}", 404, X_Error_Code="RevisionNotFound")
-        elif "/revision/" in self.path:
-            self.fetched.append("listing")
-            siblings = [{"rfilename": file, "size": len(content(file, files))} for file in files]
-            listing = {"id": name, "sha": COMMIT, "siblings": siblings}
-            self.answer(json.dumps(listing).encode(), Content_Type="application/json")
-        elif "/tree/" in self.path:
-            tree = [{"type": "file", "path": file, "size": len(content(file, files)), "oid": file} for file in files]
-            self.answer(json.dumps(tree).encode(), Content_Type="application/json")
-        else:
-            file = route.rpartition("/")[2]
-            if self.command == "GET":
-                self.fetched.append(file)
-            self.answer(content(file, files), ETag=f'"{file}"', X_Repo_Commit=COMMIT)
-
-    do_HEAD = do_GET
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture
-def hub() -> Iterator[Hub]:
-    fetched: list[str] = []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, fetched))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield Hub(f"http://127.0.0.1:{server.server_address[1]}", fetched)
-    server.shutdown()
-    thread.join()
-    server.server_close()
+def hub() -> Iterator[Any]:
+    contents = {name: {file: content(file, files) for file in files} for name, files in REPOSITORIES.items()}
+    with serving(Hub, repositories=contents) as served:
+        yield served
 
 
 def resolve_in_a_fresh_process(call: str, cache: Path, **environment: str) -> str:
@@ -150,7 +93,7 @@ except UserError as error:
         ("'house/heads', key='method.checkpoint'", {"medusa_lm_head.pt"}),
     ],
 )
-def test_a_snapshot_holds_what_is_needed_and_no_more(hub: Hub, call: str, weights: set[str], tmp_path: Path) -> None:
+def test_a_snapshot_holds_what_is_needed_and_no_more(hub: Any, call: str, weights: set[str], tmp_path: Path) -> None:
     folder = Path(resolve_in_a_fresh_process(call, tmp_path, HF_ENDPOINT=hub.address))
     assert {file.name for file in folder.iterdir()} == {*TEXT[:3], *weights}
     files = sorted(name for name in hub.fetched if name != "listing")
@@ -158,13 +101,13 @@ def test_a_snapshot_holds_what_is_needed_and_no_more(hub: Hub, call: str, weight
     assert str(hub_name(folder)).endswith(f"@{COMMIT}")
 
 
-def test_a_snapshot_in_the_cache_needs_no_hub(hub: Hub, tmp_path: Path) -> None:
+def test_a_snapshot_in_the_cache_needs_no_hub(hub: Any, tmp_path: Path) -> None:
     first = resolve_in_a_fresh_process("'house/bin'", tmp_path, HF_ENDPOINT=hub.address)
     assert resolve_in_a_fresh_process("'house/bin'", tmp_path, HF_HUB_OFFLINE="1") == first
     assert resolve_in_a_fresh_process("'house/bin'", tmp_path, HF_ENDPOINT=CLOSED_PORT) == first
 
 
-def test_a_commit_in_the_cache_is_not_asked_for_again(hub: Hub, tmp_path: Path) -> None:
+def test_a_commit_in_the_cache_is_not_asked_for_again(hub: Any, tmp_path: Path) -> None:
     call = f"'house/shards', '{COMMIT}'"
     first = resolve_in_a_fresh_process(call, tmp_path, HF_ENDPOINT=hub.address)
     asked = len(hub.fetched)
@@ -173,19 +116,19 @@ def test_a_commit_in_the_cache_is_not_asked_for_again(hub: Hub, tmp_path: Path) 
     assert len(hub.fetched) == asked
 
 
-def test_weights_that_are_not_in_the_cache_need_the_hub(hub: Hub, tmp_path: Path) -> None:
+def test_weights_that_are_not_in_the_cache_need_the_hub(hub: Any, tmp_path: Path) -> None:
     resolve_in_a_fresh_process("'house/shards', weights=False", tmp_path, HF_ENDPOINT=hub.address)
     message = resolve_in_a_fresh_process("'house/shards'", tmp_path, HF_ENDPOINT=CLOSED_PORT)
     assert "house/shards is not in the local cache, and the hub cannot be reached" in message
 
 
-def test_a_download_is_one_line_and_what_is_cached_none(hub: Hub, tmp_path: Path) -> None:
+def test_a_download_is_one_line_and_what_is_cached_none(hub: Any, tmp_path: Path) -> None:
     heard = [resolve_and_listen("'house/shards'", tmp_path, HF_ENDPOINT=hub.address)[1] for _ in range(2)]
     assert heard[0].startswith("house/shards: downloading ") and heard[0].count("\n") == 1
     assert heard[1] == ""
 
 
-def test_a_lora_is_to_be_merged_first(hub: Hub, tmp_path: Path) -> None:
+def test_a_lora_is_to_be_merged_first(hub: Any, tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     with pytest.raises(UserError, match="merge it first"):
         resolve(str(tmp_path))
@@ -206,12 +149,12 @@ def test_a_folder_has_no_name_on_the_hub(tmp_path: Path) -> None:
         ("'house/unknown', key='method.checkpoint'", ["method.checkpoint=house/unknown", "method.checkpoint=/folder"]),
     ],
 )
-def test_what_the_hub_refuses_is_said(hub: Hub, call: str, parts: list[str], tmp_path: Path) -> None:
+def test_what_the_hub_refuses_is_said(hub: Any, call: str, parts: list[str], tmp_path: Path) -> None:
     message = resolve_in_a_fresh_process(call, tmp_path, HF_ENDPOINT=hub.address)
     assert all(part in message for part in [*parts, "config.json", "/folder"]), message
 
 
-def test_repository_without_a_config(hub: Hub, tmp_path: Path) -> None:
+def test_repository_without_a_config(hub: Any, tmp_path: Path) -> None:
     message = resolve_in_a_fresh_process("'house/empty'", tmp_path, HF_ENDPOINT=hub.address)
     assert "no config.json" in message and "model.path=/folder" in message
 
