@@ -6,6 +6,7 @@ import functools
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,11 @@ from tests.tiny import adapter_checkpoint, packed, reference_model, tiny_llama, 
 
 JOEY = Path(__file__).parents[2] / "bench" / "assets" / "joey"
 SIZES = {"num_hidden_layers": 4, "vocab_size": 48, "eos_token_id": None, "max_position_embeddings": 96}
+
+
+def random_draft(folder: Path) -> dict[str, Any]:
+    """What test_lossless gives the method besides its configuration."""
+    return {"checkpoint": adapter_checkpoint(folder, hidden=64), "exit_layer": 1, "eta": 0.03}
 
 
 class Reference:

@@ -2,47 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hydra.utils import get_object
 
+from bench.binder import draft_key
 from bench.config import choices, installed
 from methods.decoder import Decoder, Prefill, Verification
 from methods.draft import Draft, Resumed, Tree
 from methods.engine.llama import Llama
 from methods.proof import Make, check_lossless, check_side_by_side
 from methods.sam import Sam
-from tests.methods.test_medusa import random_heads, write_heads
-from tests.methods.test_rest import tokenizer_folder, write_datastore
-from tests.methods.test_sps import write_drafter
-from tests.tiny import adapter_checkpoint, tiny_llama
+from tests.methods.test_rest import tokenizer_folder
+from tests.tiny import tiny_llama
 
 # Without a draft model of their own; hf_... stands beside the loop and has tests of its own.
 METHODS = [name for name in choices("method") if not name.startswith("hf_")]
-
-
-def kangaroo(folder: Path) -> dict[str, Any]:
-    return {"checkpoint": adapter_checkpoint(folder, hidden=64), "exit_layer": 1, "eta": 0.03}
-
-
-def medusa(folder: Path) -> dict[str, Any]:
-    return {"checkpoint": write_heads(folder, random_heads(4, 64, 48), claimed=4)}
-
-
-def rest(folder: Path) -> dict[str, Any]:
-    text = [[token % 48 for token in range(start, 400, step)] for start, step in ((3, 1), (5, 7), (9, 17))]
-    return {"datastore": write_datastore(folder, text, tokenizer_folder(folder))}
-
-
-def sps(folder: Path) -> dict[str, Any]:
-    return {"drafter": write_drafter(folder, tiny_llama(vocab_size=48, num_layers=2))}
-
-
-# What a method needs besides its configuration, made in a folder. A new method with weights adds a line.
-DRAFTS: dict[str, Callable[[Path], dict[str, Any]]] = {"kangaroo": kangaroo, "medusa": medusa, "rest": rest, "sps": sps}
 
 
 @pytest.fixture(scope="module")
@@ -51,15 +31,26 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Llama:
     return Llama(tiny.config, tiny.weights, tokenizer_folder(tmp_path_factory.mktemp("model")))
 
 
-def maker(name: str, folder: Path) -> Make:
-    """The method as configured, with a random draft."""
-    from hydra.utils import get_object
+def drawn(name: str, folder: Path) -> dict[str, Any]:
+    """Settings that a method needs besides its configuration: what `random_draft` of tests/methods/test_NAME.py makes.
 
-    settings = dict(installed().compose("config", [f"method={name}", "model=custom", "model.path=x"]).values["method"])
+    A random draft, put into a folder, for a target like `model`: 48 tokens, hidden size 64, 4 layers.
+    """
+    module = f"tests.methods.test_{name}"
+    make = getattr(import_module(module), "random_draft", None) if find_spec(module) else None
+    return make(folder) if make else {}
+
+
+def maker(name: str, folder: Path) -> Make:
+    """The method as configured, with a random draft. One from outside of which there is none is skipped."""
+    node = installed().compose("config", [f"method={name}", "model=custom", "model.path=x"]).values["method"]
+    settings = {**node, **drawn(name, folder)}
     target = get_object(settings.pop("_target_"))
-    settings |= DRAFTS[name](folder) if name in DRAFTS else {}
-    lacking = [key for key in ("checkpoint", "datastore", "drafter") if settings.get(key, "") is None]
-    assert not lacking, f"{name}: add what makes its {lacking[0]} to DRAFTS"
+    key = draft_key(node)
+    if key is not None and settings.get(key) is None:
+        ours = target.__module__.startswith("methods.")
+        lacks = f"{name}: no random_draft(folder) in tests/methods/test_{name}.py that gives its {key}"
+        (pytest.fail if ours else pytest.skip)(lacks)
     return lambda model: target(model, **settings)
 
 
@@ -73,6 +64,15 @@ def test_every_method_is_lossless_behind_lookups(name: str, model: Llama, tmp_pa
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_is_lossless(name: str, model: Llama, tmp_path: Path) -> None:
     check_lossless(maker(name, tmp_path), model)
+
+
+@pytest.mark.parametrize(("module", "outcome"), [("methods.kangaroo", pytest.fail), ("outside", pytest.skip)])
+def test_a_draft_that_nobody_makes_is_named(module: str, outcome: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("methods.kangaroo.Kangaroo.__module__", module)
+    monkeypatch.setitem(globals(), "drawn", lambda *_: {})
+    monkeypatch.setitem(globals(), "draft_key", lambda node: "checkpoint")
+    with pytest.raises(outcome.Exception, match=r"kangaroo: no random_draft\(folder\) .* that gives its checkpoint"):
+        maker("kangaroo", tmp_path)
 
 
 class Cheat:

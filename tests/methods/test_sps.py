@@ -38,6 +38,11 @@ def write_drafter(folder: Path, model: Llama) -> Path:
     return folder
 
 
+def random_draft(folder: Path) -> dict[str, Any]:
+    """What test_lossless gives the method besides its configuration."""
+    return {"drafter": write_drafter(folder, tiny_llama(vocab_size=48, num_layers=2))}
+
+
 def target(folder: Path, **shape: Any) -> Llama:
     """A model with a tokenizer, which says the same things again."""
     tiny = tiny_llama(**{"seed": 3, "vocab_size": 48, "std": 0.5, "eos_token_ids": (), "context": 128, **shape})
