@@ -9,12 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+from methods.datastore import FILE_NAME, Datastore
 from methods.decoder import Drafter, Method, Prefill, Verification
 from methods.draft import Draft, Tree, upload
 from methods.engine.llama import Llama
 from methods.errors import UserError
 from methods.files import DataFile
-from methods.rest import FILE_NAME, Datastore
 
 GROWTH = 4  # without a fallback, candidates drafted for each token of the match
 OCCURRENCES = 1_000  # places of the datastore that a draft is made from, at most

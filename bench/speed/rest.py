@@ -56,7 +56,7 @@ class Measured:
 
 def text(tokens: int, seed: int = 0) -> NDArray[np.int32]:
     """Generated text with SEPARATOR at the end of each document."""
-    from methods.rest import SEPARATOR
+    from methods.datastore import SEPARATOR
 
     random = np.random.default_rng(seed)
     chances = np.cumsum(1 / np.arange(1, VOCABULARY + 1))
@@ -85,8 +85,8 @@ def contexts(tokens: NDArray[np.int32], count: int, seed: int = 1) -> Iterator[l
 def measure(tokens: int, lookups: int, rounds: int = 3) -> Measured:
     """Build a datastore in a temporary folder and look up contexts in it, on one core."""
     from bench.train.rest import suffix_array, write
+    from methods.datastore import Datastore
     from methods.engine.vocabulary import Vocabulary
-    from methods.rest import Datastore
 
     with one_core(), tempfile.TemporaryDirectory() as folder:
         content, file = text(tokens), Path(folder) / "rest.safetensors"

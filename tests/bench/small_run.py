@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from bench.run import main
 from tests.bench.train.chat_model import SPECIAL, WORDS, write_chat_model
 from tests.tiny import adapter_checkpoint
 
@@ -63,3 +66,12 @@ def write_questions(path: Path, questions: list[dict[str, Any]]) -> Path:
 def lines(path: Path) -> list[dict[str, Any]]:
     """A JSON-lines file."""
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def refused(capsys: pytest.CaptureFixture[str], overrides: list[str]) -> str:
+    """The one line a run is refused with."""
+    capsys.readouterr()
+    assert main(overrides) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "Traceback" not in error, error
+    return error

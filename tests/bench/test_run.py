@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -19,9 +18,9 @@ import torch
 
 from bench.config import installed
 from bench.records import HASHES
-from bench.run import all_methods, expand_methods, main
+from bench.run import main
 from methods.digest import file_sha256
-from tests.bench.small_run import QUESTIONS, SmallRun, lines, write_questions
+from tests.bench.small_run import QUESTIONS, SmallRun, lines, refused, write_questions
 from tests.gguf_file import write_gguf
 from tests.tiny import reference_model
 
@@ -32,15 +31,6 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
     return SmallRun.make(tmp_path_factory.mktemp("small"))
-
-
-def refused(capsys: pytest.CaptureFixture[str], overrides: list[str]) -> str:
-    """The one line a run is refused with."""
-    capsys.readouterr()
-    assert main(overrides) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "Traceback" not in error, error
-    return error
 
 
 def test_a_run_records_both_sides_and_says_so(small: SmallRun, tmp_path: Path, capsys) -> None:
@@ -150,21 +140,6 @@ def test_interrupting_says_how_to_go_on(
     assert process.returncode == status and advice in error and "Traceback" not in error
 
 
-def test_resume_false_and_another_machine_start_beside(small: SmallRun, tmp_path: Path, capsys) -> None:
-    overrides = small.overrides(results_dir=tmp_path, repeats=1, limit=1)
-    assert main(overrides) == 0
-    (folder,) = (file.parent for file in tmp_path.glob("runs/*/*/*/run.json"))
-    assert main([*overrides, "resume=false"]) == 0
-    assert "is left as it is" in capsys.readouterr().err
-    second = folder.with_name(folder.name + "-2")
-    info = json.loads((second / "run.json").read_text())
-    (second / "run.json").write_text(json.dumps({**info, "cpu": "another"}))
-    (folder / "run.json").write_text(json.dumps({**info, "packages": {"torch": "0.1"}}))
-    assert main(overrides) == 0
-    assert 'cpu was "another"' in capsys.readouterr().err
-    assert folder.with_name(folder.name + "-3").is_dir()
-
-
 @pytest.mark.parametrize(
     "changed", ["question.jsonl", "template.jinja", "model/tokenizer_config.json", "model/tokenizer.json"]
 )
@@ -179,15 +154,6 @@ def test_a_file_with_another_content_starts_a_new_folder(tmp_path: Path, capsys,
     capsys.readouterr()
     assert main(overrides) == 0 and len(small.folders()) == 2
     assert "questions_sha256 was" in (error := capsys.readouterr().err) or f'"{Path(changed).name}": ' in error
-
-
-def test_shards_of_one_question_file_merge(small: SmallRun, tmp_path: Path) -> None:
-    from bench.records.frame import merge, read_run
-
-    for part in ("0/2", "1/2"):
-        assert main(small.overrides(results_dir=tmp_path, shard=part, repeats=1)) == 0
-    merged = merge([read_run(file.parent) for file in tmp_path.glob("runs/*/*/*/run.json")])
-    assert set(merged.answers.question_id) == {question["question_id"] for question in QUESTIONS}
 
 
 def test_a_run_from_before_a_hash_was_recorded_is_left_as_it_is(small: SmallRun, tmp_path: Path, capsys) -> None:
@@ -262,19 +228,6 @@ def out_of_memory(*_: object, **__: object) -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 13 GiB.\nand more")
 
 
-@pytest.mark.parametrize("place", ["bench.assembly.load_model", "methods.kangaroo.Adapter.load"])
-def test_a_model_that_does_not_fit_into_memory_is_one_line(
-    small: SmallRun, tmp_path: Path, capsys, monkeypatch, place: str
-) -> None:
-    monkeypatch.setattr("bench.records.RunDirectory.known", staticmethod(lambda *_: True))
-    monkeypatch.setattr(place, out_of_memory)
-    line = refused(capsys, small.overrides(results_dir=tmp_path))
-    assert line.startswith(
-        f"model.path={small.folder / 'model'}, model.dtype=auto: out of memory, the weights alone take"
-    )
-    assert not list(tmp_path.glob("runs/*/*/*")), "a folder without records is left"
-
-
 def test_running_out_of_memory_in_a_turn_fails_the_turn(small: SmallRun, tmp_path: Path, monkeypatch) -> None:
     """In warm-up it is left to the recorded turns; in the check of fidelity it fails the turn that is checked."""
     from methods.decoder import Decoder
@@ -295,40 +248,6 @@ def test_a_tokenizer_of_another_model_fails_the_turn(small: SmallRun, tmp_path: 
     assert main(small.overrides(results_dir=tmp_path, repeats=1, question_ids=241)) == 1
     (file,) = tmp_path.glob("runs/*/*/*/failures.jsonl")
     assert "token 67 of the prompt is beyond the model's vocabulary of 67" in lines(file)[0]["error"]
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"method__gamma": 0},
-        {"method__checkpoint": "null"},
-        {"method__variant": "mpl_only"},
-        {"model__exit_layer": 4},
-        {"model__context": 300},
-        {"model__chat_template": "vicunia"},
-        {"model__weights": "rndom"},
-        {"method": "medusa", "method__checkpoint": None},
-        {"method": "lookahead", "method__checkpoint": None, "method__window": 0},
-        {"method": "rest", "method__checkpoint": None},
-        {"method": "hf_generate", "method__checkpoint": None, "temperature": 1},
-    ],
-)
-def test_what_shows_without_weights_is_said_before_they_are_read(
-    small: SmallRun, tmp_path: Path, capsys, monkeypatch, changes: dict
-) -> None:
-    monkeypatch.setattr("bench.assembly.file_hashes", None)
-    monkeypatch.setattr("bench.assembly.load_model", None)
-    refused(capsys, small.overrides(**{"results_dir": tmp_path, **changes}))
-    assert not (tmp_path / "runs").exists()
-
-
-@pytest.mark.parametrize("method", ["vanilla", *all_methods(installed()), "hf_generate"])
-def test_every_method_can_be_rehearsed(tmp_path: Path, monkeypatch, method: str) -> None:
-    from bench import assembly
-    from bench.settings import Run
-
-    monkeypatch.setattr(assembly, "suppress", lambda *_: nullcontext())
-    assembly.rehearse(Run.of(installed().compose("config", [f"method={method}"])))
 
 
 def test_threads_null_is_all_of_them_again(small: SmallRun, tmp_path: Path, monkeypatch) -> None:
@@ -435,158 +354,10 @@ def test_a_set_with_text_ids_and_system_messages_is_measured(small: SmallRun, tm
     assert len({answer["choices"][0]["prompt_sha256"][0] for answer in answers}) == 2, "one has a system message"
 
 
-def test_what_a_method_cannot_be_made_of_is_one_line(small: SmallRun, tmp_path: Path, capsys, monkeypatch) -> None:
-    def broken(*_: object, **__: object) -> None:
-        raise KeyError("a part")
-
-    monkeypatch.setattr("methods.kangaroo.Adapter.load", broken)
-    line = refused(capsys, small.overrides(results_dir=tmp_path))
-    assert line.startswith("method: methods.kangaroo.Kangaroo cannot be made (KeyError: 'a part')")
-
-
-def test_shards_split_the_questions(small: SmallRun, tmp_path: Path) -> None:
-    for part in ("0/2", "1/2"):
-        assert main(small.overrides(results_dir=tmp_path, shard=part, repeats=1)) == 0
-    asked = [record["question_id"] for file in tmp_path.glob("runs/*/*/*/answers.jsonl") for record in lines(file)]
-    assert sorted(asked) == [question["question_id"] for question in QUESTIONS]
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"method": "kangaro"}, "method=kangaro: unknown; did you mean kangaroo?"),
-        ({"model": "joye"}, "model=joye: unknown; did you mean joey?"),
-        ({"task": "maths"}, "task=maths: "),
-        ({"limt": 3}, "limt: unknown override; did you mean limit?"),
-        ({"method__gama": 3}, "method.gama: unknown override; did you mean method.gamma?"),
-        ({"method__gamma": 0}, "method.gamma=0: must be at least 1"),
-        ({"method__eta": 2}, "method.eta=2: must be between 0 and 1"),
-        ({"model__exit_layer": 9}, "method.exit_layer=9: must be between 0 and the model's 3 layers"),
-        ({"method__checkpoint": "/nowhere/adapter"}, "method.checkpoint=/nowhere/adapter"),
-        ({"model__path": "/nowhere/model"}, "model.path=/nowhere/model"),
-        ({"model__device": "cuda"}, "model.device=cuda: no CUDA device"),
-        ({"model__device": "tpu"}, "model.device=tpu: must be auto or cpu or cuda"),
-        ({"model__dtype": "float8"}, "model.dtype=float8: must be auto or float32"),
-        (
-            {"model__chat_template": "vicunia"},
-            "model.chat_template=vicunia: no such file or template; did you mean vicuna?",
-        ),
-        (
-            {"data__path": "/nowhere/question.jsonl"},
-            "data.path=/nowhere/question.jsonl: No such file or directory",
-        ),
-        ({"limit": 0}, "limit=0: must be at least 1"),
-        ({"repeats": 0}, "repeats=0: must be an integer of at least 1"),
-        ({"max_new_tokens": 0}, "max_new_tokens=0: must be"),
-        ({"threads": 0}, "threads=0: must be at least 1"),
-        ({"shard": "2/2"}, "shard=2/2: wanted part/parts"),
-        ({"shard": "'²/3'"}, "shard=²/3: wanted part/parts"),
-        ({"task": "maths"}, "task=maths: unknown; valid: all, mt_bench, qa, translation"),
-        ({"question_ids": "[7]"}, "question_ids: 7 is not among"),
-        ({"baseline": "both"}, "baseline=both: must be paired or none"),
-        ({"temperature": -1}, "temperature=-1: must be 0"),
-        ({"model__context": 1}, "context=1: must be between 2 and the model's 256"),
-        ({"method__gamma": 2.5}, "method.gamma=2.5: must be an integer"),
-        ({"method__eta": "null"}, "method.eta=null: must be a number"),
-        ({"method": "medusa", "method__checkpoint": 5}, "method.checkpoint=5: must be text or null"),
-        ({"method": "lookahead", "method__checkpoint": None, "method__window": "a"}, "method.window=a: must be an int"),
-        (
-            {"method": "rest", "method__checkpoint": None, "method__nodes": True},
-            "method.nodes=true: must be an integer",
-        ),
-        ({"threads": "[1]"}, "threads=[1]: must be an integer or null"),
-        ({"results_dir": __file__}, f"results_dir={__file__}: File exists; valid: a folder"),
-        ({"results_dir": f"{__file__}/below"}, "below: Not a directory; valid: a folder"),
-        ({"results_dir": "/proc/nothing"}, "results_dir=/proc/nothing: No such file or directory; valid: a folder"),
-    ],
-)
-def test_mistakes_are_one_clear_line(small: SmallRun, tmp_path: Path, capsys, changes: dict, message: str) -> None:
-    if torch.cuda.is_available() and changes.get("model__device") == "cuda":
-        pytest.skip("this machine has CUDA")
-    assert message in refused(capsys, small.overrides(**{"results_dir": tmp_path, **changes}))
-
-
-def test_arguments_that_are_no_overrides_are_refused(capsys) -> None:
-    assert "key=value" in refused(capsys, ["limit"])
-
-
-def test_a_missing_model_path_is_named(capsys) -> None:
-    assert "model.path" in refused(capsys, ["model=custom"])
-
-
-def test_an_entry_point_exits_with_the_status() -> None:
-    command = [sys.executable, "-m", "bench.run", "method=nothing"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.startswith("method=nothing: unknown;") and done.stdout == ""
-
-
 def test_help_is_quick_and_needs_no_torch() -> None:
     code = "import sys; from bench.run import main; main(['--help']); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.startswith("usage:") and done.stdout.endswith("False\n")
-
-
-def test_method_lists_become_one_job_each() -> None:
-    assert expand_methods(installed(), ["limit=2", "method=kangaroo,vanilla"]) == [
-        ["limit=2", "method=kangaroo"],
-        ["limit=2", "method=vanilla"],
-    ]
-    everything = [job[0] for job in expand_methods(installed(), ["method=all"])]
-    names = ("kangaroo", "layerskip", "lookahead", "medusa", "pld", "recycling", "rest", "sam", "sps")
-    assert everything == [f"method={name}" for name in names]
-    assert installed().compose("config", []).choices["method"] == "kangaroo"
-
-
-def test_one_methods_mistake_keeps_no_other_from_running(small: SmallRun, tmp_path: Path, capsys) -> None:
-    overrides = small.overrides(
-        results_dir=tmp_path, repeats=1, limit=1, method="medusa,vanilla", method__checkpoint=None
-    )
-    assert main(overrides) == 1
-    told = capsys.readouterr().err.splitlines()
-    lacks = "method.checkpoint: none is configured for model=custom; wanted: Medusa heads, by file, folder or hub id"
-    assert told[0].startswith(f"medusa is left out: {lacks}; bench.train makes one")
-    assert told[-1].startswith(f"not measured: medusa: {lacks}")
-    assert [file.parent.parent.name for file in tmp_path.glob("runs/*/*/*/metrics.json")] == ["vanilla"]
-
-
-def test_a_sweep_runs_every_point_and_names_what_is_left_out(small: SmallRun, tmp_path: Path, capsys) -> None:
-    overrides = small.overrides(results_dir=tmp_path, repeats=1, limit=1)
-    assert main(["-m", *overrides, "method.eta=0.1,0.9"]) == 0
-    etas = [json.loads(f.read_text())["config"]["method"]["eta"] for f in tmp_path.glob("runs/*/*/*/run.json")]
-    assert sorted(etas) == [0.1, 0.9]
-    assert main(["-m", *overrides, "method.eta=0.1,7"]) == 1
-    assert capsys.readouterr().err.splitlines()[-1].startswith("not measured: method.eta=7: method.eta=7: must be")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["-m", "mehtod=a,b"], "mehtod: unknown override; did you mean"),
-        (["-m", "method=kangaro,vanilla"], "method=kangaro: unknown; did you mean kangaroo?"),
-        (["-m", "method=vanilla,kangaro"], "method=kangaro: unknown; did you mean kangaroo?"),
-        (["-m", "limt=1,2"], "limt: unknown override; did you mean limit?"),
-        (["-m", "limit=abc,2"], "limit=abc: must be an integer or null"),
-        (["-m", "limit=2,abc"], "limit=abc: must be an integer or null"),
-        (["-m", "hydra/launcher=joblib"], "hydra/launcher=joblib: Hydra only composes here"),
-        (["-m", "method=glob(x*)"], "method=glob(x*): no values to sweep over"),
-        (["-m", "method.eta=interval(0,1)"], "method.eta=interval(0,1): no values to sweep over"),
-        (["-m", f"results_dir={__file__}"], f"results_dir={__file__}: File exists"),
-        (["--multirn"], "--multirn: unknown option; did you mean --multirun?"),
-    ],
-)
-def test_mistakes_in_a_sweep_are_one_line(capsys, arguments: list[str], message: str) -> None:
-    assert refused(capsys, arguments).startswith(message)
-
-
-def test_a_sweep_over_all_methods_may_follow_other_overrides(monkeypatch, tmp_path: Path) -> None:
-    from bench.session import Outcome
-
-    asked = []
-    monkeypatch.setattr(
-        "bench.session.run", lambda settings, command: asked.append(settings.method_name) or Outcome(0, tmp_path)
-    )
-    assert main(["limit=1", "-m", "method=all,vanilla", f"results_dir={tmp_path}"]) == 0
-    assert asked == [*all_methods(installed()), "vanilla"]
 
 
 @pytest.mark.parametrize("given", ["", "rest.safetensors"])

@@ -11,12 +11,12 @@ import torch
 
 from bench.binder import bind
 from bench.config import installed
+from methods.datastore import Datastore
 from methods.decoder import Decoder
 from methods.engine.llama import Llama
 from methods.errors import UserError
 from methods.kangaroo import Kangaroo
 from methods.recycling import Recycling
-from methods.rest import Datastore
 from methods.sam import Sam
 from methods.vanilla import Vanilla
 from tests import joey

@@ -5,13 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import re
-import shutil
 import subprocess
 import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -22,15 +20,15 @@ from PIL import Image
 from bench.records.frame import read_run
 from bench.report import answers
 from bench.report.ablations import figure_threshold, kangaroo_settings, step_cost
-from bench.report.collect import collect, group_runs, shape
+from bench.report.collect import collect
 from bench.report.command import main
 from bench.report.figures import figure1_ctar_subtasks
 from bench.report.style import STYLE
 from bench.report.svg import speedup_chart
-from bench.report.tables import PAPER_ORDER, group_notes, ranks, write_tables
+from bench.report.tables import PAPER_ORDER, ranks, write_tables
 from tests.bench.report.simulate import MACHINE, Plan, Truth, write_run
+from tests.bench.report.test_groups import GPU, changed
 
-GPU = MACHINE | {"gpu": "NVIDIA H100", "driver": "570"}
 VICUNA = Plan(model="vicuna-7b", demonstration=False, per_category=3, repeats=2, dtype="float16", machine=GPU)
 
 
@@ -105,59 +103,6 @@ def test_figures_are_readable_at_column_width_with_embedded_fonts(results):
         assert image.width == 670 and len(image.convert("RGB").getcolors(1 << 20)) > 100
     pdf = (results / "report" / "figure1_ctar.pdf").read_bytes()
     assert b"/FontFile2" in pdf and b"/Type3" not in pdf
-
-
-def test_machines_are_kept_apart(tmp_path):
-    plan = Plan(per_category=2, repeats=1, categories=("qa",))
-    write_run(tmp_path, plan)
-    write_run(tmp_path, replace(plan, machine=MACHINE | {"cpu": "Other 1"}, truth=Truth(0.9, 0.1)))
-    groups = collect(tmp_path).groups
-    assert [group.machine for group in groups] == ["A", "B"]
-    assert {group.environment["cpu"] for group in groups} == {"Imaginary 9000", "Other 1"}
-    assert all(entry.metrics["overall"]["questions"] == 2 for group in groups for entry in group.entries)
-
-
-def test_shards_of_one_machine_merge_and_of_two_do_not(tmp_path):
-    plan = Plan(per_category=1, repeats=1)
-    write_run(tmp_path / "same", replace(plan, question_ids=tuple(range(6)), config={"shard": "0/2"}))
-    second = replace(plan, question_ids=tuple(range(6, 12)), config={"shard": "1/2"})
-    write_run(tmp_path / "same", second)
-    (group,) = collect(tmp_path / "same").groups
-    assert [entry.metrics["overall"]["questions"] for entry in group.entries] == [12]
-    write_run(tmp_path / "apart", replace(plan, question_ids=tuple(range(6)), config={"shard": "0/2"}))
-    write_run(tmp_path / "apart", replace(second, machine=GPU))
-    apart = collect(tmp_path / "apart")
-    assert len(apart.groups) == 2
-    assert "not merged" in apart.warnings[0] and "NVIDIA H100" in apart.warnings[0]
-    assert "1 of 2 shards" in str(group_notes(apart.groups[0]))
-
-
-def test_runs_of_one_method_are_told_apart_by_their_settings(tmp_path):
-    for eta in (0.3, 0.6):
-        write_run(tmp_path, Plan(per_category=1, repeats=1, settings={"eta": eta, "gamma": 6}))
-    (group,) = collect(tmp_path).groups
-    assert [entry.label for entry in group.entries] == ["kangaroo (eta=0.3)", "kangaroo (eta=0.6)"]
-    assert len({entry.index for entry in group.entries}) == 2
-
-
-def test_a_setting_rather_than_a_path_labels_and_orders_runs(tmp_path):
-    for layer in (1, 2):
-        write_run(
-            tmp_path, Plan(per_category=1, repeats=1, settings={"exit_layer": layer, "checkpoint": f"a/{9 - layer}"})
-        )
-    for folder in ("x/first", "x/second"):
-        write_run(tmp_path, Plan(method="rest", per_category=1, repeats=1, settings={"datastore": folder}))
-    (group,) = collect(tmp_path).groups
-    assert [entry.label for entry in group.entries] == [
-        *("kangaroo (exit_layer=1)", "kangaroo (exit_layer=2)", "rest (datastore=first)", "rest (datastore=second)")
-    ]
-
-
-def test_the_same_configuration_twice_is_two_runs(tmp_path):
-    folder = write_run(tmp_path, Plan(per_category=1, repeats=1))
-    shutil.copytree(folder, folder.with_name(f"{folder.name}-2"))
-    (group,) = collect(tmp_path).groups
-    assert [entry.label for entry in group.entries] == ["kangaroo (run 1)", "kangaroo (run 2)"]
 
 
 def test_warnings_stand_beside_their_figures(tmp_path):
@@ -235,16 +180,6 @@ def test_names_from_files_are_no_markup_and_no_paths(tmp_path):
     assert "figure1_ctar_meta-Llama-x_-script-a_A.png" in {p.name for p in (tmp_path / "report").iterdir()}
 
 
-def test_shards_of_two_question_files_are_not_merged(tmp_path):
-    for part in range(2):
-        own = {"questions_sha256": str(part) * 64}
-        ids = tuple(range(6 * part, 6 * part + 6))
-        plan = Plan(per_category=1, repeats=1, question_ids=ids, config={"shard": f"{part}/2"}, machine=MACHINE | own)
-        write_run(tmp_path, plan)
-    (group,) = collect(tmp_path).groups
-    assert [entry.label for entry in group.entries] == [f"kangaroo (questions_sha256={part * 12})" for part in "01"]
-
-
 @pytest.mark.parametrize("name", ["spec_bench", "mine"])
 def test_table1_is_of_the_papers_questions_only(tmp_path, name):
     """A set of one's own may have a subtask that is called as one of the paper's."""
@@ -263,19 +198,6 @@ def test_another_question_file_is_said(tmp_path):
     text = (folder / "answers.jsonl").read_text()
     (folder / "answers.jsonl").write_text(text.replace("0" * 64, "1" * 64))
     assert "2 questions asked with another prompt in some runs" in str(collect(tmp_path).groups[0].warnings)
-
-
-def test_memory_and_cuda_tell_machines_apart(tmp_path):
-    small, large = (MACHINE | {"gpu": "GPU", "cuda": "12.8", "memory_bytes": size * 2**30} for size in (8, 256))
-    other = large | {"cuda": "12.1"}
-    for machine in (small, large, other):
-        write_run(tmp_path, Plan(categories=("qa",), per_category=1, machine=machine))
-    groups = collect(tmp_path).groups
-    assert sorted(group.machine_label for group in groups) == [
-        "GPU, float32, cuda 12.1, memory_gib 256",
-        "GPU, float32, cuda 12.8, memory_gib 256",
-        "GPU, float32, cuda 12.8, memory_gib 8",
-    ]
 
 
 def test_coloured_steps_count_as_a_browser_does(tmp_path):
@@ -378,10 +300,6 @@ def test_prompts_of_any_form_are_shown_from_where_the_run_found_them(tmp_path):
     assert answers.prompts(run) == {1: ["What?"], 3: ["Who?"]}
 
 
-def test_group_runs_of_nothing_is_nothing():
-    assert group_runs([]).groups == ()
-
-
 @pytest.mark.slow
 def test_a_report_of_spec_benchs_size_is_quick_and_small():
     """480 questions, 3 repeats, 12 methods. Ten seconds are for an idle machine; a busy one may take twice that."""
@@ -392,51 +310,3 @@ def test_a_report_of_spec_benchs_size_is_quick_and_small():
     patterns = (r"\(([\d.]+) s of CPU", r"memory ([\d.]+) GiB", r"page ([\d.]+) MiB")
     seconds, gibibytes, page = (float(re.search(pattern, done.stdout).group(1)) for pattern in patterns)
     assert seconds < 20 and gibibytes < 0.93 and page < 4.7
-
-
-def changed(folder: Path, **fields) -> Path:
-    """A run's run.json with some fields of its configuration's method, or of its own, replaced."""
-    info = json.loads((folder / "run.json").read_text())
-    info["config"]["method"] |= fields.pop("method", {})
-    (folder / "run.json").write_text(json.dumps(info | fields))
-    return folder
-
-
-def test_what_a_step_verifies_is_part_of_every_label_and_other_settings_of_the_paper_are_marked(tmp_path):
-    plan = {"model": "vicuna-7b", "demonstration": False, "categories": ("qa",), "per_category": 3}
-    changed(write_run(tmp_path, Plan(method="medusa", **plan)), method={"tree": "mc_sim_7b_63", "nodes": 63})
-    changed(write_run(tmp_path, Plan(method="lookahead", **plan)), method={"level": 5, "max_accept": 3})
-    changed(write_run(tmp_path, Plan(method="rest", **plan)), method={"nodes": 64})
-    assert main([f"results_dir={tmp_path}"]) == 0
-    table = (tmp_path / "report" / "table1.md").read_text()
-    for row in ("| medusa (tree of 63) | measured |", "| medusa (chain) | published, with another setting than ours |",
-                "| lookahead (accepts 3) | measured |", "| lookahead (accepts 3) | published |",
-                "| rest (tree of up to 64) | measured |", "| rest | published |"):  # fmt: skip
-        assert row in table, table
-    page = (tmp_path / "report" / "index.html").read_text()
-    assert "medusa (tree of 63)" in page and page.count("lookahead, published:") == 1
-    assert "medusa, published:" not in page
-
-
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        ({"tree": "chain", "nodes": 63}, "chain"),
-        ({"tree": "auto", "nodes": 16}, "tree of up to 16"),
-        ({"tree": [[0], [0, 0]]}, "tree of 2"),
-        ({"level": 5, "max_accept": None}, "accepts 4"),
-        ({"gamma": 6}, ""),
-    ],
-)
-def test_the_shape_of_a_step_in_words(settings, said):
-    assert shape(SimpleNamespace(config={"method": settings}))[0] == said
-
-
-def test_two_models_of_one_name_are_two_tables(tmp_path):
-    plan = {"categories": ("qa",), "per_category": 2}
-    changed(write_run(tmp_path, Plan(**plan)), checkpoint_sha256={"target/model.safetensors": "aa", "draft/x": "1"})
-    changed(write_run(tmp_path, Plan(method="medusa", **plan)), checkpoint_sha256={"target/model.safetensors": "bb"})
-    changed(write_run(tmp_path, Plan(method="rest", **plan)), checkpoint_sha256={"target/model.safetensors": "aa"})
-    groups = {tuple(e.run.method for e in group.entries): group.model for group in collect(tmp_path).groups}
-    assert set(groups) == {("kangaroo", "rest"), ("medusa",)} and len({*groups.values()}) == 2
-    assert all(re.fullmatch(r"joey \([0-9a-f]{7}\)", name) for name in groups.values())

@@ -6,7 +6,7 @@ import numpy as np
 
 from bench.config import installed
 from bench.speed import lookups, packing, rest
-from methods.rest import SEPARATOR
+from methods.datastore import SEPARATOR
 
 
 def test_rest_is_measured_with_the_settings_of_its_configuration(capsys) -> None:

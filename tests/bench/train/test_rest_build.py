@@ -22,9 +22,9 @@ from bench.settings import Run
 from bench.train import rest
 from bench.train.__main__ import main
 from bench.train.rest import byte_code, suffix_array
+from methods.datastore import FILE_NAME, SEPARATOR
 from methods.digest import file_sha256
 from methods.errors import UserError
-from methods.rest import FILE_NAME, SEPARATOR
 from tests.bench.train.chat_model import NO_SYSTEM, SPECIAL, TEMPLATE, WORDS, tokenizer
 
 IDS = {word: i for i, word in enumerate([*SPECIAL, *WORDS])} | {"|": SEPARATOR}
