@@ -162,9 +162,11 @@ def _target(node: Mapping[str, Any], key: str) -> Callable[..., Any]:
         raise UserError(f"{key}.{TARGET} is missing: {key}.{TARGET}=package.module.Class names what is made")
     try:
         found = get_object(node[TARGET])
-        inspect.signature(found)
+        takes = inspect.signature(found).parameters
     except (Exception, SystemExit) as error:  # whatever importing somebody's module raises
         raise UserError(f"{key}.{TARGET}={node[TARGET]}: {first_line(error)}") from error
+    if key == "method" and not any(name == "target" or p.kind is p.VAR_KEYWORD for name, p in takes.items()):
+        raise UserError(f"{key}.{TARGET}={node[TARGET]}: makes no method, as it takes no parameter named target")
     return found
 
 

@@ -147,10 +147,9 @@ class Conf:
             raise UserError(
                 f"{override.input_line}: several values at once are a sweep: bench.run -m {key}=value,value"
             )
-        if key.startswith("hydra/"):
-            raise UserError(f"{override.input_line}: Hydra only composes here; launcher=slurm is for a cluster")
-        if key == "hydra":
-            raise UserError(f"{override.input_line}: a section; hydra.KEY=VALUE sets a key of it")
+        if re.match(r"hydra\b", key):
+            only = f"Hydra only composes here, and takes {FOLDER_KEY} alone; launcher=slurm is for a cluster"
+            raise UserError(f"{override.input_line}: {only}")
         if self.is_group(key):
             self._check_choice(key, str(override.value()))
 
@@ -231,7 +230,8 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
     try:
         return OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
-        raise UserError(f"{_line(error)[:200]}; an override is written key=value") from error
+        said = re.sub(r"^\w+Exception: ", "", _line(error))  # its parser's own name for a sign that it does not know
+        raise UserError(f"{said[:200]}; an override is written key=value") from error
     except RecursionError as error:
         raise UserError(f"{max(overrides, key=len)[:40]}...: nested too deep") from error
 

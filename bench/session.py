@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 import uuid
@@ -69,7 +70,24 @@ class TurnFailed(Exception):
 
 def run(settings: Run, command: str) -> Outcome:
     """Measure one configuration. Raises UserError for a mistake in configuration or input."""
-    root, config = make_folder(settings.results_dir), settings.record()
+    with _results(settings.results_dir) as root:
+        return _recorded(settings, command, root)
+
+
+@contextmanager
+def _results(path: str) -> Iterator[Path]:
+    """The results folder. One that was made for a run which left nothing in it goes again."""
+    new, root = not os.path.exists(path), make_folder(path)
+    try:
+        yield root
+    finally:
+        if new:
+            with suppress(OSError):  # it is not empty
+                root.rmdir()
+
+
+def _recorded(settings: Run, command: str, root: Path) -> Outcome:
+    config = settings.record()
     asked, notes = find(settings.questions, settings.data.path), list[str]()
     questions = chosen(settings, asked, notes)
     torch.set_num_threads(settings.threads or DEFAULT_THREADS)

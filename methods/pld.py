@@ -34,7 +34,9 @@ class PromptLookup:
                 raise UserError(f"method.{name}={value}: must be at least 1")
         self.device, self.max_ngram, self.length = target.device, max_ngram, length
         self.first = match == "first"
-        self.least = 1 if partial else length  # tokens that must stand behind an occurrence
+        self.least = 1 if partial else length  # tokens that must stand behind an occurrence,
+        # and how many more by its size: Spec-Bench's code wants a continuation to begin before the last n-gram does.
+        self.more = {size: 0 if partial else max(0, size + 1 - length) for size in range(1, max_ngram + 1)}
         self.max_rows = length + 1
 
     def start(self, prompt: list[int], prefill: Prefill) -> NGrams:
@@ -52,7 +54,7 @@ class NGrams:
     def __init__(self, method: PromptLookup, prompt: list[int]) -> None:
         self.method = method
         self.ends: dict[tuple[int, ...], int] = {}  # n-gram -> place behind its first or last occurrence
-        self.entered = 1  # n-grams that end before this place are in
+        self.entered = 1  # n-grams that end before this place, or `more` before it, are in
         self._enter(prompt)
 
     def propose(self, tokens: list[int], room: int) -> Draft:
@@ -70,9 +72,12 @@ class NGrams:
         """Nothing to learn: the accepted tokens come with the next call."""
 
     def _enter(self, tokens: list[int]) -> None:
-        ends, sizes = self.ends, range(1, self.method.max_ngram + 1)
-        for end in range(self.entered, len(tokens) - self.method.least + 1):
-            for size in sizes[:end]:
+        ends = self.ends
+        for last in range(self.entered, len(tokens) - self.method.least + 1):
+            for size, more in self.method.more.items():
+                end = last - more
+                if end < size:
+                    break
                 ngram = tuple(tokens[end - size : end])
                 if self.method.first:
                     ends.setdefault(ngram, end)

@@ -26,8 +26,11 @@ KINDS = {
     **dict.fromkeys(("cores", "threads", "memory_bytes", "extra_parameters", "datastore_bytes", "weight_bytes"), int),
     **dict.fromkeys(("config", "git", "packages", "checkpoint_sha256", "chat_sha256", "files"), dict),
     "demonstration": bool,
+    "unpinned": list,
+    **dict.fromkeys(("config.repeats", "config.limit", "config.max_new_tokens", "config.seed"), int),
+    **dict.fromkeys(("config.shard", "config.baseline", "config.method_name"), str),
 }
-WORDS = {str: "text", int: "an integer", dict: "an object", bool: "true or false"}
+WORDS = {str: "text", int: "an integer", dict: "an object", list: "a list", bool: "true or false"}
 
 
 class Directory:
@@ -90,7 +93,8 @@ class Directory:
         with suppress(OSError):  # a folder that someone deleted: what was lost by it has been said
             if [file.name for file in self.folder.iterdir()] == [".lock"]:
                 (self.folder / ".lock").unlink()
-                self.folder.rmdir()
+                for folder in (self.folder, *self.folder.parents[:3]):  # <hash>, method, model, runs: as far as empty
+                    folder.rmdir()
         self._lock.close()
 
 
@@ -140,8 +144,10 @@ def read_info(folder: Path) -> dict[str, Any] | None:
     if not isinstance(info, dict):
         raise UserError(f"{file}: expected a JSON object, found {type(info).__name__}")
     for key, kind in KINDS.items():
-        if info.get(key) is not None and type(info[key]) is not kind:
-            raise UserError(f"{file}: {key} is {type(info[key]).__name__}, expected {WORDS[kind]}")
+        section, _, name = key.rpartition(".")
+        value = ((info.get(section) or {}) if section else info).get(name)
+        if value is not None and type(value) is not kind:
+            raise UserError(f"{file}: {key} is {type(value).__name__}, expected {WORDS[kind]}")
     level: list[Any] = [info]
     for _ in range(DEEPEST):
         below = (node.values() if isinstance(node, dict) else node for node in level if isinstance(node, (dict, list)))

@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from bench.run import main
 from tests.bench.train.chat_model import SPECIAL, WORDS, write_chat_model
 from tests.tiny import adapter_checkpoint
 
-ROOT = Path(__file__).parents[2]
 QUESTIONS: list[dict[str, Any]] = [
     {"question_id": 81, "category": "writing", "turns": ["w1 w2 w3", "w4 w5"]},
     {"question_id": 82, "category": "math", "turns": ["w9 w8", "w7"]},
@@ -77,8 +75,3 @@ def refused(capsys: pytest.CaptureFixture[str], overrides: list[str]) -> str:
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "Traceback" not in error, error
     return error
-
-
-def out_of_memory(*_: object, **__: object) -> None:
-    """Stands for something that finds no memory."""
-    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 13 GiB.\nand more")

@@ -1,4 +1,4 @@
-"""Several runs of one command: lists of methods, sweeps, and what is left out of them."""
+"""Several runs: lists of methods, sweeps and what is left out of them, shards, and a run that begins anew."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bench.config import installed
 from bench.run import all_methods, expand_methods, main
-from tests.bench.small_run import SmallRun
+from tests.bench.small_run import QUESTIONS, SmallRun, lines
 
 
 def test_method_lists_become_one_job_each() -> None:
@@ -16,9 +16,7 @@ def test_method_lists_become_one_job_each() -> None:
         ["limit=2", "method=vanilla"],
     ]
     everything = [job[0] for job in expand_methods(installed(), ["method=all"])]
-    names = (
-        "eagle eagle2 eagle3 hydra kangaroo kangaroo_tree layerskip lookahead medusa pld recycling rest sam sps".split()
-    )
+    names = "eagle eagle2 eagle3 hydra kangaroo kangaroo_tree layerskip lookahead medusa pld recycling rest sam sps"
     assert everything == [f"method={name}" for name in names.split()]
     assert installed().compose("config", []).choices["method"] == "kangaroo"
 
@@ -53,3 +51,34 @@ def test_a_sweep_over_all_methods_may_follow_other_overrides(monkeypatch, tmp_pa
     )
     assert main(["limit=1", "-m", "method=all,vanilla", f"results_dir={tmp_path}"]) == 0
     assert asked == [*all_methods(installed()), "vanilla"]
+
+
+def test_resume_false_and_another_machine_start_beside(small: SmallRun, tmp_path: Path, capsys) -> None:
+    overrides = small.overrides(results_dir=tmp_path, repeats=1, limit=1)
+    assert main(overrides) == 0
+    (folder,) = (file.parent for file in tmp_path.glob("runs/*/*/*/run.json"))
+    assert main([*overrides, "resume=false"]) == 0
+    assert "is left as it is" in capsys.readouterr().err
+    second = folder.with_name(folder.name + "-2")
+    info = json.loads((second / "run.json").read_text())
+    (second / "run.json").write_text(json.dumps({**info, "cpu": "another"}))
+    (folder / "run.json").write_text(json.dumps({**info, "packages": {"torch": "0.1"}}))
+    assert main(overrides) == 0
+    assert 'cpu was "another"' in capsys.readouterr().err
+    assert folder.with_name(folder.name + "-3").is_dir()
+
+
+def test_shards_of_one_question_file_merge(small: SmallRun, tmp_path: Path) -> None:
+    from bench.records.frame import merge, read_run
+
+    for part in ("0/2", "1/2"):
+        assert main(small.overrides(results_dir=tmp_path, shard=part, repeats=1)) == 0
+    merged = merge([read_run(file.parent) for file in tmp_path.glob("runs/*/*/*/run.json")])
+    assert set(merged.answers.question_id) == {question["question_id"] for question in QUESTIONS}
+
+
+def test_shards_split_the_questions(small: SmallRun, tmp_path: Path) -> None:
+    for part in ("0/2", "1/2"):
+        assert main(small.overrides(results_dir=tmp_path, shard=part, repeats=1)) == 0
+    asked = [record["question_id"] for file in tmp_path.glob("runs/*/*/*/answers.jsonl") for record in lines(file)]
+    assert sorted(asked) == [question["question_id"] for question in QUESTIONS]

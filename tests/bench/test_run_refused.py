@@ -12,7 +12,11 @@ import torch
 
 from bench.config import installed
 from bench.run import all_methods
-from tests.bench.small_run import ROOT, SmallRun, out_of_memory, refused
+from methods.errors import UserError
+from tests.bench.small_run import SmallRun, refused
+from tests.bench.test_run import out_of_memory
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("place", ["bench.assembly.load_model", "methods.kangaroo.Adapter.load"])
@@ -114,6 +118,11 @@ def test_what_a_method_cannot_be_made_of_is_one_line(small: SmallRun, tmp_path: 
             {"method": "rest", "method__checkpoint": None, "method__nodes": True},
             "method.nodes=true: must be an integer",
         ),
+        (
+            {"method___target_": "os.system"},
+            "method._target_=os.system: makes no method, as it takes no parameter named",
+        ),
+        ({"method___target_": "bench.places.ROOT"}, "method._target_=bench.places.ROOT: "),
         ({"threads": "[1]"}, "threads=[1]: must be an integer or null"),
         ({"results_dir": __file__}, f"results_dir={__file__}: File exists; valid: a folder"),
         ({"results_dir": f"{__file__}/below"}, "below: Not a directory; valid: a folder"),
@@ -124,6 +133,13 @@ def test_mistakes_are_one_clear_line(small: SmallRun, tmp_path: Path, capsys, ch
     if torch.cuda.is_available() and changes.get("model__device") == "cuda":
         pytest.skip("this machine has CUDA")
     assert message in refused(capsys, small.overrides(**{"results_dir": tmp_path, **changes}))
+
+
+def test_a_run_that_is_refused_leaves_no_folder(small: SmallRun, tmp_path: Path, capsys, monkeypatch) -> None:
+    refused(capsys, small.overrides(results_dir=tmp_path / "results", limit=0))
+    monkeypatch.setattr("bench.session.build", lambda parts: (_ for _ in ()).throw(UserError("not to be made")))
+    refused(capsys, small.overrides(results_dir=tmp_path / "results"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_arguments_that_are_no_overrides_are_refused(capsys) -> None:

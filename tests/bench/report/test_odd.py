@@ -38,6 +38,21 @@ def test_a_run_json_with_fields_of_another_kind_keeps_no_other_run_out(tmp_path:
         assert len(methods) == 2 or any(str(file.parent) in text for text in found.warnings)
 
 
+@pytest.mark.parametrize(
+    ("config", "own"),
+    [({"repeats": "x"}, {}), ({"limit": [1]}, {}), ({"shard": 2}, {}), ({}, {"unpinned": 5}), ({"seed": 1.5}, {})],
+)
+def test_a_setting_of_another_kind_leaves_the_run_out_by_name(tmp_path: Path, config: Any, own: Any) -> None:
+    write_run(tmp_path, Plan(**TINY))
+    file = write_run(tmp_path, Plan(method="medusa", **TINY)) / "run.json"
+    whole = json.loads(file.read_text())
+    file.write_text(json.dumps({**whole, **own, "config": {**whole["config"], **config}}))
+    found = collect(tmp_path)
+    assert [entry.run.method for group in found.groups for entry in group.entries] == ["kangaroo"]
+    key = next(iter(own), f"config.{next(iter(config), '')}")
+    assert any(f"{file}: {key} is " in text for text in found.warnings)
+
+
 @pytest.mark.parametrize("lengths", [5, "x", {"a": 1}, [[1, 2]], [None], ["2"], [2.5], [-1], [10**30], [True]])
 def test_odd_lengths_in_an_import_are_one_line(tmp_path: Path, lengths: Any) -> None:
     file = answer_file(tmp_path / "vicuna-7b-v1.3-medusa.jsonl", steps=[2, 3], seconds=0.5, accept_lengths=lengths)

@@ -26,7 +26,8 @@ from bench.report.figures import figure1_ctar_subtasks
 from bench.report.style import STYLE
 from bench.report.svg import speedup_chart
 from bench.report.tables import PAPER_ORDER, ranks, write_tables
-from tests.bench.report.simulate import GPU, MACHINE, Plan, Truth, changed, write_run
+from tests.bench.report.simulate import MACHINE, Plan, Truth, write_run
+from tests.bench.report.test_groups import GPU, changed
 
 VICUNA = Plan(model="vicuna-7b", demonstration=False, per_category=3, repeats=2, dtype="float16", machine=GPU)
 

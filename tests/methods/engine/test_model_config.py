@@ -12,6 +12,11 @@ from methods.engine.checkpoint import load_model, read_config
 from tests.tiny import FAMILIES, edit_config, reference_model, refusal, write_checkpoint
 
 
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_checkpoint(tmp_path / "model", reference_model("llama_gqa"))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_both_generations_of_keys_mean_the_same(family: str, tmp_path: Path) -> None:
     model = reference_model(family)
