@@ -79,6 +79,7 @@ class Run:
     repeats: int
     baseline: Literal["paired", "none"]
     seed: int
+    engine: Literal["auto", "fixed", "eager"]
     threads: int | None
     warmup_turns: int
     results_dir: str

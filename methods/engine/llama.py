@@ -7,7 +7,10 @@ and tied embeddings. `run` takes any contiguous range of layers, which is what e
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from methods.engine.attention import Mask, attend, attention_mask
 from methods.engine.kv_cache import KVCache
 from methods.engine.matrix import PACKED_BYTES, Matrix
 
@@ -147,52 +151,6 @@ def rms_norm(states: Tensor, weight: Tensor, eps: float) -> Tensor:
     return F.layer_norm(torch.cat((states, -states), -1), (2 * size,), None, None, eps)[..., :size] * weight
 
 
-Mask = Tensor | tuple[int, ...]  # who attends to whom; or the lengths of sequences side by side, each causal by itself
-
-
-def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Mask | None) -> Tensor:
-    """Grouped-query attention of n rows over m slots: [n, heads, head_dim] -> [n, heads * head_dim].
-
-    keys, values [kv_heads, m, head_dim]. mask comes from `attention_mask`; None means that a single row sees every
-    slot, or that the n rows are all there is and see themselves and what precedes them.
-    """
-    if isinstance(mask, tuple):
-        parts = zip(query.split(mask), keys.split(mask, 1), values.split(mask, 1), strict=True)
-        return torch.cat([attend(*part, None) for part in parts])
-    rows, heads, _ = query.shape
-    kv_heads = keys.shape[0]
-    groups = heads // kv_heads
-    if mask is None and rows > 1:
-        out = F.scaled_dot_product_attention(
-            query.transpose(0, 1)[None], keys[None], values[None], is_causal=True, enable_gqa=groups > 1
-        )
-        return out[0].transpose(0, 1).reshape(rows, -1)
-    # The query heads that share a key head become rows of one attention, so keys and values are never repeated.
-    grouped = query.unflatten(1, (kv_heads, groups)).permute(1, 2, 0, 3).reshape(1, kv_heads, groups * rows, -1)
-    out = F.scaled_dot_product_attention(grouped, keys[None], values[None], attn_mask=mask)
-    # Not a view: some of the GPU's kernels give heads and rows in another memory order.
-    return out.reshape(heads, rows, -1).transpose(0, 1).reshape(rows, -1)
-
-
-def attention_mask(mask: Mask | None, states: Tensor, past: int, groups: int) -> Mask | None:
-    """What `attend` adds to the scores of states [n, hidden], made once for all layers: [groups * n, past + n] or None.
-
-    mask [n, past + n], True = may attend; None = causal, which needs no mask for one row or an empty past. Lengths
-    stay as they are.
-    """
-    if isinstance(mask, tuple):
-        return mask
-    rows, slots = len(states), past + len(states)
-    if mask is None:
-        if rows == 1 or past == 0:
-            return None
-        mask = torch.ones(rows, slots, dtype=torch.bool, device=states.device).tril_(past)
-    # Added numbers, because attention would turn a bool mask into them in every layer; rows that start at multiples of
-    # 16, because the GPU's kernel copies the mask otherwise.
-    added = states.new_zeros(groups, rows, -(-slots // 16) * 16)[..., :slots]
-    return added.masked_fill_(~mask, -torch.inf).flatten(0, 1)
-
-
 def self_attention(
     normed: Tensor,
     residual: Tensor,
@@ -247,6 +205,16 @@ class Taps:
         return tuple(self._states[layer] for layer in self.layers if layer in self._states)
 
 
+@dataclass(frozen=True)
+class Block:
+    """Layers that rows go through in one pass."""
+
+    run: Callable[[Tensor, Tensor, Mask | None, KVCache | None], tuple[Tensor, ...]]  # states, positions, what to add
+    key: Hashable  # blocks with the same key do the same
+    layers: range  # their places in the cache
+    groups: int  # query heads that share a key head
+
+
 class Llama:
     """The target model: embed, run any range of layers, head.
 
@@ -254,6 +222,8 @@ class Llama:
         states = model.run(model.embed(tokens), positions, cache, slice(0, 2))        # exit after layer 2
         logits = model.head(model.run(states, positions, cache, slice(2, None)))      # the rest, from there
     """
+
+    unprepared = 0  # passes that `preparing` might have made ready, and did not
 
     def __init__(self, config: ModelConfig, weights: Weights, folder: Path | None = None) -> None:
         self.config = config
@@ -278,9 +248,21 @@ class Llama:
         for matrix in self.weights.matrices() if self.packed else ():
             matrix.pack()
 
-    def new_cache(self, capacity: int) -> KVCache:
-        """An empty cache with `capacity` slots for every layer."""
-        config = self.config
+    @contextmanager
+    def preparing(self) -> Iterator[None]:
+        """Around the turns of a warm-up: an engine that has something to prepare does it there."""
+        yield
+
+    def alike(self, config: ModelConfig, weights: Weights, folder: Path | None = None) -> Llama:
+        """Another model on the same engine."""
+        return type(self)(config, weights, folder)
+
+    def new_cache(self, capacity: int, *, rows: int = 1, config: ModelConfig | None = None) -> KVCache:
+        """An empty cache with `capacity` slots for every layer.
+
+        rows: most rows of a pass behind the prompt's. config: a draft's, whose layers they are; None: this model's.
+        """
+        config = config or self.config
         return KVCache(
             layers=config.num_layers,
             kv_heads=config.num_kv_heads,
@@ -311,22 +293,46 @@ class Llama:
         before some layers of the range, and those that leave it.
         """
         first, last, _ = layers.indices(self.config.num_layers)
-        indices = range(first, last)
         taps = taps or Taps(())
         taps.see(first, hidden)
-        if not indices:
+        if first >= last:
             return hidden
-        config = self.config
+        indices = range(first, last)
+        wanted = tuple(layer for layer in indices if layer + 1 in taps.layers)
+        groups = self.config.num_heads // self.config.num_kv_heads
+        block = Block(partial(self._layers, indices, wanted), (id(self), indices, wanted), indices, groups)
+        hidden, *seen = self.through(block, hidden, positions, cache, mask)
+        for layer, states in zip(wanted, seen, strict=True):
+            taps.see(layer + 1, states)
+        return hidden
+
+    def through(
+        self, block: Block, hidden: Tensor, positions: Tensor, cache: KVCache | None, mask: Mask | None = None
+    ) -> tuple[Tensor, ...]:
+        """Rows [n, hidden] through a block of this model or of a draft: the states that it gives. As `run`."""
+        past = cache.lengths[block.layers[0]] if cache and block.layers else 0
+        return block.run(hidden, positions, attention_mask(mask, hidden, past, block.groups), cache)
+
+    def _layers(
+        self,
+        indices: range,
+        wanted: tuple[int, ...],
+        hidden: Tensor,
+        positions: Tensor,
+        mask: Mask | None,
+        cache: KVCache | None,
+    ) -> tuple[Tensor, ...]:
+        """The states behind the last layer, then those behind each wanted one."""
+        config, seen = self.config, []
         rotation = self.rope.at(positions)
-        past = cache.lengths[indices[0]] if cache else 0
-        mask = attention_mask(mask, hidden, past, config.num_heads // config.num_kv_heads)
         for layer in indices:
             weights = self.weights.layers[layer]
             normed = rms_norm(hidden, weights.input_norm, config.norm_eps)
             hidden = self_attention(normed, hidden, weights, config, rotation, mask, cache, layer)
             hidden = feed_forward(hidden, weights, config)
-            taps.see(layer + 1, hidden)
-        return hidden
+            if layer in wanted:
+                seen.append(hidden)
+        return hidden, *seen
 
     def norm(self, hidden: Tensor) -> Tensor:
         """Final RMSNorm, [n, hidden] -> [n, hidden]."""

@@ -13,6 +13,7 @@ from bench.measure import timed_generation
 from bench.session import top_two_margin
 from methods.decoder import Decoder, Prefill, Verification
 from methods.draft import Draft, Tree, upload
+from methods.engine.fixed import FixedLlama
 from methods.engine.llama import Llama
 from methods.vanilla import Vanilla
 from tests.methods.test_lossless import METHODS, maker
@@ -31,13 +32,18 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Llama:
     return Llama(tiny.config, tiny.weights, tokenizer_folder(tmp_path_factory.mktemp("model")))
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize(("temperature", "engine"), [(0.0, "eager"), (0.8, "eager"), (0.0, "fixed")])
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method(name: str, temperature: float, model: Llama, second: torch.device, tmp_path: Path) -> None:
+def test_every_method(
+    name: str, temperature: float, engine: str, model: Llama, second: torch.device, tmp_path: Path
+) -> None:
     wanted = Decoder(model, Vanilla(model), temperature=temperature).generate(torch.tensor(PROMPT), NEW_TOKENS)
     there = moved(model, second)
+    there = FixedLlama.of(there) if engine == "fixed" else there
     decoder = Decoder(there, maker(name, tmp_path)(there), temperature=temperature)
     prompt = upload(PROMPT, second)
+    with there.preparing():
+        decoder.generate(prompt[:3], 2)
     waits.clear()
     found = decoder.generate(prompt, NEW_TOKENS)
     assert found.tokens == wanted.tokens
