@@ -133,14 +133,15 @@ class Fixed:
 
     def cache(self, shape: Sequence[int], dtype: torch.dtype, capacity: int, rows: int) -> SlotCache:
         """A cache over storage of this shape that no cache has any more, or over new storage."""
-        for place, (holder, storage) in enumerate(self._storage):
-            if holder() is None and list(storage.shape) == list(shape) and storage.dtype == dtype:
-                storage.zero_()
-                break
+        idle = [entry for entry in self._storage if entry[0]() is None]
+        fitting = [entry for entry in idle if list(entry[1].shape) == list(shape) and entry[1].dtype == dtype]
+        if fitting:
+            self._storage.remove(fitting[0])
+            storage = fitting[0][1].zero_()
         else:
-            place, storage = len(self._storage), torch.zeros(*shape, dtype=dtype, device=self.device)
+            storage = torch.zeros(*shape, dtype=dtype, device=self.device)
         made = SlotCache(storage, capacity, rows)
-        self._storage[place : place + 1] = [(weakref.ref(made), storage)]
+        self._storage.append((weakref.ref(made), storage))
         return made
 
     def frame(self, rows: int, bucket: int, states: Tensor) -> Frame:
