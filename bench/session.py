@@ -115,7 +115,11 @@ def _ask(
             "resume=false starts anew"
         )
     extra = {"extra_parameters": sides.extra_parameters, "datastore_bytes": sides.datastore_bytes}
-    directory.write_info({**info, **extra, "weight_bytes": sides.target.weight_bytes})
+    kernels = {"attention": [str(kernel) for kernel in sides.target.kernels]}
+    directory.write_info({**info, **extra, **kernels, "weight_bytes": sides.target.weight_bytes})
+    for kernel in sides.target.kernels:
+        if kernel.name == "plain":
+            print(f"attention, {kernel}", file=sys.stderr)
     _warm_up(settings, sides, chat, questions)
     tally = Tally()
     with tqdm(waiting, unit="question", desc=f"{info['model']} {info['method']}", disable=None) as bar:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.engine.attention import Mask, attend, attention_mask
+from methods.engine.attention import Mask, attend, attention_mask, choose_kernels
 from methods.engine.kv_cache import KVCache
 from methods.engine.matrix import PACKED_BYTES, Matrix
 
@@ -232,9 +232,7 @@ class Llama:
         self.device = weights.embedding.device
         self.dtype = weights.embedding.dtype
         self.packed = False
-        if self.device.type == "cuda":
-            # cuDNN's attention is planned anew for every number of slots, and a cache has one more at every step.
-            torch.backends.cuda.enable_cudnn_sdp(False)
+        self.kernels = choose_kernels(self.device, self.dtype, config.head_dim)  # that serve attention, on a GPU
         self.rope = Rope(config, config.context, self.dtype, self.device)
 
     @property

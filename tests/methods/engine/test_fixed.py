@@ -1,4 +1,4 @@
-"""The engine of fixed shapes against the eager one: the same tokens and steps, whatever drafts, wherever a bucket ends."""
+"""The engine of fixed shapes against the eager one: the same tokens and steps, whatever drafts."""
 
 from __future__ import annotations
 
