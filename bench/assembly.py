@@ -152,6 +152,11 @@ def pick_engine(engine: str, device: torch.device) -> str:
     return automatic if engine == "auto" else engine
 
 
+def on_engine(engine: str, target: Llama) -> Llama:
+    """The target with its passes as `pick_engine` says."""
+    return FixedLlama.of(target) if pick_engine(engine, target.device) == "fixed" else target
+
+
 def build(parts: Parts, target: Llama | None = None) -> Sides:
     """Put the method and the baseline on the target, which is loaded and put on its engine unless it is given.
 
@@ -159,9 +164,7 @@ def build(parts: Parts, target: Llama | None = None) -> Sides:
     """
     settings = parts.settings
     with fitting(settings.model, parts.folder):
-        loaded = target or load_target(settings.model, parts.folder, seed=settings.seed)
-        if target is None and pick_engine(settings.engine, loaded.device) == "fixed":
-            loaded = FixedLlama.of(loaded)
+        loaded = target or on_engine(settings.engine, load_target(settings.model, parts.folder, seed=settings.seed))
         try:
             return _sides(parts, loaded)
         except (UserError, MemoryError, RuntimeError) as error:

@@ -187,6 +187,7 @@ class Speed:
 
     model: Model
     methods: str | list[str]
+    engine: Literal["auto", "fixed", "eager"]
     dtypes: str | list[str]
     threads: int | list[int | None] | None
     questions: QuestionSet

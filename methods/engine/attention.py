@@ -7,8 +7,8 @@ torch picks one for each call, of those that are switched on and take what they 
   only one that takes a mask of added numbers and does not write all scores to memory.
 - Rows without one (a prompt, one row over exactly what is there): flash attention.
 - cuDNN's is off: it is planned anew for every number of slots, and an eager cache has one more at every step.
-- What neither takes is left to the plain kernel: right, and slow, for it writes every score. `Kernel` says why. A prompt
-  whose query heads share key heads is left to it too where flash attention cannot serve.
+- What neither takes is left to the plain kernel: right, and slow, for it writes every score. `Kernel` says why. So is a
+  prompt whose query heads share key heads, where flash attention cannot serve.
 
 These are the conditions in torch's sources (sdp_utils.cpp); the tests marked gpu ask torch itself.
 """

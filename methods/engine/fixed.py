@@ -97,7 +97,8 @@ class Frame:
         own = self.order[past:end]
         self.states[:rows].copy_(states)
         self.positions[:rows].copy_(positions)
-        self.slots.fill_(spare)
+        if rows < len(self.slots):
+            self.slots.fill_(spare)
         self.slots[:rows].copy_(own)
         if mask is None:
             torch.le(self.order, own[:, None], out=self.sees[:rows])

@@ -232,6 +232,7 @@ class Llama:
         self.device = weights.embedding.device
         self.dtype = weights.embedding.dtype
         self.packed = False
+        self._blocks: dict[tuple[int, int, tuple[int, ...]], tuple[Block, tuple[int, ...]]] = {}
         self.kernels = choose_kernels(self.device, self.dtype, config.head_dim)  # that serve attention, on a GPU
         self.rope = Rope(config, config.context, self.dtype, self.device)
 
@@ -295,14 +296,20 @@ class Llama:
         taps.see(first, hidden)
         if first >= last:
             return hidden
-        indices = range(first, last)
-        wanted = tuple(layer for layer in indices if layer + 1 in taps.layers)
-        groups = self.config.num_heads // self.config.num_kv_heads
-        block = Block(partial(self._layers, indices, wanted), (id(self), indices, wanted), indices, groups)
+        key = (first, last, taps.layers)
+        if key not in self._blocks:
+            self._blocks[key] = self._block(*key)
+        block, wanted = self._blocks[key]
         hidden, *seen = self.through(block, hidden, positions, cache, mask)
         for layer, states in zip(wanted, seen, strict=True):
-            taps.see(layer + 1, states)
+            taps.see(layer, states)
         return hidden
+
+    def _block(self, first: int, last: int, tapped: tuple[int, ...]) -> tuple[Block, tuple[int, ...]]:
+        """A range of layers, and behind which of them, numbered as taps are, its other states come from."""
+        wanted = tuple(layer for layer in range(first + 1, last + 1) if layer in tapped)
+        layers, groups = range(first, last), self.config.num_heads // self.config.num_kv_heads
+        return Block(partial(self._layers, layers, wanted), (id(self), layers, wanted), layers, groups), wanted
 
     def through(
         self, block: Block, hidden: Tensor, positions: Tensor, cache: KVCache | None, mask: Mask | None = None
@@ -320,7 +327,7 @@ class Llama:
         mask: Mask | None,
         cache: KVCache | None,
     ) -> tuple[Tensor, ...]:
-        """The states behind the last layer, then those behind each wanted one."""
+        """The states behind the last layer, then those before each wanted one."""
         config, seen = self.config, []
         rotation = self.rope.at(positions)
         for layer in indices:
@@ -328,7 +335,7 @@ class Llama:
             normed = rms_norm(hidden, weights.input_norm, config.norm_eps)
             hidden = self_attention(normed, hidden, weights, config, rotation, mask, cache, layer)
             hidden = feed_forward(hidden, weights, config)
-            if layer in wanted:
+            if layer + 1 in wanted:
                 seen.append(hidden)
         return hidden, *seen
 
