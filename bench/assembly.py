@@ -21,6 +21,7 @@ from bench.places import ROOT, locate
 from bench.settings import Model, Run
 from methods.decoder import Decoder
 from methods.engine.checkpoint import empty_weights, load_model, pick_device, pick_dtype, read_config, resolve
+from methods.engine.fixed import FixedLlama
 from methods.engine.hub import hub_name
 from methods.engine.llama import Llama
 from methods.errors import UserError, first_line
@@ -80,6 +81,7 @@ class Parts:
             "demonstration": model.built_in,
             "dtype": str(pick_dtype(model.dtype, device, shape)).removeprefix("torch."),
             "layers": shape.num_layers,
+            "engine": pick_engine(settings.engine, device),
             "git": git,
             "commit": git["commit"],
             "files": {key: {"path": str(path)} for key, path in drafts.items()},
@@ -144,14 +146,25 @@ def load_target(model: Model, folder: Path, *, seed: int) -> Llama:
     return target
 
 
+def pick_engine(engine: str, device: torch.device) -> str:
+    """auto, fixed or eager -> fixed or eager."""
+    automatic = "fixed" if device.type == "cuda" else "eager"
+    return automatic if engine == "auto" else engine
+
+
+def on_engine(engine: str, target: Llama) -> Llama:
+    """The target with its passes as `pick_engine` says."""
+    return FixedLlama.of(target) if pick_engine(engine, target.device) == "fixed" else target
+
+
 def build(parts: Parts, target: Llama | None = None) -> Sides:
-    """Put the method and the baseline on the target, which is loaded unless it is given.
+    """Put the method and the baseline on the target, which is loaded and put on its engine unless it is given.
 
     Raises UserError when they cannot be made, or do not fit into memory.
     """
     settings = parts.settings
     with fitting(settings.model, parts.folder):
-        loaded = target or load_target(settings.model, parts.folder, seed=settings.seed)
+        loaded = target or on_engine(settings.engine, load_target(settings.model, parts.folder, seed=settings.seed))
         try:
             return _sides(parts, loaded)
         except (UserError, MemoryError, RuntimeError) as error:

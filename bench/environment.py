@@ -58,7 +58,7 @@ def _said(*command: str) -> str | None:
 
 
 def _gpu(device: str) -> dict[str, Any]:
-    if device == "cpu":
+    if device != "cuda":
         return {"gpu": None, "driver": None, "cuda": None}
     import torch
 

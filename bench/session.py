@@ -133,7 +133,11 @@ def _ask(
             "resume=false starts anew"
         )
     extra = {"extra_parameters": sides.extra_parameters, "datastore_bytes": sides.datastore_bytes}
-    directory.write_info({**info, **extra, "weight_bytes": sides.target.weight_bytes})
+    kernels = {"attention": [str(kernel) for kernel in sides.target.kernels]}
+    directory.write_info({**info, **extra, **kernels, "weight_bytes": sides.target.weight_bytes})
+    for kernel in sides.target.kernels:
+        if kernel.name == "plain":
+            print(f"attention, {kernel}", file=sys.stderr)
     _warm_up(settings, sides, chat, questions)
     tally = Tally()
     with tqdm(waiting, unit="question", desc=f"{info['model']} {info['method']}", disable=None) as bar:
@@ -155,17 +159,20 @@ def _ask(
             for index, answer in enumerate(conversation.answers):
                 tally.add(answer.timed, baseline[index].timed if baseline else None)
             bar.set_postfix_str(str(tally), refresh=False)
+    if missed := sides.target.unprepared:
+        print(f"{missed} target or draft passes had a shape that the warm-up did not meet", file=sys.stderr)
 
 
 def _warm_up(settings: Run, sides: Sides, chat: Chat, questions: list[Question]) -> None:
     """Unrecorded turns for both sides, so that no recorded one pays for the first use of anything."""
-    for turn in range(settings.warmup_turns):
-        question = questions[turn % len(questions)]
-        ids = chat.prompt_ids([*question.opening, Message("user", question.turns[0])])
-        for name, side in (("method", sides.method), ("baseline", sides.baseline)):
-            with suppress(TurnFailed):  # the recorded turns will say so, one by one
-                if side is not None:
-                    _generated(name, side, ids, settings.max_new_tokens, sides.target)
+    with sides.target.preparing():
+        for turn in range(settings.warmup_turns):
+            question = questions[turn % len(questions)]
+            ids = chat.prompt_ids([*question.opening, Message("user", question.turns[0])])
+            for name, side in (("method", sides.method), ("baseline", sides.baseline)):
+                with suppress(TurnFailed):  # the recorded turns will say so, one by one
+                    if side is not None:
+                        _generated(name, side, ids, settings.max_new_tokens, sides.target)
 
 
 def _generated(name: str, side: Generator, ids: list[int], max_new_tokens: int, target: Llama) -> Timed:

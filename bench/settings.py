@@ -79,6 +79,7 @@ class Run:
     repeats: int
     baseline: Literal["paired", "none"]
     seed: int
+    engine: Literal["auto", "fixed", "eager"]
     threads: int | None
     warmup_turns: int
     results_dir: str
@@ -270,6 +271,7 @@ class Speed:
 
     model: Model
     methods: str | list[str]
+    engine: Literal["auto", "fixed", "eager"]
     dtypes: str | list[str]
     threads: int | list[int | None] | None
     questions: QuestionSet

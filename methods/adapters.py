@@ -7,6 +7,7 @@ under that layer's usual names; an adapter that is not the published one says so
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from methods.engine.config import read_json
 from methods.engine.kv_cache import KVCache
 from methods.engine.llama import (
     AttentionWeights,
+    Block,
     FeedForwardWeights,
     Llama,
     Mask,
@@ -76,6 +78,7 @@ class Adapter(nn.Module):
         hidden, attention = config.hidden_size, config.num_heads * config.head_dim
         keys = config.num_kv_heads * config.head_dim
         self.qkv_split = (attention, keys, keys)
+        self.groups = config.num_heads // config.num_kv_heads
 
         def norm() -> nn.Parameter:
             return nn.Parameter(torch.empty(hidden, dtype=dtype, device=device))
@@ -148,18 +151,27 @@ class Adapter(nn.Module):
 
         With a cache, the rows are appended to it and see all it holds; mask [n, held slots], None = causal.
         """
+        past = cache.lengths[0] if cache and self.parts.attention else 0
+        return self.layer(rope, states, positions, attention_mask(mask, states, past, self.groups), cache)[0]
+
+    def as_block(self, rope: Rope) -> Block:
+        """The adapter as what `Llama.through` takes."""
+        return Block(partial(self.layer, rope), id(self), range(int(self.parts.attention)), self.groups)
+
+    def layer(
+        self, rope: Rope, states: Tensor, positions: Tensor, mask: Mask | None, cache: KVCache | None
+    ) -> tuple[Tensor]:
+        """`forward` with a mask from `attention_mask`."""
         config = self.config
         normed = rms_norm(states, self.input_norm, config.norm_eps)
         if self.parts.attention:
-            past = cache.lengths[0] if cache else 0
-            mask = attention_mask(mask, states, past, config.num_heads // config.num_kv_heads)
             states = self_attention(normed, states, self.block, config, rope.at(positions), mask, cache, 0)
         if self.parts.feed_forward:
             states = feed_forward(states, self.swiglu, config)
         if self.parts.linears:
             first, second = self.linears
             states = states + second(F.silu(first(normed)))
-        return rms_norm(states, self.norm, config.norm_eps)
+        return (rms_norm(states, self.norm, config.norm_eps),)
 
     @classmethod
     def load(cls, folder: Path, target: Llama, variant: str) -> Adapter:

@@ -124,7 +124,7 @@ class Decoder:
 
     def new_cache(self) -> KVCache:
         """A cache for one sequence; a pass may hold more rows than there are places left: branches share them."""
-        return self.model.new_cache(self.context + self.method.max_rows)
+        return self.model.new_cache(self.context + self.method.max_rows, rows=self.method.max_rows)
 
     def begin(
         self, prompt: Tensor, max_new_tokens: int, phases: Phases | None = None, cache: KVCache | None = None

@@ -15,7 +15,7 @@ def upload(values: Sequence[int] | np.ndarray, device: torch.device) -> Tensor:
     """Tensor of integers (int64) or of an array on the device; a GPU copies it while the host goes on."""
     array = np.ascontiguousarray(values if isinstance(values, np.ndarray) else np.asarray(values, dtype=np.int64))
     tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 @lru_cache(maxsize=256)

@@ -60,6 +60,7 @@ class Kangaroo:
         self.extra_parameters = sum(p.numel() for p in self.adapter.parameters())
         config = self.adapter.config
         self.rope = Rope(config, config.context, target.dtype, target.device)
+        self.block = self.adapter.as_block(self.rope)
         self.positions = torch.arange(config.context, device=target.device)
 
     def start(self, prompt: list[int], prefill: Prefill) -> SelfDraft:
@@ -68,15 +69,7 @@ class Kangaroo:
 
     def new_adapter_cache(self, capacity: int) -> KVCache:
         """The adapter's own keys and values, for one sequence."""
-        config = self.adapter.config
-        return KVCache(
-            layers=int(self.adapter.parts.attention),
-            kv_heads=config.num_kv_heads,
-            capacity=capacity,
-            head_dim=config.head_dim,
-            dtype=self.target.dtype,
-            device=self.target.device,
-        )
+        return self.target.new_cache(capacity, rows=self.max_rows, config=self.adapter.config)
 
 
 class SelfDraft:
@@ -134,4 +127,4 @@ class SelfDraft:
     def _adapt(self, states: Tensor) -> Tensor:
         positions = self.method.positions[self.seen : self.seen + len(states)]
         self.seen += len(states)
-        return self.method.adapter(states, self.method.rope, positions, self.adapter_cache)
+        return self.target.through(self.method.block, states, positions, self.adapter_cache)[0]

@@ -80,7 +80,7 @@ class TreeDraft(SelfDraft):
             mask = torch.cat((beam.sees.new_ones(len(beam.tokens), base + 1), beam.sees), 1)
             exits.append(self._early(beam.tokens, positions, mask))
             ran.append(beam.frontier)
-            adapted = method.adapter(exits[-1], method.rope, positions, self.adapter_cache, mask)
+            (adapted,) = self.target.through(method.block, exits[-1], positions, self.adapter_cache, mask)
             beam.grow(method.head(adapted))
         return self._packed(beam, torch.cat(exits), torch.cat(ran), base, math.isnan(sure))
 

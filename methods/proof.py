@@ -59,7 +59,7 @@ def check_lossless(make: Make, model: Llama | None = None, prompts: Sequence[Seq
         for new in (1, 2, 3):
             _same(f"max_new_tokens={new}", prompt, _generated(model, make, prompt, new), _cut(plain, new))
         for eos in sorted(set(plain.tokens)):
-            ending = Llama(replace(model.config, eos_token_ids=(eos,)), model.weights, model.folder)
+            ending = model.alike(replace(model.config, eos_token_ids=(eos,)), model.weights, model.folder)
             wanted = _generated(ending, Vanilla, prompt, NEW_TOKENS)
             _same(f"EOS {eos}", prompt, _generated(ending, make, prompt, NEW_TOKENS), wanted)
         for room in (1, 2, 5, 11):

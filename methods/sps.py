@@ -71,7 +71,7 @@ def _load(folder: Path, target: Llama) -> Llama:
         raise UserError(f"method.drafter={folder}: has another tokenizer ({theirs}), {target.folder} has {own}")
     loaded = load_model(folder, dtype=str(target.dtype).removeprefix("torch."), device=target.device)
     context = max(loaded.config.context, target.config.context)
-    drafter = Llama(replace(loaded.config, context=context), loaded.weights, folder)
+    drafter = target.alike(replace(loaded.config, context=context), loaded.weights, folder)
     if target.packed:
         drafter.pack()
     return drafter
@@ -82,7 +82,7 @@ class Assistant:
 
     def __init__(self, method: SmallModel, prompt: list[int], prefill: Prefill) -> None:
         self.method, self.gamma, self.sampler = method, method.gamma, prefill.sampler
-        self.cache = method.drafter.new_cache(prefill.cache.capacity)
+        self.cache = method.drafter.new_cache(prefill.cache.capacity, rows=method.max_rows)
         self.drafted = 0  # by the pass under way; 0: it is another drafter's
         self._run(upload(prompt, method.drafter.device))
 

@@ -3,6 +3,20 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    import torch
 
 # Before torch is imported, here and in the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def second(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """A device that is not the CPU, see tests.second_device."""
+    from tests.second_device import connect
+
+    return connect(monkeypatch)

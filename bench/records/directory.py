@@ -21,7 +21,7 @@ SCHEMA_VERSION = 1
 DEEPEST = 50  # levels of run.json; what reads it goes down level by level
 # What run.json may hold; null wherever something was not there.
 KINDS = {
-    **dict.fromkeys(("model", "method", "dtype", "started", "command", "commit", "questions_sha256"), str),
+    **dict.fromkeys(("model", "method", "dtype", "engine", "started", "command", "commit", "questions_sha256"), str),
     **dict.fromkeys(("cpu", "gpu", "driver", "cuda", "platform", "python", "questions_file"), str),
     **dict.fromkeys(("cores", "threads", "memory_bytes", "extra_parameters", "datastore_bytes", "weight_bytes"), int),
     **dict.fromkeys(("config", "git", "packages", "checkpoint_sha256", "chat_sha256", "files"), dict),

@@ -10,8 +10,9 @@ from methods.digest import sha256
 
 # Say where results go or how a run is started: two runs that differ in nothing else share a folder.
 NOT_MEASURED = ("results_dir", "resume", "launcher")
-# Say where lies what is measured, or which part of it: hashes and question ids tell more.
-PLACES = ("shard", "data.path", "model.path", "questions.source")
+# Say where lies what is measured, or which part of it: hashes and question ids tell more. Of the engine, the
+# environment says what was asked for came to.
+PLACES = ("shard", "data.path", "model.path", "questions.source", "engine")
 # Settings that are files, for records made before run.json listed them.
 FILES = ("method.checkpoint", "method.datastore", "method.tokenizer")
 HARDWARE = ("cpu", "cores", "gpu", "driver", "cuda", "threads")
@@ -44,12 +45,16 @@ def file_keys(info: Mapping[str, Any]) -> frozenset[str]:
 
 
 def environment(info: Mapping[str, Any]) -> dict[str, Any]:
-    """The one meaning of "same machine": hardware, dtype and versions, as flat keys. Times meet where all are equal."""
+    """The one meaning of "same machine": hardware, dtype, engine and versions, as flat keys.
+
+    Times meet where all are equal. Records of before there were two engines are the eager one's.
+    """
     model = (info.get("config") or {}).get("model") or {}
     found = {key: info.get(key) for key in HARDWARE}
     memory, python = info.get("memory_bytes"), info.get("python")
     found["memory_gib"] = round(memory / 2**30) if memory else None
     found["dtype"] = info.get("dtype") or (model.get("dtype") if isinstance(model, Mapping) else None)
+    found["engine"] = info.get("engine") or "eager"
     found["python"] = ".".join(python.split(".")[:2]) if python else None
     return found | {f"packages.{name}": version for name, version in sorted((info.get("packages") or {}).items())}
 

@@ -381,11 +381,12 @@ def machine_labels(environments: dict[str, dict[str, Any]]) -> dict[str, str]:
 
 
 def _machine_label(found: dict[str, Any]) -> str:
-    """One phrase for a machine: GPU or CPU, cores, threads, dtype."""
+    """One phrase for a machine: GPU or CPU, cores, threads, dtype, and the engine."""
     if not any(found.get(key) for key in HARDWARE):
         return "machine not recorded"
     parts = [str(found.get("gpu") or found.get("cpu") or "unknown processor")]
     if not found.get("gpu"):
         parts += [words.plural("core", found["cores"])] if found.get("cores") else []
         parts += [words.plural("thread", found["threads"])] if found.get("threads") else []
-    return ", ".join([*parts, *([str(found["dtype"])] if found.get("dtype") else [])])
+    parts += [str(found["dtype"])] if found.get("dtype") else []
+    return ", ".join([*parts, f"{found['engine']} engine"])

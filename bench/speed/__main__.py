@@ -87,10 +87,10 @@ def measure(conf: Conf, overrides: Sequence[str]) -> None:
 
 def section(speed: Speed, runs: Sequence[Run], folder: Path) -> dict[str, Any]:
     """Everything measured for one dtype and the threads that are set now; runs: each method's, with that dtype."""
-    from bench.assembly import Parts, build, load_target
+    from bench.assembly import Parts, build, load_target, on_engine
     from bench.speed.engine import make_prompts, paired, pass_costs, read_bandwidth, summarise
 
-    target = load_target(runs[0].model, folder, seed=0)
+    target = on_engine(speed.engine, load_target(runs[0].model, folder, seed=0))
     prompts = make_prompts(speed, folder, target)
     found: dict[str, Any] = {
         "weight_bytes": target.weight_bytes,

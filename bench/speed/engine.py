@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -54,11 +55,12 @@ def paired(sides: Sides, prompts: list[list[int]], max_new_tokens: int, repeats:
 
     assert sides.baseline is not None
     for repeat in range(repeats + 1):
-        for question, prompt in enumerate(prompts):
-            order = [sides.method, sides.baseline][:: 1 if (repeat + question) % 2 else -1]
-            timed = {id(side): timed_generation(side, prompt, max_new_tokens, sides.target.device) for side in order}
-            if repeat:
-                yield Pair(question, timed[id(sides.method)], timed[id(sides.baseline)])
+        with nullcontext() if repeat else sides.target.preparing():
+            for question, prompt in enumerate(prompts):
+                order = [sides.method, sides.baseline][:: 1 if (repeat + question) % 2 else -1]
+                timed = {id(s): timed_generation(s, prompt, max_new_tokens, sides.target.device) for s in order}
+                if repeat:
+                    yield Pair(question, timed[id(sides.method)], timed[id(sides.baseline)])
 
 
 def summarise(pairs: list[Pair]) -> dict[str, Any]:
@@ -112,7 +114,7 @@ def pass_costs(target: Llama, rows: list[int], past: int, passes: int) -> dict[i
     import torch
 
     device = target.device
-    cache = target.new_cache(past + max(rows))
+    cache = target.new_cache(past + max(rows), rows=max(rows))
     ids = torch.randint(target.config.vocab_size, (past + max(rows),), device=device)
     positions = torch.arange(past + max(rows), device=device)
     with torch.inference_mode():
@@ -124,11 +126,12 @@ def pass_costs(target: Llama, rows: list[int], past: int, passes: int) -> dict[i
             target.head(target.run(target.embed(ids[here]), positions[here], cache, slice(0, None)))
 
         times: dict[int, list[float]] = {count: [] for count in rows}
-        for turn in range(passes + 2):
+        with target.preparing():
+            for count in rows * 2:
+                one(count)
+        for _ in range(passes):
             for count in rows:
-                seconds = _seconds(partial(one, count), device)
-                if turn >= 2:
-                    times[count].append(seconds)
+                times[count].append(_seconds(partial(one, count), device))
     return {count: 1e3 * statistics.median(values) for count, values in times.items()}
 
 

@@ -21,11 +21,13 @@ class KVCache:
     def __init__(
         self, *, layers: int, kv_heads: int, capacity: int, head_dim: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        self.storage = torch.zeros(layers, 2, kv_heads, capacity, head_dim, dtype=dtype, device=device)
-        self.capacity = capacity
-        self.lengths = [0] * layers
-        self._keys = [self.storage[layer, 0] for layer in range(layers)]
-        self._values = [self.storage[layer, 1] for layer in range(layers)]
+        self._hold(torch.zeros(layers, 2, kv_heads, capacity, head_dim, dtype=dtype, device=device), capacity)
+
+    def _hold(self, storage: Tensor, capacity: int) -> None:
+        self.storage, self.capacity = storage, capacity
+        self.lengths = [0] * len(storage)
+        self._keys = [layer[0] for layer in storage]
+        self._values = [layer[1] for layer in storage]
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Write keys and values [n, kv_heads, head_dim] behind the layer's last slot.

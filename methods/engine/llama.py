@@ -7,7 +7,10 @@ and tied embeddings. `run` takes any contiguous range of layers, which is what e
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from methods.engine.attention import Mask, attend, attention_mask, choose_kernels
 from methods.engine.kv_cache import KVCache
 from methods.engine.matrix import PACKED_BYTES, Matrix
 
@@ -152,52 +156,6 @@ def rms_norm(states: Tensor, weight: Tensor, eps: float) -> Tensor:
     return F.layer_norm(torch.cat((states, -states), -1), (2 * size,), None, None, eps)[..., :size] * weight
 
 
-Mask = Tensor | tuple[int, ...]  # who attends to whom; or the lengths of sequences side by side, each causal by itself
-
-
-def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Mask | None) -> Tensor:
-    """Grouped-query attention of n rows over m slots: [n, heads, head_dim] -> [n, heads * head_dim].
-
-    keys, values [kv_heads, m, head_dim]. mask comes from `attention_mask`; None means that a single row sees every
-    slot, or that the n rows are all there is and see themselves and what precedes them.
-    """
-    if isinstance(mask, tuple):
-        parts = zip(query.split(mask), keys.split(mask, 1), values.split(mask, 1), strict=True)
-        return torch.cat([attend(*part, None) for part in parts])
-    rows, heads, _ = query.shape
-    kv_heads = keys.shape[0]
-    groups = heads // kv_heads
-    if mask is None and rows > 1:
-        out = F.scaled_dot_product_attention(
-            query.transpose(0, 1)[None], keys[None], values[None], is_causal=True, enable_gqa=groups > 1
-        )
-        return out[0].transpose(0, 1).reshape(rows, -1)
-    # The query heads that share a key head become rows of one attention, so keys and values are never repeated.
-    grouped = query.unflatten(1, (kv_heads, groups)).permute(1, 2, 0, 3).reshape(1, kv_heads, groups * rows, -1)
-    out = F.scaled_dot_product_attention(grouped, keys[None], values[None], attn_mask=mask)
-    # Not a view: some of the GPU's kernels give heads and rows in another memory order.
-    return out.reshape(heads, rows, -1).transpose(0, 1).reshape(rows, -1)
-
-
-def attention_mask(mask: Mask | None, states: Tensor, past: int, groups: int) -> Mask | None:
-    """What `attend` adds to the scores of states [n, hidden], made once for all layers: [groups * n, past + n] or None.
-
-    mask [n, past + n], True = may attend; None = causal, which needs no mask for one row or an empty past. Lengths
-    stay as they are.
-    """
-    if isinstance(mask, tuple):
-        return mask
-    rows, slots = len(states), past + len(states)
-    if mask is None:
-        if rows == 1 or past == 0:
-            return None
-        mask = torch.ones(rows, slots, dtype=torch.bool, device=states.device).tril_(past)
-    # Added numbers, because attention would turn a bool mask into them in every layer; rows that start at multiples of
-    # 16, because the GPU's kernel copies the mask otherwise.
-    added = states.new_zeros(groups, rows, -(-slots // 16) * 16)[..., :slots]
-    return added.masked_fill_(~mask, -torch.inf).flatten(0, 1)
-
-
 def self_attention(
     normed: Tensor,
     residual: Tensor,
@@ -264,6 +222,16 @@ class Taps:
         return tuple(self._states[layer] for layer in self.layers if layer in self._states)
 
 
+@dataclass(frozen=True)
+class Block:
+    """Layers that rows go through in one pass."""
+
+    run: Callable[[Tensor, Tensor, Mask | None, KVCache | None], tuple[Tensor, ...]]  # states, positions, what to add
+    key: Hashable  # blocks with the same key do the same
+    layers: range  # their places in the cache
+    groups: int  # query heads that share a key head
+
+
 class Llama:
     """The target model: embed, run any range of layers, head.
 
@@ -272,6 +240,8 @@ class Llama:
         logits = model.head(model.run(states, positions, cache, slice(2, None)))      # the rest, from there
     """
 
+    unprepared = 0  # passes that `preparing` might have made ready, and did not
+
     def __init__(self, config: ModelConfig, weights: Weights, folder: Path | None = None) -> None:
         self.config = config
         self.folder = folder  # of the checkpoint, whose tokenizer some methods ask for
@@ -279,9 +249,8 @@ class Llama:
         self.device = weights.embedding.device
         self.dtype = weights.embedding.dtype
         self.packed = False
-        if self.device.type == "cuda":
-            # cuDNN's attention is planned anew for every number of slots, and a cache has one more at every step.
-            torch.backends.cuda.enable_cudnn_sdp(False)
+        self._blocks: dict[tuple[int, int, tuple[int, ...]], tuple[Block, tuple[int, ...]]] = {}
+        self.kernels = choose_kernels(self.device, self.dtype, config.head_dim)  # that serve attention, on a GPU
         self.rope = Rope(config, config.context, self.dtype, self.device)
 
     @property
@@ -295,9 +264,21 @@ class Llama:
         for matrix in self.weights.matrices() if self.packed else ():
             matrix.pack()
 
-    def new_cache(self, capacity: int) -> KVCache:
-        """An empty cache with `capacity` slots for every layer."""
-        return new_cache(self.config, capacity, self.dtype, self.device)
+    @contextmanager
+    def preparing(self) -> Iterator[None]:
+        """Around the turns of a warm-up: an engine that has something to prepare does it there."""
+        yield
+
+    def alike(self, config: ModelConfig, weights: Weights, folder: Path | None = None) -> Llama:
+        """Another model on the same engine."""
+        return type(self)(config, weights, folder)
+
+    def new_cache(self, capacity: int, *, rows: int = 1, config: ModelConfig | None = None) -> KVCache:
+        """An empty cache with `capacity` slots for every layer.
+
+        rows: most rows of a pass behind the prompt's. config: a draft's, whose layers they are; None: this model's.
+        """
+        return new_cache(config or self.config, capacity, self.dtype, self.device)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """tokens [n] int64 -> [n, hidden]."""
@@ -320,22 +301,52 @@ class Llama:
         before some layers of the range, and those that leave it.
         """
         first, last, _ = layers.indices(self.config.num_layers)
-        indices = range(first, last)
         taps = taps or Taps(())
         taps.see(first, hidden)
-        if not indices:
+        if first >= last:
             return hidden
-        config = self.config
+        key = (first, last, taps.layers)
+        if key not in self._blocks:
+            self._blocks[key] = self._block(*key)
+        block, wanted = self._blocks[key]
+        hidden, *seen = self.through(block, hidden, positions, cache, mask)
+        for layer, states in zip(wanted, seen, strict=True):
+            taps.see(layer, states)
+        return hidden
+
+    def _block(self, first: int, last: int, tapped: tuple[int, ...]) -> tuple[Block, tuple[int, ...]]:
+        """A range of layers, and behind which of them, numbered as taps are, its other states come from."""
+        wanted = tuple(layer for layer in range(first + 1, last + 1) if layer in tapped)
+        layers, groups = range(first, last), self.config.num_heads // self.config.num_kv_heads
+        return Block(partial(self._layers, layers, wanted), (id(self), layers, wanted), layers, groups), wanted
+
+    def through(
+        self, block: Block, hidden: Tensor, positions: Tensor, cache: KVCache | None, mask: Mask | None = None
+    ) -> tuple[Tensor, ...]:
+        """Rows [n, hidden] through a block of this model or of a draft: the states that it gives. As `run`."""
+        past = cache.lengths[block.layers[0]] if cache and block.layers else 0
+        return block.run(hidden, positions, attention_mask(mask, hidden, past, block.groups), cache)
+
+    def _layers(
+        self,
+        indices: range,
+        wanted: tuple[int, ...],
+        hidden: Tensor,
+        positions: Tensor,
+        mask: Mask | None,
+        cache: KVCache | None,
+    ) -> tuple[Tensor, ...]:
+        """The states behind the last layer, then those before each wanted one."""
+        config, seen = self.config, []
         rotation = self.rope.at(positions)
-        past = cache.lengths[indices[0]] if cache else 0
-        mask = attention_mask(mask, hidden, past, config.num_heads // config.num_kv_heads)
         for layer in indices:
             weights = self.weights.layers[layer]
             normed = rms_norm(hidden, weights.input_norm, config.norm_eps)
             hidden = self_attention(normed, hidden, weights, config, rotation, mask, cache, layer)
             hidden = feed_forward(hidden, weights, config)
-            taps.see(layer + 1, hidden)
-        return hidden
+            if layer + 1 in wanted:
+                seen.append(hidden)
+        return hidden, *seen
 
     def norm(self, hidden: Tensor) -> Tensor:
         """Final RMSNorm, [n, hidden] -> [n, hidden]."""

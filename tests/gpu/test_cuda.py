@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.backends.cuda import SDPAParams, can_use_efficient_attention, can_use_flash_attention
 
 from bench.measure import timed_generation
 from methods.decoder import Decoder
 from methods.eagle import Eagle
 from methods.eagle2 import Eagle2
 from methods.eagle3 import Eagle3
-from methods.engine.checkpoint import empty_weights
+from methods.engine.attention import kernels
+from methods.engine.fixed import FixedLlama
 from methods.engine.llama import Llama
 from methods.kangaroo import Kangaroo
 from methods.lookahead import Lookahead
@@ -22,6 +24,7 @@ from tests.methods.eagle3_reference import draft_config3, random_eagle3, with_vo
 from tests.methods.eagle_reference import draft_config, random_eagle, write_draft
 from tests.methods.test_medusa import random_heads, write_heads
 from tests.methods.test_rest import rest, tokenizer_folder, write_datastore
+from tests.second_device import moved
 from tests.tiny import adapter_checkpoint, tiny_llama
 
 pytestmark = [
@@ -37,10 +40,7 @@ def exact_float32() -> None:
 
 
 def on_cuda(model: Llama) -> Llama:
-    weights = empty_weights(model.config, model.dtype, torch.device("cuda"))
-    for there, here in zip(weights.tensors(), model.weights.tensors(), strict=True):
-        there.copy_(here)
-    return Llama(model.config, weights)
+    return moved(model, torch.device("cuda"))
 
 
 def kangaroo(model: Llama, folder: Path) -> Kangaroo:
@@ -48,9 +48,11 @@ def kangaroo(model: Llama, folder: Path) -> Kangaroo:
     return Kangaroo(model, exit_layer=1, gamma=4, eta=0.02, checkpoint=str(folder), variant="kangaroo")
 
 
-def test_tokens_are_the_cpus(tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", [Llama, FixedLlama])
+def test_tokens_are_the_cpus(engine: type[Llama], tmp_path: Path) -> None:
     cpu, prompt = tiny_llama(), torch.tensor([5, 6, 7])
-    gpu = on_cuda(cpu)
+    there = on_cuda(cpu)
+    gpu = engine(there.config, there.weights)
     expected = Decoder(cpu, Vanilla(cpu)).generate(prompt, 40).tokens
     heads = random_heads(2, gpu.config.hidden_size, gpu.config.vocab_size)
     folder = write_heads(tmp_path / "heads", heads, claimed=2)
@@ -72,8 +74,11 @@ def test_tokens_are_the_cpus(tmp_path: Path) -> None:
         rest(gpu, datastore, tokenizer),
     )
     for method in methods:
-        found = Decoder(gpu, method).generate(prompt.cuda(), 40)
-        assert found.tokens == expected
+        decoder = Decoder(gpu, method)
+        with gpu.preparing():
+            decoder.generate(prompt.cuda(), 8)
+        found = decoder.generate(prompt.cuda(), 40)
+        assert found.tokens == expected and gpu.unprepared == 0
         assert isinstance(method, Vanilla) or any(step.drafted for step in found.steps)
 
 
@@ -100,3 +105,15 @@ def test_a_step_waits_for_the_device_once_a_verify_and_once_a_drafted_token(tmp_
         torch.cuda.set_sync_debug_mode("default")
     drafted = sum(step.drafted for step in generation.steps)
     assert len(waits) <= 2 + len(generation.steps) + drafted
+
+
+@pytest.mark.parametrize("rows", [1, 8, 64])
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float16, 128), (torch.float32, 64), (torch.float16, 20)])
+def test_torch_agrees_on_which_kernel_serves_a_mask(dtype: torch.dtype, size: int, rows: int) -> None:
+    query = torch.randn(1, 4, rows, size, dtype=dtype, device="cuda")
+    keys = torch.randn(1, 4, 512, size, dtype=dtype, device="cuda")
+    mask = torch.zeros(rows, 512, dtype=dtype, device="cuda")
+    params = SDPAParams(query, keys, keys, mask, 0.0, False, False)
+    (masked, _) = kernels(dtype, size, torch.cuda.get_device_capability())
+    assert can_use_efficient_attention(params) == (masked.name == "memory-efficient")
+    assert not can_use_flash_attention(params)

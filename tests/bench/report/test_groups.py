@@ -85,9 +85,9 @@ def test_memory_and_cuda_tell_machines_apart(tmp_path):
         write_run(tmp_path, Plan(categories=("qa",), per_category=1, machine=machine))
     groups = collect(tmp_path).groups
     assert sorted(group.machine_label for group in groups) == [
-        "GPU, float32, cuda 12.1, memory_gib 256",
-        "GPU, float32, cuda 12.8, memory_gib 256",
-        "GPU, float32, cuda 12.8, memory_gib 8",
+        "GPU, float32, eager engine, cuda 12.1, memory_gib 256",
+        "GPU, float32, eager engine, cuda 12.8, memory_gib 256",
+        "GPU, float32, eager engine, cuda 12.8, memory_gib 8",
     ]
 
 

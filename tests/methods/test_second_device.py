@@ -1,0 +1,139 @@
+"""Every method on a device that is not the CPU: vanilla's tokens, nothing astray, and no wait too many."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench.measure import timed_generation
+from bench.session import top_two_margin
+from methods.decoder import Decoder, Prefill, Verification
+from methods.draft import Draft, Tree, upload
+from methods.engine.fixed import FixedLlama
+from methods.engine.llama import Llama
+from methods.vanilla import Vanilla
+from tests.methods.test_lossless import METHODS, maker
+from tests.methods.test_rest import tokenizer_folder
+from tests.second_device import Generator, Second, Strayed, moved, waits
+from tests.tiny import tiny_llama
+
+PROMPT = (3, 20, 3, 20, 3, 20, 3)
+NEW_TOKENS = 20
+STOP_BY_CONFIDENCE = ("kangaroo",)  # as configured; they wait for every token that they draft
+STOPS_LEVELS = "kangaroo_tree"  # waits for every level, and for what it has chosen
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Llama:
+    tiny = tiny_llama(vocab_size=48, eos_token_ids=())
+    return Llama(tiny.config, tiny.weights, tokenizer_folder(tmp_path_factory.mktemp("model")))
+
+
+@pytest.mark.parametrize(("temperature", "engine"), [(0.0, "eager"), (0.8, "eager"), (0.0, "fixed")])
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method(
+    name: str, temperature: float, engine: str, model: Llama, second: torch.device, tmp_path: Path
+) -> None:
+    wanted = Decoder(model, Vanilla(model), temperature=temperature).generate(torch.tensor(PROMPT), NEW_TOKENS)
+    there = moved(model, second)
+    there = FixedLlama.of(there) if engine == "fixed" else there
+    decoder = Decoder(there, maker(name, tmp_path)(there), temperature=temperature)
+    prompt = upload(PROMPT, second)
+    with there.preparing():
+        decoder.generate(prompt[:3], 2)
+    waits.clear()
+    found = decoder.generate(prompt, NEW_TOKENS)
+    assert found.tokens == wanted.tokens
+    drafted = sum(step.drafted for step in found.steps) if name in STOP_BY_CONFIDENCE else 0
+    least = 2 + len(found.steps)  # the prompt, the first token, each pass
+    if name == STOPS_LEVELS:
+        assert least < len(waits) <= least + sum(step.drafted + 1 for step in found.steps)
+    else:
+        assert len(waits) == least + drafted
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_a_timed_turn_and_the_fidelity_check(temperature: float, model: Llama, second: torch.device) -> None:
+    there = moved(model, second)
+    timed = timed_generation(Decoder(there, Vanilla(there), temperature=temperature), list(PROMPT), 5, second)
+    margins = [top_two_margin(m, [*PROMPT, *timed.generation.tokens], temperature) for m in (there, model)]
+    assert margins[0] == pytest.approx(margins[1], abs=1e-4) and timed.peak_memory_bytes is None
+
+
+class Stray:
+    """Drafts on the CPU."""
+
+    taps = ()
+    max_rows = 2
+    extra_parameters = 0
+
+    def __init__(self, model: Llama, device: torch.device) -> None:
+        self.tree, self.tokens = Tree.chain(1, model.device), torch.tensor([7], device=device)
+
+    def start(self, prompt: list[int], prefill: Prefill) -> Stray:
+        return self
+
+    def propose(self, tokens: list[int], room: int) -> Draft:
+        return Draft(self.tokens, self.tree)
+
+    def observe(self, verification: Verification) -> None:
+        """Nothing."""
+
+
+def test_a_method_that_strays_is_caught(model: Llama, second: torch.device) -> None:
+    there, prompt = moved(model, second), upload(PROMPT, second)
+    assert Decoder(there, Stray(there, second)).generate(prompt, 5).tokens
+    with pytest.raises(Strayed, match="cat of tensors on the second device and on the CPU"):
+        Decoder(there, Stray(there, torch.device("cpu"))).generate(prompt, 5)
+
+
+def test_values_are_the_cpus(second: torch.device) -> None:
+    with torch.inference_mode():
+        here = torch.arange(12, dtype=torch.float32).view(3, 4)
+        there = here.to(second)
+        assert isinstance(there, Second) and there.device == second
+        for operation in (
+            lambda x: x[1:, ::2].t() @ x[:2],
+            lambda x: torch.cat((x, x.new_ones(1, 4))).softmax(-1).topk(2).indices,
+            lambda x: x.clone().exponential_(generator=torch.Generator(x.device).manual_seed(3)),
+            lambda x: x.index_select(0, torch.arange(2, device=x.device)).to(torch.float16),
+        ):
+            torch.testing.assert_close(operation(there).cpu(), operation(here))
+    assert torch.Generator is Generator
+
+
+SEEN: dict[str, Any] = {
+    "item": lambda x: x[0].item(),
+    "bool": lambda x: bool(x[0] > 0),
+    "tolist": lambda x: x.tolist(),
+    "copy": lambda x: torch.empty(3).copy_(x),
+    "nonzero": torch.nonzero,
+    "where": torch.where,
+    "mask": lambda x: x[x > 1],
+    "unique": torch.unique,
+    "equal": lambda x: torch.equal(x, x),
+    "repeat": lambda x: x.repeat_interleave(x.long()),
+    "tensor": lambda x: torch.tensor([1, 2], device=x.device),
+    "upload": lambda x: torch.ones(3).to(x.device),
+    "assignment": lambda x: x.__setitem__(slice(None), torch.ones(3)),
+}
+UNSEEN: dict[str, Any] = {
+    "upload": lambda x: upload([1, 2], x.device),
+    "number": lambda x: x[1:] * 2 + x.new_full((1,), 3.0),
+    "argmax": lambda x: x.argmax(),
+    "masked fill": lambda x: x.masked_fill(x > 1, 0.0),
+    "move": lambda x: x.to(x.device, torch.float64),
+}
+
+
+@pytest.mark.parametrize(("operation", "count"), [(f, 1) for f in SEEN.values()] + [(f, 0) for f in UNSEEN.values()])
+def test_what_the_host_waits_for(operation: Any, count: int, second: torch.device) -> None:
+    values: Tensor = upload([0, 1, 2], second).float()
+    waits.clear()
+    with torch.inference_mode():
+        operation(values)
+    assert len(waits) == count

@@ -1,0 +1,156 @@
+"""A second device made of CPU memory: it proves without a GPU what a GPU would see of the host's ways.
+
+Its tensors keep their values on the CPU, where every operation on them is done. They refuse to meet a CPU tensor of one
+dimension or more, and whatever would make a GPU's host wait is counted. Nothing here says how fast anything is.
+
+torch lets Python stand for a backend that it keeps free (PrivateUse1): tensors are a subclass, what makes the first
+tensor of a device is registered, and the random generators, which no Python can bring, are the CPU's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+from methods.engine.checkpoint import empty_weights
+from methods.engine.llama import Llama
+
+NAME = "second"
+CPU = torch.device("cpu")
+COPIES = ("copy_", "_to_copy", "_copy_from")
+# What makes tensors of nothing; torch makes all else of these (zeros: empty and zero_).
+FIRST = ("empty.memory_format", "empty_strided", "arange", "arange.start", "arange.start_step", "eye", "eye.m")
+# What gives a value to the host, or a shape that only values decide.
+FOR_THE_HOST = (
+    torch.Tag.data_dependent_output,
+    torch.Tag.dynamic_output_shape,
+)
+
+waits: list[str] = []  # the operations for which a GPU's host would have waited, in order
+
+
+class Strayed(AssertionError):
+    """A tensor of the second device met one of the CPU."""
+
+
+class Second(Tensor):
+    """A tensor on the second device."""
+
+    values: Tensor  # where they really are
+
+    @staticmethod
+    def __new__(cls, values: Tensor) -> Second:
+        with torch.inference_mode(False):  # in it, torch would find views older than what they look at
+            made = Tensor._make_wrapper_subclass(
+                cls,
+                values.size(),
+                strides=values.stride(),
+                storage_offset=values.storage_offset(),
+                dtype=values.dtype,
+                device=torch.device(NAME, 0),
+            )
+        made.values = values
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Do the operation on the values; one that consists of others comes back as these."""
+        composed = operation.decompose(*args, **(kwargs or {}))
+        return _perform(operation, args, kwargs or {}) if composed is NotImplemented else composed
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
+        return f"second({self.values})"
+
+    def tolist(self) -> Any:
+        """What torch gives of a plain tensor only."""
+        return self.cpu().tolist()
+
+
+def _perform(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    name, met = operation.overloadpacket.__name__, list[Tensor]()
+
+    def value(tensor: Tensor) -> Tensor:
+        met.append(tensor)
+        return tensor.values if isinstance(tensor, Second) else tensor
+
+    values = _each(args, value)
+    keywords = {key: _each(argument, value) for key, argument in kwargs.items()}
+    ours = {id(tensor.values): tensor for tensor in met if isinstance(tensor, Second)}
+    strangers = [tensor for tensor in met if not isinstance(tensor, Second) and tensor.dim()]
+    if strangers and name not in COPIES:
+        raise Strayed(f"{name} of tensors on the second device and on the CPU")
+    download = not isinstance(args[0], Second) if name == "copy_" else keywords.get("device") == CPU
+    if download or _waits(operation, name, args, keywords, upload=bool(strangers)):
+        waits.append(name)
+    found = operation(*values, **{key: CPU if key == "device" else value for key, value in keywords.items()})
+    assert all(tensor.shape == tensor.values.shape for tensor in ours.values()), f"{name} gives a tensor another shape"
+    return found if download else _each(found, lambda made: ours[id(made)] if id(made) in ours else Second(made))
+
+
+def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """An argument or a result with every tensor in it changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    return type(value)([_each(part, change) for part in value]) if isinstance(value, (list, tuple)) else value
+
+
+def _waits(operation: Any, name: str, args: tuple[Any, ...], keywords: dict[str, Any], *, upload: bool) -> bool:
+    """Whether the host waits for an operation whose result stays on the device."""
+    if upload:  # of ordinary memory: a GPU has read it before the host may go on
+        return not (keywords.get("non_blocking") or True in args[2:])
+    if name in ("index", "index_put", "index_put_", "_index_put_impl_"):  # as many rows as a mask has true values
+        return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+    return any(tag in operation.tags for tag in FOR_THE_HOST)
+
+
+class Generator(torch.Generator):
+    """The CPU's random numbers, on the second device too."""
+
+    def __new__(cls, device: Any = CPU) -> Generator:
+        return super().__new__(cls, CPU if torch.device(device).type == NAME else device)
+
+
+@cache
+def _register() -> torch.library.Library:
+    """Make the device known to this process, for good."""
+    _setup_privateuseone_for_python_backend(NAME)
+    library = torch.library.Library("aten", "IMPL")
+
+    def first(make: Any) -> Any:
+        def on_second(*args: Any, **kwargs: Any) -> Second:
+            return Second(make(*args, **{key: value for key, value in kwargs.items() if key == "dtype"}))
+
+        return on_second
+
+    for name in FIRST:
+        packet, _, overload = name.partition(".")
+        make = getattr(getattr(torch.ops.aten, packet), overload or "default")
+        library.impl(name, first(make), "PrivateUse1")
+
+    def copy_from(source: Tensor, destination: Tensor, non_blocking: bool = False) -> Tensor:
+        return _perform(torch.ops.aten.copy_.default, (destination, source, non_blocking), {})
+
+    library.impl("_copy_from", copy_from, "PrivateUse1")
+    return library
+
+
+def connect(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """The device, for one test, with no wait counted yet."""
+    _register()
+    monkeypatch.setattr(torch, "Generator", Generator)
+    waits.clear()
+    return torch.device(NAME, 0)
+
+
+def moved(model: Llama, device: torch.device) -> Llama:
+    """A model with the same weights on another device."""
+    weights = empty_weights(model.config, model.dtype, device)
+    for there, here in zip(weights.tensors(), model.weights.tensors(), strict=True):
+        there.copy_(here)
+    return Llama(model.config, weights, model.folder)
