@@ -73,6 +73,11 @@ def test_kangaroos_compression_is_in_the_wanted_range(runs) -> None:
     assert 1.5 < runs["kangaroo"]["metrics"]["cr"] < 4.5  # six short answers: a wider range than all sixty have
 
 
+def test_a_dynamic_tree_compresses_more_than_a_static_one_and_that_more_than_a_chain(runs) -> None:
+    compression = {name: run["metrics"]["cr"] for name, run in runs.items()}
+    assert compression["eagle2"] > compression["eagle"] > compression["kangaroo"]
+
+
 def test_questions_are_ten_a_subtask_and_mt_bench_has_two_turns() -> None:
     questions = read_questions(ASSETS / "question.jsonl", {"mt_bench": list(MT_BENCH)}, [])
     for subtask in SUBTASKS:
