@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "train a draft, or build a datastore",
     "distill": "let a target write what its drafts are trained on",
     "speed": "the engine beside transformers' generate and the machine's ceiling",
+    "predict": "the speedup that a recorded run would have on another machine",
     "joey": "make the built-in model again",
 }
 
