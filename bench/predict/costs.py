@@ -39,19 +39,26 @@ class Draft:
 
     method: str
     chain: bool  # whether a draft can be cut short
-    share: float  # of the target's layers in a pass that verifies
+    share: float | None  # of the target's layers in a pass that verifies; None: not recorded
     extra_rows: int  # rows of that pass that are not candidates
 
     @classmethod
     def of(cls, info: Mapping[str, Any]) -> Draft:
         settings = (info.get("config") or {}).get("method") or {}
         method, layers = str(info.get("method")), info.get("layers")
-        share, extra = 1.0, 0
-        if method in EXITING and layers and isinstance(settings.get("exit_layer"), int):
-            share = 1 - settings["exit_layer"] / layers
-        if method == "lookahead":
+        share: float | None = 1.0
+        extra = 0
+        if method in EXITING:
+            share = 1 - settings["exit_layer"] / layers if layers and "exit_layer" in settings else None
+        if method == "lookahead" and {"level", "window"} <= settings.keys():
             extra = (settings["level"] - 1) * settings["window"] - 1
         return cls(method, method in CHAINS or settings.get("tree") == "chain", share, extra)
+
+    def verified_share(self) -> float:
+        """Raises UserError where it was not recorded."""
+        if self.share is None:
+            raise UserError("RUN: run.json has no layers, so a pass from the exit layer on is unknown elsewhere")
+        return self.share
 
 
 @dataclass(frozen=True)
@@ -100,12 +107,13 @@ def own(answers: Sequence[Row], baseline: Sequence[Row], draft: Draft) -> Costs:
 
 def of_speed(pass_ms: Mapping[str, float], measured: Costs, baseline: Sequence[Row], draft: Draft) -> Costs:
     """bench.speed's passes; draft and overhead as many vanilla passes as in the run."""
+    share = draft.verified_share()
     rows, seconds = np.array([(int(count), ms / 1e3) for count, ms in pass_ms.items()]).T
 
     def verify(wanted: Array) -> Array:
         inside = np.interp(wanted, rows, seconds)
         slope = (seconds[-1] - seconds[-2]) / (rows[-1] - rows[-2]) if len(rows) > 1 else 0.0
-        return draft.share * (inside + np.maximum(wanted - rows[-1], 0) * slope)
+        return share * (inside + np.maximum(wanted - rows[-1], 0) * slope)
 
     verifying = sum(row.verify_s or 0 for row in baseline) / max(sum(len(row.lengths) for row in baseline), 1)
     scale = seconds[0] / (verifying or measured.vanilla)
@@ -164,17 +172,18 @@ def on_card(card: Card, info: Mapping[str, Any], draft: Draft) -> Costs:
     weights, item = info.get("weight_bytes"), ITEM_BYTES.get(str(info.get("dtype")))
     if not weights or item is None:
         raise UserError("RUN: run.json has no weight_bytes or dtype, so no card can be predicted")
+    share = draft.verified_share()
     size = (info.get("extra_parameters") or 0) * item
     settings = (info.get("config") or {}).get("method") or {}
     if draft.method in EXITING:
-        size += (1 - draft.share) * weights + (info.get("head_bytes") or 0)
+        size += (1 - share) * weights + (info.get("head_bytes") or 0)
     seconds = size / card.bytes_per_s
     depth = settings.get("depth")
     passes = depth if isinstance(depth, int) else 1
     per_token = draft.method in CHAINED
     return Costs(
         vanilla=float(card.pass_s(weights, item, np.array([1.0]))[0]),
-        verify=lambda rows: draft.share * card.pass_s(weights, item, rows),
+        verify=lambda rows: share * card.pass_s(weights, item, rows),
         draft_step=0.0 if per_token else passes * seconds,
         draft_token=seconds if per_token else 0.0,
         overhead=0.0,

@@ -38,9 +38,15 @@ def predictions(folder: Path, cost: str, card: str) -> str:
     machines: dict[str, Costs] = {}
     if cost or not card:
         machines |= {Path(cost).name if cost else "its own machine": run.costs(cost, run.answers, run.baseline)}
+    notes = []
     if card or not cost:
         named = [card_named(card)] if card else cards().values()
-        machines |= {one.name: on_card(one, run.info, run.draft) for one in named}
+        try:
+            machines |= {one.name: on_card(one, run.info, run.draft) for one in named}
+        except UserError as error:
+            if card:
+                raise
+            notes.append(f"no cards: {error}")
     drafted, emitted = steps_of(run.answers)
     rows = [["prediction for", "speedup", "CR", "draft", "verify", "overhead", "best length", "speedup there"]]
     for name, costs in machines.items():
@@ -51,7 +57,7 @@ def predictions(folder: Path, cost: str, card: str) -> str:
         parts = [f"{part:.0%}" for part in (found.draft, found.verify, found.overhead)]
         rows.append([name, f"{found.speedup:.2f}", f"{found.cr:.2f}", *parts, *ends])
     head = f"{run.info.get('model')} / {run.draft.method}: predicted, not measured; decoding without prefill"
-    return "\n".join([head, *aligned(rows, left=1)])
+    return "\n".join([head, *aligned(rows, left=1), *notes])
 
 
 def held_out(folder: Path, cost: str) -> str:

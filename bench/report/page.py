@@ -16,7 +16,8 @@ from bench.report import published
 from bench.report.answers import first_divergences, payloads
 from bench.report.collect import Collection, Group
 from bench.report.details import figure_table
-from bench.report.svg import CHARTS, legend_mark
+from bench.report.predicted import predicted_chart
+from bench.report.svg import cost_chart, ctar_chart, legend_mark, speedup_chart, split_chart
 from bench.report.tables import (
     LEADERBOARD_CAPTION,
     PAPER_ORDER,
@@ -31,6 +32,13 @@ from bench.report.tables import (
 from bench.words import OVERHEAD_LIMIT, SPREAD_LIMIT, plural, show
 
 HERE = BENCH / "report"
+CHARTS = (
+    ("ctar", "Acceptance by position (CTAR)", ctar_chart),
+    ("speedup", "Speedup with 95 % intervals", speedup_chart),
+    ("split", "Time per step", split_chart),
+    ("cost", "Speedup against CR", cost_chart),
+    ("predicted", "Predicted on other cards", predicted_chart),
+)
 
 
 def write_page(collection: Collection, out: Path) -> Path:
