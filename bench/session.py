@@ -25,6 +25,7 @@ from bench.questions.formats import Question, read_questions
 from bench.questions.sets import find
 from bench.records import Place, RunDirectory, Turn
 from bench.settings import Run
+from bench.speed.engine import memory_facts
 from bench.words import format_table, summarise_run
 from methods.engine.llama import Llama
 from methods.errors import NonFiniteLogits, UserError, first_line
@@ -115,7 +116,7 @@ def _ask(
             "resume=false starts anew"
         )
     extra = {"extra_parameters": sides.extra_parameters, "datastore_bytes": sides.datastore_bytes}
-    directory.write_info({**info, **extra, "weight_bytes": sides.target.weight_bytes})
+    directory.write_info({**info, **extra, **memory_facts(sides.target)})
     _warm_up(settings, sides, chat, questions)
     tally = Tally()
     with tqdm(waiting, unit="question", desc=f"{info['model']} {info['method']}", disable=None) as bar:

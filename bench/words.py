@@ -11,6 +11,7 @@ from bench.records.frame import CTAR_POSITIONS, Run, read_run
 
 SPREAD_LIMIT = 0.10
 OVERHEAD_LIMIT = 0.10
+MEMORY_LIMIT = 0.50  # a baseline below this share of what memory gives is slow, and a speedup over it too large
 # Below this many questions an interval can be too narrow, where a few questions gain much more than the others.
 FEW_QUESTIONS = 20
 
@@ -86,6 +87,9 @@ def _row_warnings(row: dict[str, Any], expect_faster: bool) -> list[tuple[str, s
             texts.append(("speedup", text))
         if row["speedup_low"] is not None and row["questions"] < FEW_QUESTIONS:
             texts.append(("questions", f"fewer than {FEW_QUESTIONS} questions: the interval may be too narrow"))
+    share = row.get("baseline_memory_share")
+    if row["speedup"] is not None and expect_faster and share is not None and share < MEMORY_LIMIT:
+        texts.append(("speedup", f"the baseline reaches {share:.0%} of what memory gives, under {MEMORY_LIMIT:.0%}"))
     if row["spread"] is not None and row["spread"] > SPREAD_LIMIT:
         texts.append(("spread", f"repeats differ by {row['spread']:.1%}: unstable"))
     if row["overhead_share"] is not None and row["overhead_share"] > OVERHEAD_LIMIT:

@@ -29,7 +29,7 @@ from bench.report.tables import (
     table1_rows,
     title,
 )
-from bench.words import OVERHEAD_LIMIT, SPREAD_LIMIT, plural, show
+from bench.words import MEMORY_LIMIT, OVERHEAD_LIMIT, SPREAD_LIMIT, plural, show
 
 HERE = BENCH / "report"
 CHARTS = (
@@ -60,7 +60,7 @@ def write_page(collection: Collection, out: Path) -> Path:
         ],
         warnings=collection.warnings,
         captions={"leaderboard": LEADERBOARD_CAPTION, "table1": TABLE1_CAPTION},
-        limits={"spread": f"{SPREAD_LIMIT:.0%}", "overhead": f"{OVERHEAD_LIMIT:.0%}"},
+        limits={"spread": f"{SPREAD_LIMIT:.0%}", "overhead": f"{OVERHEAD_LIMIT:.0%}", "memory": f"{MEMORY_LIMIT:.0%}"},
     )
     path = out / "index.html"
     replace_text(path, text)
@@ -89,6 +89,7 @@ def _group_view(number: int, group: Group, payload: dict[str, Any]) -> dict[str,
         ],
         "figures": [(scope, _every_figure(group, scope)) for scope in scopes],
         "notes": group_notes(group),
+        "memory": _memory(group),
         "divergences": [(entry, first_divergences(entry.run)) for entry in group.entries],
         "published": _published(group),
         "paper_order": PAPER_ORDER,
@@ -99,6 +100,13 @@ def _group_view(number: int, group: Group, payload: dict[str, Any]) -> dict[str,
         "colourable": any(lengths for _, lengths in payload["texts"]),
         "failures": [(entry, entry.run.failures.to_dict("records")[:20]) for entry in group.entries],
     }
+
+
+def _memory(group: Group) -> str:
+    """Shares of what memory gives that the runs' baselines reach, such as `62 %` or `58 to 62 %`; empty if unknown."""
+    found = [entry.metrics["overall"]["baseline_memory_share"] for entry in group.entries]
+    known = sorted(round(100 * share) for share in found if share is not None)
+    return f"{' to '.join(str(share) for share in dict.fromkeys((known[0], known[-1])))} %" if known else ""
 
 
 def _every_figure(group: Group, scope: str) -> list[tuple[str, list[str]]]:
