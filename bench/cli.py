@@ -15,6 +15,7 @@ COMMANDS = {
     "distill": "let a target write what its drafts are trained on",
     "serve": "two servers of a production engine under load, one of which speculates",
     "speed": "the engine beside transformers' generate and the machine's ceiling",
+    "predict": "the speedup that a recorded run would have on another machine",
     "joey": "make the built-in model again",
 }
 

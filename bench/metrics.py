@@ -8,7 +8,7 @@ own. A value that was not measured is None, never 0 or 1.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -256,6 +256,21 @@ def question_table(run: Run) -> pd.DataFrame:
     return table
 
 
+def memory_share(info: Mapping[str, Any], turns: pd.DataFrame | None) -> float | None:
+    """Time of reading weights and cache once a step, by the time plain decoding's steps took; None: not recorded.
+
+    The cache is read as long as it is on average: the prompt and half of what is generated.
+    """
+    keys = ("weight_bytes", "kv_bytes_per_token", "read_bytes_per_s")
+    if turns is None or not len(turns) or not all(info.get(key) for key in keys):
+        return None
+    weights, each, bandwidth = (info[key] for key in keys)
+    seconds = (turns.wall_s - turns.prefill_s).sum(skipna=False)
+    slots = (turns.steps * (turns.prompt_tokens + turns.new_tokens / 2)).sum(skipna=False)
+    least = (weights * turns.steps.sum(skipna=False) + each * slots) / bandwidth
+    return float(least / seconds) if np.isfinite(least) and seconds > 0 else None
+
+
 def summarise(run: Run) -> dict[str, Any]:
     """The figures of metrics.json: per subtask and overall, with failures. JSON-able.
 
@@ -267,7 +282,8 @@ def summarise(run: Run) -> dict[str, Any]:
     for name in ordered_subtasks(answers.subtask.unique()):
         theirs = None if baseline is None else baseline[baseline.subtask == name]
         subtasks[name] = summarise_turns(answers[answers.subtask == name], theirs)
-    overall = summarise_turns(answers, baseline)
+        subtasks[name]["baseline_memory_share"] = memory_share(run.info, theirs)
+    overall = summarise_turns(answers, baseline) | {"baseline_memory_share": memory_share(run.info, baseline)}
     speedups = [subtasks[s]["speedup"] for s in SUBTASKS if s in subtasks]
     complete = len(speedups) == len(SUBTASKS) and None not in speedups
     statuses = run.failures.drop_duplicates(["question_id", "status"]).status.value_counts()

@@ -26,6 +26,7 @@ from bench.questions.formats import Question, read_questions
 from bench.questions.sets import find
 from bench.records import Place, RunDirectory, Turn
 from bench.settings import Run
+from bench.speed.engine import memory_facts
 from bench.words import format_table, summarise_run
 from methods.engine.llama import Llama
 from methods.errors import NonFiniteLogits, UserError, first_line
@@ -134,7 +135,7 @@ def _ask(
         )
     extra = {"extra_parameters": sides.extra_parameters, "datastore_bytes": sides.datastore_bytes}
     kernels = {"attention": [str(kernel) for kernel in sides.target.kernels]}
-    directory.write_info({**info, **extra, **kernels, "weight_bytes": sides.target.weight_bytes})
+    directory.write_info({**info, **extra, **kernels, **memory_facts(sides.target)})
     for kernel in sides.target.kernels:
         if kernel.name == "plain":
             print(f"attention, {kernel}", file=sys.stderr)

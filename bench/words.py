@@ -11,6 +11,7 @@ from bench.records.frame import CTAR_POSITIONS, Run, read_run
 
 SPREAD_LIMIT = 0.10
 OVERHEAD_LIMIT = 0.10
+MEMORY_LIMIT = 0.50  # a baseline below this share of what memory gives is slow, and a speedup over it too large
 # Below this many questions an interval can be too narrow, where a few questions gain much more than the others.
 FEW_QUESTIONS = 20
 
@@ -70,6 +71,12 @@ def figure_warnings(found: dict[str, Any]) -> list[dict[str, str]]:
     result = []
     for scope, row in [*found["subtasks"].items(), ("overall", found["overall"])]:
         texts = _row_warnings(row, expect_faster=found["method"] != "vanilla")
+        # A demonstration's model is so small that operations, not memory, take its time.
+        share = None if found["demonstration"] or row["speedup"] is None else row.get("baseline_memory_share")
+        if found["method"] != "vanilla" and share is not None and share < MEMORY_LIMIT:
+            texts.append(
+                ("speedup", f"the baseline reaches {share:.0%} of what memory gives, under {MEMORY_LIMIT:.0%}")
+            )
         result += [{"scope": scope, "figure": figure, "text": text} for figure, text in texts]
     return result
 

@@ -38,7 +38,16 @@ def test_the_engine_uses_no_modelling_code_of_transformers() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["bench.run", "bench.train", "bench.report", "bench.speed", "bench.experiment", "bench.joey", "bench.serve"],
+    [
+        "bench.run",
+        "bench.train",
+        "bench.report",
+        "bench.speed",
+        "bench.experiment",
+        "bench.joey",
+        "bench.serve",
+        "bench.predict",
+    ],
 )
 def test_help_needs_no_torch(module: str) -> None:
     code = f"""import runpy, sys

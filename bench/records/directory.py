@@ -25,6 +25,7 @@ KINDS = {
     **dict.fromkeys(("cpu", "gpu", "driver", "cuda", "platform", "python", "questions_file"), str),
     **dict.fromkeys(("cores", "threads", "memory_bytes", "extra_parameters", "datastore_bytes", "weight_bytes"), int),
     **dict.fromkeys(("config", "git", "packages", "checkpoint_sha256", "chat_sha256", "files"), dict),
+    **dict.fromkeys(("layers", "head_bytes", "kv_bytes_per_token", "read_bytes_per_s"), int),
     "demonstration": bool,
     "unpinned": list,
     **dict.fromkeys(("config.repeats", "config.limit", "config.max_new_tokens", "config.seed"), int),

@@ -33,6 +33,7 @@ FIGURES: tuple[tuple[str, Callable[[Row], str]], ...] = (
     ("Spread of the repeats' speedups (largest − smallest, by the mean)", _figure("spread", "{:.1f} %", 100)),
     ("Tokens/s", _figure("tokens_per_s", "{:.1f}")),
     ("Tokens/s of the baseline", _figure("baseline_tokens_per_s", "{:.1f}")),
+    ("The baseline, by what reading its weights and cache allows", _figure("baseline_memory_share", "{:.0f} %", 100)),
     ("CR, tokens per step", _figure("cr", "{:.3f}")),
     *((f"CTAR({w})", _ctar(w)) for w in CTAR_POSITIONS),
     ("Drafted tokens per step", _figure("drafted_per_step", "{:.2f}")),

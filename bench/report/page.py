@@ -16,8 +16,9 @@ from bench.report import published
 from bench.report.answers import first_divergences, payloads
 from bench.report.collect import Collection, Group
 from bench.report.details import figure_table
+from bench.report.predicted import predicted_chart
 from bench.report.servers import definitions, view
-from bench.report.svg import CHARTS, legend_mark
+from bench.report.svg import cost_chart, ctar_chart, legend_mark, speedup_chart, split_chart
 from bench.report.tables import (
     LEADERBOARD_CAPTION,
     PAPER_ORDER,
@@ -29,9 +30,16 @@ from bench.report.tables import (
     table1_rows,
     title,
 )
-from bench.words import OVERHEAD_LIMIT, SPREAD_LIMIT, plural, show
+from bench.words import MEMORY_LIMIT, OVERHEAD_LIMIT, SPREAD_LIMIT, plural, show
 
 HERE = BENCH / "report"
+CHARTS = (
+    ("ctar", "Acceptance by position (CTAR)", ctar_chart),
+    ("speedup", "Speedup with 95 % intervals", speedup_chart),
+    ("split", "Time per step", split_chart),
+    ("cost", "Speedup against CR", cost_chart),
+    ("predicted", "Predicted on other cards", predicted_chart),
+)
 
 
 def write_page(collection: Collection, out: Path) -> Path:
@@ -55,7 +63,7 @@ def write_page(collection: Collection, out: Path) -> Path:
         acceptance=definitions(),
         warnings=collection.warnings,
         captions={"leaderboard": LEADERBOARD_CAPTION, "table1": TABLE1_CAPTION},
-        limits={"spread": f"{SPREAD_LIMIT:.0%}", "overhead": f"{OVERHEAD_LIMIT:.0%}"},
+        limits={"spread": f"{SPREAD_LIMIT:.0%}", "overhead": f"{OVERHEAD_LIMIT:.0%}", "memory": f"{MEMORY_LIMIT:.0%}"},
     )
     path = out / "index.html"
     replace_text(path, text)
@@ -84,6 +92,7 @@ def _group_view(number: int, group: Group, payload: dict[str, Any]) -> dict[str,
         ],
         "figures": [(scope, _every_figure(group, scope)) for scope in scopes],
         "notes": group_notes(group),
+        "memory": _memory(group),
         "divergences": [(entry, first_divergences(entry.run)) for entry in group.entries],
         "published": _published(group),
         "paper_order": PAPER_ORDER,
@@ -94,6 +103,13 @@ def _group_view(number: int, group: Group, payload: dict[str, Any]) -> dict[str,
         "colourable": any(lengths for _, lengths in payload["texts"]),
         "failures": [(entry, entry.run.failures.to_dict("records")[:20]) for entry in group.entries],
     }
+
+
+def _memory(group: Group) -> str:
+    """Shares of what memory gives that the runs' baselines reach, such as `62 %` or `58 to 62 %`; empty if unknown."""
+    found = [entry.metrics["overall"]["baseline_memory_share"] for entry in group.entries]
+    known = sorted(round(100 * share) for share in found if share is not None)
+    return f"{' to '.join(str(share) for share in dict.fromkeys((known[0], known[-1])))} %" if known else ""
 
 
 def _every_figure(group: Group, scope: str) -> list[tuple[str, list[str]]]:

@@ -70,6 +70,12 @@ def thresholds(model: str) -> pd.DataFrame:
     return rows[rows.model == model].sort_values(["gamma", "eta"])
 
 
+@cache
+def cards() -> pd.DataFrame:
+    """Published peaks of GPUs: card, gb_per_s, tflops_16, tflops_32."""
+    return _table("cards")
+
+
 def spec_bench(model: str, method: str) -> pd.DataFrame:
     """Rows of Spec-Bench's leaderboard for one of our model names, one per device."""
     rows = _table("spec_bench_leaderboard")

@@ -137,7 +137,7 @@ def ctar_chart(group: Group, subtask: str) -> Markup | None:
     return canvas.render()
 
 
-def _rows(entries: Sequence[Entry], label: str, high: float, name: str, one: bool = False) -> Canvas:
+def rows_of_bars(entries: Sequence[Entry], label: str, high: float, name: str, one: bool = False) -> Canvas:
     """A chart with a row per entry, whose label stands above its bar, so that long ones fit. one: a line at 1."""
     height = 30 * len(entries) + 44
     canvas = Canvas(height, label, (0, high), left=6, right=14)
@@ -158,7 +158,7 @@ def speedup_chart(group: Group, subtask: str) -> Markup | None:
     beside = dict(zip([e.label for e, _ in found], published, strict=True))
     tops = [max(row["speedup"], row["speedup_high"] or 0, beside[e.label] or 0) for e, row in found]
     top, entries = max(1.1, max(tops) * 1.05), [entry for entry, _ in found]
-    canvas = _rows(entries, f"Speedup, {title(subtask)}", top, "speedup over vanilla", one=True)
+    canvas = rows_of_bars(entries, f"Speedup, {title(subtask)}", top, "speedup over vanilla", one=True)
     for place, (entry, row) in enumerate(found):
         y = canvas.top + 30 * place + 14
         low, high = row["speedup_low"], row["speedup_high"]
@@ -187,7 +187,7 @@ def split_chart(group: Group, subtask: str) -> Markup | None:
     if not found:
         return None
     high = max(1e-3, *(max(row["step_ms"] or 0, row["baseline_step_ms"] or 0) for _, row in found)) * 1.05
-    canvas = _rows([e for e, _ in found], f"Time per step, {title(subtask)}", high, "milliseconds per step")
+    canvas = rows_of_bars([e for e, _ in found], f"Time per step, {title(subtask)}", high, "milliseconds per step")
     for place, (entry, row) in enumerate(found):
         y, start = canvas.top + 30 * place + 14, 0.0
         for phase in ("draft", "verify", "overhead"):
@@ -224,11 +224,3 @@ def cost_chart(group: Group, subtask: str) -> Markup | None:
         x, y = canvas.x(row["cr"]), canvas.y(row["decode_speedup"])
         canvas.mark(x, y, entry, hint + f"step cost {show(row['step_cost'], 3)}")
     return canvas.render()
-
-
-CHARTS = (
-    ("ctar", "Acceptance by position (CTAR)", ctar_chart),
-    ("speedup", "Speedup with 95 % intervals", speedup_chart),
-    ("split", "Time per step", split_chart),
-    ("cost", "Speedup against CR", cost_chart),
-)

@@ -39,7 +39,8 @@ TABLE1_CAPTION = (
 )
 MARKED = (
     "marks a figure with a warning: its interval or the paired speedup's includes 1, repeats differ by over 10 %, "
-    "overhead is over 10 %, or answers are not lossless; leaderboard.csv has the words."
+    "overhead is over 10 %, the baseline reaches under half of what memory gives, "
+    "or answers are not lossless; leaderboard.csv has the words."
 )
 LEADERBOARD_CAPTION = (
     "Spec-Bench's speedup, and CR; overall is over all questions, with its 95 % BCa interval. A method is "

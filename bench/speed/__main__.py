@@ -88,13 +88,13 @@ def measure(conf: Conf, overrides: Sequence[str]) -> None:
 def section(speed: Speed, runs: Sequence[Run], folder: Path) -> dict[str, Any]:
     """Everything measured for one dtype and the threads that are set now; runs: each method's, with that dtype."""
     from bench.assembly import Parts, build, load_target, on_engine
-    from bench.speed.engine import make_prompts, paired, pass_costs, read_bandwidth, summarise
+    from bench.speed.engine import make_prompts, memory_facts, paired, pass_costs, summarise
 
     target = on_engine(speed.engine, load_target(runs[0].model, folder, seed=0))
     prompts = make_prompts(speed, folder, target)
     found: dict[str, Any] = {
-        "weight_bytes": target.weight_bytes,
-        "read_bytes_per_s": read_bandwidth(target.weight_bytes, target.device),
+        **memory_facts(target),
+        "past": speed.past,
         "pass_ms": pass_costs(target, speed.listed("rows"), speed.past, speed.passes),
         "methods": {},
     }
@@ -108,11 +108,13 @@ def section(speed: Speed, runs: Sequence[Run], folder: Path) -> dict[str, Any]:
 def format_section(found: dict[str, Any], device: str) -> str:
     """The tables of one dtype and number of threads."""
     one_row_ms = next(iter(found["pass_ms"].values()))
-    ceiling = found["read_bytes_per_s"] / found["weight_bytes"]
+    past = found["past"] * found["kv_bytes_per_token"]
+    ceiling = found["read_bytes_per_s"] / (found["weight_bytes"] + past)
     lines = [
         "",
         f"{found['dtype']}, {device}" + (f", {found['threads']} threads" if device == "cpu" else ""),
-        f"  weights {found['weight_bytes'] / 1e6:.1f} MB, read at {found['read_bytes_per_s'] / 1e9:.1f} GB/s: "
+        f"  weights {found['weight_bytes'] / 1e6:.1f} MB and cache {past / 1e6:.1f} MB, "
+        f"read at {found['read_bytes_per_s'] / 1e9:.1f} GB/s: "
         f"at most {ceiling:.0f} tokens/s one by one; a pass of one row reaches {1e3 / one_row_ms / ceiling:.0%} of it",
         "  rows of a pass  " + "".join(f"{rows:>8}" for rows in found["pass_ms"]),
         "  milliseconds    " + "".join(f"{value:>8.2f}" for value in found["pass_ms"].values()),

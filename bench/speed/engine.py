@@ -101,11 +101,25 @@ def shares(turns: list[Timed]) -> dict[str, float]:
     return parts | {"overhead": 1 - sum(parts.values())}
 
 
+MOST_BYTES = 2**30  # that are read to know the bandwidth: beyond every cache, and a fraction of a second
+
+
+def memory_facts(target: Llama) -> dict[str, int]:
+    """What a decoding step reads, and how fast memory gives it: bytes, bytes a token of context, bytes/s."""
+    config, item = target.config, target.weights.embedding.element_size()
+    return {
+        "weight_bytes": target.weight_bytes,
+        "head_bytes": config.vocab_size * config.hidden_size * item,
+        "kv_bytes_per_token": 2 * config.num_layers * config.num_kv_heads * config.head_dim * item,
+        "read_bytes_per_s": round(read_bandwidth(target.weight_bytes, target.device)),
+    }
+
+
 def read_bandwidth(size_bytes: int, device: torch.device) -> float:
-    """Bytes/s of reading as much memory as the weights take: no pass over one row can be faster than its weights."""
+    """Bytes/s of reading as much memory as the weights take, up to 1 GiB: no pass can be faster than its weights."""
     import torch
 
-    buffer = torch.ones(max(1, size_bytes // 4), dtype=torch.float32, device=device)
+    buffer = torch.ones(max(1, min(size_bytes, MOST_BYTES) // 4), dtype=torch.float32, device=device)
     return 4 * len(buffer) / min(_seconds(buffer.sum, device) for _ in range(9))
 
 

@@ -332,3 +332,22 @@ def test_metrics_are_json_and_the_table_shows_them(tmp_path):
 def test_metrics_and_report_do_not_import_torch():
     code = "import sys, bench.metrics, bench.report.command; assert 'torch' not in sys.modules, 'torch was imported'"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_baselines_share_of_what_memory_gives() -> None:
+    turns = pd.DataFrame(
+        {"wall_s": [1.1], "prefill_s": [0.1], "steps": [10], "prompt_tokens": [90.0], "new_tokens": [20]}
+    )
+    info = {"weight_bytes": 900, "kv_bytes_per_token": 1, "read_bytes_per_s": 20_000}
+    assert metrics.memory_share(info, turns) == pytest.approx(10 * (900 + 100) / 20_000 / 1.0)
+    assert metrics.memory_share({}, turns) is None and metrics.memory_share(info, None) is None
+    assert metrics.memory_share(info, turns.assign(prefill_s=np.nan)) is None, "not recorded is missing"
+
+
+def test_a_slow_baseline_is_said_beside_the_speedup(tmp_path: Path) -> None:
+    found = summarise_run(write_run(tmp_path, Plan()))
+    found["overall"]["baseline_memory_share"] = 0.31
+    texts = [(w["scope"], w["figure"]) for w in figure_warnings(found) if "31% of what memory gives" in w["text"]]
+    assert texts == [("overall", "speedup")]
+    found["overall"]["baseline_memory_share"] = 0.5
+    assert not [w for w in figure_warnings(found) if "memory" in w["text"]]

@@ -111,6 +111,8 @@ def write_run(results: Path, plan: Plan) -> Path:
         "checkpoint_sha256": {"model.safetensors": "0" * 64},
         "started": "2025-01-01T00:00:00+00:00",
         "extra_parameters": 67_000_000,
+        "weight_bytes": 13_476_831_232,
+        "layers": 32,
         "datastore_bytes": None,
         "method": plan.method,
         "model": plan.model,

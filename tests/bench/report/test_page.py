@@ -128,7 +128,7 @@ def test_the_subtask_control_changes_charts_and_figures(page, window):
         select.select_by_value(option)
         parts = "[...document.querySelectorAll('#g0 div[data-subtask]')].filter(part => !part.hidden)"
         shown = window.execute_script(f"return {parts}.map(part => part.dataset.subtask)")
-        assert shown == [option] * 5  # four charts and the table of every figure
+        assert shown == [option] * 6  # five charts and the table of every figure
 
 
 def test_all_charts_are_drawn_with_a_mark_for_every_method(page, window):
@@ -137,7 +137,7 @@ def test_all_charts_are_drawn_with_a_mark_for_every_method(page, window):
     assert [group["methods"] for group in counts] == [4, 2]
     for group in counts:
         methods, charts = group["methods"], group["charts"]
-        assert set(charts) == {"ctar", "speedup", "split", "cost"}
+        assert set(charts) == {"ctar", "speedup", "split", "cost", "predicted"}
         assert all(chart["width"] > 300 and chart["height"] > 80 for chart in charts.values())
         assert (charts["ctar"]["curves"], charts["ctar"]["marks"]) == (methods, 6 * methods)
         assert charts["speedup"]["bars"] == methods and charts["split"]["bars"] == 3 * methods

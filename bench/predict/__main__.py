@@ -1,0 +1,58 @@
+"""python -m bench.predict RUN [cost=FILE] [card=NAME]: what a recorded run would gain on another machine."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.command import again, command
+from methods.errors import UserError, nearest
+
+USAGE = """usage: python -m bench.predict RUN [cost=FILE] [card=NAME] [held_out=true]
+       python -m bench.predict paper
+
+  RUN             a run directory, with its baseline
+  cost=FILE       what a target pass costs by rows: a JSON file that bench.speed wrote
+  card=NAME       a card of bench/reference/cards.csv by its published peaks; without cost= and card=: all of them
+  held_out=true   predict one half of the questions from the other, beside what was measured
+  paper           the paper's Table 1: what its CR gives on a V100's roofline, beside its printed speedups
+
+Speedups are of decoding, without prefill. How costs are made: bench/predict/costs.py."""
+
+
+@command(again)
+def main(arguments: Sequence[str]) -> int:
+    """Print predictions. Returns 0, or 2 for a user's mistake."""
+    if {"-h", "--help"} & set(arguments) or not arguments:
+        print(USAGE)
+        return 0
+    where, *rest = arguments
+    given = {"cost": "", "card": "", "held_out": "false"}
+    for argument in rest:
+        key, _, value = argument.partition("=")
+        if key not in given:
+            raise UserError(f"{argument}: unknown; {nearest(key, given)}")
+        if not value or (key == "held_out" and value not in ("true", "false")):
+            raise UserError(f"{argument}: expected {'held_out=true or false' if key == 'held_out' else f'{key}=VALUE'}")
+        given[key] = value
+    if where == "paper":
+        if rest:
+            raise UserError(f"{rest[0]}: paper takes no settings")
+        from bench.predict.paper import table
+
+        print(table())
+        return 0
+    from bench.predict.tables import held_out, predictions
+
+    if given["held_out"] == "true":
+        if given["card"]:
+            raise UserError(f"card={given['card']}: held_out=true predicts the machine of the run; valid: cost=FILE")
+        print(held_out(Path(where), given["cost"]))
+    else:
+        print(predictions(Path(where), given["cost"], given["card"]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,190 @@
+"""What a step costs: by the run's own times, by bench.speed's passes, or by the roofline of a card.
+
+A vanilla step is one pass of one row. A step of a method is a pass over `drafted + 1 + extra` rows, of the layers that
+its draft has not run already, and a draft of `a + b * drafted` seconds, and overhead.
+
+own: least squares over the turns that were recorded: verify over steps and rows, draft over steps and drafted tokens.
+speed: passes as bench.speed timed them, between its numbers of rows by straight lines; draft and overhead take as many
+    vanilla passes as they took in the run. That holds where both machines are bound alike, and is a guess elsewhere.
+card: a pass takes the longer of reading its weights at the peak bandwidth and multiplying them at the peak rate. A
+    draft reads its extra parameters, and the target layers and head that it runs, once a pass of the draft; a lookup
+    reads nothing. There is no overhead, and keys and values are left out (short contexts): a bound, no forecast of an
+    implementation. Where run.json has no `head_bytes` (older runs) the head that a draft runs is left out too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.records.lines import Row
+from bench.report import published
+from methods.errors import UserError, nearest
+
+Array = np.ndarray
+EXITING = ("kangaroo", "layerskip", "kangaroo_tree")  # draft with the target's first layers, and verify with the rest
+CHAINED = ("kangaroo", "layerskip", "sps")  # one pass of the draft a drafted token
+CHAINS = (*CHAINED, "pld", "sam", "hf_prompt_lookup")  # what they draft is a chain
+ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What of a run's configuration decides its costs."""
+
+    method: str
+    chain: bool  # whether a draft can be cut short
+    share: float | None  # of the target's layers in a pass that verifies; None: not recorded
+    extra_rows: int  # rows of that pass that are not candidates
+
+    @classmethod
+    def of(cls, info: Mapping[str, Any]) -> Draft:
+        settings = (info.get("config") or {}).get("method") or {}
+        method, layers = str(info.get("method")), info.get("layers")
+        share: float | None = 1.0
+        extra = 0
+        if method in EXITING:
+            share = 1 - settings["exit_layer"] / layers if layers and "exit_layer" in settings else None
+        if method == "lookahead" and {"level", "window"} <= settings.keys():
+            extra = (settings["level"] - 1) * settings["window"] - 1
+        return cls(method, method in CHAINS or settings.get("tree") == "chain", share, extra)
+
+    def verified_share(self) -> float:
+        """Raises UserError where it was not recorded."""
+        if self.share is None:
+            raise UserError("RUN: run.json has no layers, so a pass from the exit layer on is unknown elsewhere")
+        return self.share
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds of the parts of a step. verify: rows [steps] -> seconds [steps]."""
+
+    vanilla: float  # one step of the baseline
+    verify: Callable[[Array], Array]
+    draft_step: float
+    draft_token: float
+    overhead: float
+
+
+def _fit(rows: Sequence[Row], seconds: Array, counted: Array) -> tuple[float, float]:
+    """Seconds a step and seconds a counted unit; without variation of their ratio all goes to the step."""
+    steps = np.array([len(row.lengths) for row in rows], dtype=float)
+    ratios = counted[steps > 0] / steps[steps > 0]
+    if not len(ratios) or np.ptp(ratios) < 1e-9:
+        return float(seconds.sum() / max(steps.sum(), 1)), 0.0
+    step, unit = np.linalg.lstsq(np.stack([steps, counted], 1), seconds, rcond=None)[0]
+    if unit < 0 or step < 0:  # noise: through the origin, by what is not negative
+        unit = 0.0 if unit < 0 else float(seconds.sum() / max(counted.sum(), 1))
+        step = 0.0 if unit else float(seconds.sum() / max(steps.sum(), 1))
+    return float(step), float(unit)
+
+
+def own(answers: Sequence[Row], baseline: Sequence[Row], draft: Draft) -> Costs:
+    """From recorded times. Raises UserError where phases, drafted tokens or the baseline were not recorded."""
+    parts = ("prefill_s", "draft_s", "verify_s", "drafted")
+    if not baseline or any(getattr(row, part) is None for row in answers for part in parts):
+        raise UserError("RUN: has no baseline, or no draft and verify times, to predict from")
+    if any(row.prefill_s is None for row in baseline):
+        raise UserError("RUN: the baseline has no prefill times to predict from")
+    drafted = np.array([row.drafted.sum() for row in answers], dtype=float)
+    steps = np.array([len(row.lengths) for row in answers], dtype=float)
+    drafting, verifying = (np.array([getattr(row, part) for row in answers]) for part in ("draft_s", "verify_s"))
+    left = sum(row.wall_s - (row.prefill_s or 0) for row in answers) - drafting.sum() - verifying.sum()
+    rows = drafted + steps * (1 + draft.extra_rows)
+    per_step, per_row = _fit(answers, verifying, rows)
+    draft_step, draft_token = _fit(answers, drafting, drafted)
+    theirs = sum(len(row.lengths) for row in baseline)
+    vanilla = sum(row.wall_s - (row.prefill_s or 0) for row in baseline) / max(theirs, 1)
+    overhead = left / max(steps.sum(), 1)
+    return Costs(vanilla, lambda rows: per_step + per_row * rows, draft_step, draft_token, overhead)
+
+
+def of_speed(pass_ms: Mapping[str, float], measured: Costs, baseline: Sequence[Row], draft: Draft) -> Costs:
+    """bench.speed's passes; draft and overhead as many vanilla passes as in the run."""
+    share = draft.verified_share()
+    rows, seconds = np.array([(int(count), ms / 1e3) for count, ms in pass_ms.items()]).T
+
+    def verify(wanted: Array) -> Array:
+        inside = np.interp(wanted, rows, seconds)
+        slope = (seconds[-1] - seconds[-2]) / (rows[-1] - rows[-2]) if len(rows) > 1 else 0.0
+        return share * (inside + np.maximum(wanted - rows[-1], 0) * slope)
+
+    verifying = sum(row.verify_s or 0 for row in baseline) / max(sum(len(row.lengths) for row in baseline), 1)
+    scale = seconds[0] / (verifying or measured.vanilla)
+    return Costs(
+        measured.vanilla * scale, verify, measured.draft_step * scale, measured.draft_token * scale,
+        measured.overhead * scale,
+    )  # fmt: skip
+
+
+def read_speed(file: Path, dtype: str | None, threads: int | None) -> dict[str, float]:
+    """pass_ms of the section of bench.speed's file with this dtype and, on a CPU, these threads. Raises UserError."""
+    try:
+        sections = json.loads(file.read_text(encoding="utf-8"))["sections"]
+        found = [s for s in sections if s["dtype"] in (dtype, "auto")]
+        found = [s for s in found if s["threads"] == threads] or found
+        if not found:
+            raise UserError(f"cost={file}: has no passes in {dtype}; it has {sorted({s['dtype'] for s in sections})}")
+        return {str(int(count)): float(ms) for count, ms in found[0]["pass_ms"].items()}
+    except OSError as error:
+        raise UserError(f"cost={file}: cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"cost={file}: not a file that bench.speed wrote ({type(error).__name__}: {error})") from error
+
+
+@dataclass(frozen=True)
+class Card:
+    """Published peaks of a GPU."""
+
+    name: str
+    bytes_per_s: float
+    flops_16: float
+    flops_32: float
+
+    def pass_s(self, weight_bytes: float, item_bytes: int, rows: Array) -> Array:
+        """Seconds [n] of one pass of rows [n] over weights: two operations a weight and row."""
+        flops = self.flops_32 if item_bytes == 4 else self.flops_16
+        return np.maximum(weight_bytes / self.bytes_per_s, 2 * weight_bytes / item_bytes * rows / flops)
+
+
+def cards() -> dict[str, Card]:
+    """The cards of bench/reference/cards.csv by name."""
+    rows = published.cards().itertuples()
+    return {row.card: Card(row.card, row.gb_per_s * 1e9, row.tflops_16 * 1e12, row.tflops_32 * 1e12) for row in rows}
+
+
+def card_named(name: str) -> Card:
+    """Raises UserError for a card that is not there."""
+    found = cards()
+    if name not in found:
+        raise UserError(f"card={name}: unknown; {nearest(name, found)}")
+    return found[name]
+
+
+def on_card(card: Card, info: Mapping[str, Any], draft: Draft) -> Costs:
+    """The card's roofline. Raises UserError where run.json does not say how large the target is."""
+    weights, item = info.get("weight_bytes"), ITEM_BYTES.get(str(info.get("dtype")))
+    if not weights or item is None:
+        raise UserError("RUN: run.json has no weight_bytes or dtype, so no card can be predicted")
+    share = draft.verified_share()
+    size = (info.get("extra_parameters") or 0) * item
+    settings = (info.get("config") or {}).get("method") or {}
+    if draft.method in EXITING:
+        size += (1 - share) * weights + (info.get("head_bytes") or 0)
+    seconds = size / card.bytes_per_s
+    depth = settings.get("depth")
+    passes = depth if isinstance(depth, int) else 1
+    per_token = draft.method in CHAINED
+    return Costs(
+        vanilla=float(card.pass_s(weights, item, np.array([1.0]))[0]),
+        verify=lambda rows: share * card.pass_s(weights, item, rows),
+        draft_step=0.0 if per_token else passes * seconds,
+        draft_token=seconds if per_token else 0.0,
+        overhead=0.0,
+    )

@@ -1,0 +1,131 @@
+"""bench.predict: exact where costs are known, and right about what it cannot know."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench.predict.__main__ import main
+from bench.predict.costs import Draft, card_named, on_card, own
+from bench.predict.model import by_length, predict, steps_of
+from bench.predict.paper import rows as paper_rows
+from bench.predict.tables import Recorded
+
+VANILLA, BASE, ROW, DRAFT, TOKEN, OVERHEAD = 0.010, 0.008, 0.001, 0.002, 0.0015, 0.0005
+
+
+def choice(steps: Sequence[tuple[int, int]], draft_s: float, verify_s: float, overhead: float) -> dict[str, Any]:
+    tokens = 1 + sum(emitted for _, emitted in steps)
+    times = {"prefill_s": [0.02], "draft_s": [draft_s], "verify_s": [verify_s]}
+    wall = 0.02 + draft_s + verify_s + overhead
+    return {"turns": [""], "new_tokens": [tokens], "wall_time": [wall], "steps": [[list(s) for s in steps]], **times}
+
+
+def write_run(folder: Path, method: str = "kangaroo", questions: int = 12, **info: Any) -> Path:
+    """Turns whose times follow the costs above, with drafts of 1 to 6 tokens."""
+    drawn = np.random.default_rng(0)
+    answers, baseline = [], []
+    for number in range(questions):
+        drafted = drawn.integers(1, 7, 10 + number)
+        steps = [(int(d), int(drawn.integers(1, d + 2))) for d in drafted]
+        verify = sum(BASE + ROW * (d + 1) for d, _ in steps)
+        draft = sum(DRAFT + TOKEN * d for d, _ in steps)
+        plain = [(0, 1)] * sum(e for _, e in steps)
+        head = {"question_id": number, "category": "qa", "repeat": 0}
+        answers.append({**head, "choices": [choice(steps, draft, verify, OVERHEAD * len(steps))]})
+        baseline.append({**head, "choices": [choice(plain, 0.0, VANILLA * len(plain), 0.0)]})
+    folder.mkdir()
+    for name, records in (("answers", answers), ("baseline", baseline)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    settings = {"exit_layer": 2, "gamma": 6}
+    known = {"model": "joey", "method": method, "dtype": "float16", "layers": 8, "config": {"method": settings}}
+    (folder / "run.json").write_text(json.dumps(known | info))
+    return folder
+
+
+def test_known_costs_are_found_and_the_prediction_is_exact(tmp_path: Path) -> None:
+    run = Recorded(write_run(tmp_path / "run"))
+    costs = own(run.answers, run.baseline, run.draft)
+    assert [costs.draft_step, costs.draft_token] == pytest.approx([DRAFT, TOKEN])
+    assert [costs.vanilla, costs.overhead] == pytest.approx([VANILLA, OVERHEAD])
+    drafted, emitted = steps_of(run.answers)
+    seconds = sum(BASE + ROW * (d + 1) + DRAFT + TOKEN * d + OVERHEAD for d in drafted)
+    found = predict(drafted, emitted, costs, run.draft)
+    assert found.speedup == pytest.approx(emitted.sum() * VANILLA / seconds)
+    assert found.draft + found.verify + found.overhead == pytest.approx(1)
+    assert found.overhead == pytest.approx(OVERHEAD * len(drafted) / seconds)
+
+
+def test_a_chain_is_cut_and_a_tree_is_not(tmp_path: Path) -> None:
+    run = Recorded(write_run(tmp_path / "run"))
+    costs = own(run.answers, run.baseline, run.draft)
+    drafted, emitted = np.array([6, 2]), np.array([7, 1])
+    found = by_length(drafted, emitted, costs, run.draft)
+    assert list(found) == [1, 2, 3, 4, 5, 6] and found[6] == predict(drafted, emitted, costs, run.draft)
+    assert found[2].cr == pytest.approx((3 + 1) / 2)
+    assert not by_length(drafted, emitted, costs, Draft("medusa", False, 1.0, 0))
+
+
+def test_passes_of_bench_speed_replace_verification(tmp_path: Path) -> None:
+    run = Recorded(write_run(tmp_path / "run"))
+    sections = [{"dtype": "float16", "threads": None, "pass_ms": {"1": 20.0, "4": 26.0}}]
+    file = tmp_path / "speed.json"
+    file.write_text(json.dumps({"sections": sections}))
+    costs = run.costs(str(file), run.answers, run.baseline)
+    assert costs.vanilla == pytest.approx(2 * VANILLA) and costs.draft_token == pytest.approx(2 * TOKEN)
+    # of 8 layers the draft ran 2; beyond the last number of rows the last line goes on
+    assert costs.verify(np.array([1, 2, 7])) == pytest.approx(0.75 * np.array([0.020, 0.022, 0.032]))
+
+
+def test_a_card_reads_what_a_draft_needs() -> None:
+    info = {"method": "kangaroo", "dtype": "float16", "weight_bytes": 900_000_000, "layers": 4}
+    info |= {"extra_parameters": 9_000_000, "head_bytes": 18_000_000, "config": {"method": {"exit_layer": 1}}}
+    costs = on_card(card_named("V100"), info, Draft.of(info))
+    assert costs.vanilla == pytest.approx(0.001)
+    assert costs.draft_token == pytest.approx((18e6 + 225e6 + 18e6) / 900e9) and costs.draft_step == 0
+    wide = 1000  # rows: the tensor cores, not the memory
+    assert costs.verify(np.array([1, wide])) == pytest.approx([0.00075, 0.75 * 900e6 * wide / 125e12])
+
+
+def test_the_papers_table_is_predicted_as_a_bound() -> None:
+    found = paper_rows()
+    assert len(found) == 48 and all(printed < predicted * 1.01 for *_, predicted, printed in found)
+
+
+def test_a_half_predicts_the_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_run(tmp_path / "run")
+    assert main([str(folder), "held_out=true"]) == 0
+    lines = capsys.readouterr().out.splitlines()[-2:]
+    assert all(line.split()[-1] in ("+0.0%", "-0.0%") for line in lines), "costs are known, so its steps give its speed"
+
+
+@pytest.mark.parametrize("name", ["kangaroo", "medusa", "lookahead", "rest"])
+def test_runs_from_before_are_read(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder,) = (Path(__file__).parents[2] / "results/example/runs/joey" / name).iterdir()
+    assert main([str(folder)]) == 0
+    assert "predicted, not measured" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{run}", "crad=V100"], "crad=V100: unknown"),
+        (["{run}", "card=V10"], "card=V10: unknown"),
+        (["{run}", "cost={run}/none.json"], "cannot be read"),
+        (["{run}", "cost={run}/run.json"], "not a file that bench.speed wrote"),
+        (["{run}", "held_out=maybe"], "held_out=true or false"),
+        (["{run}", "card=V100"], "no weight_bytes"),
+        (["{run}/none"], "not a run directory"),
+        (["paper", "card=V100"], "paper takes no settings"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path: Path, capsys: Any, arguments: list[str], message: str) -> None:
+    folder = write_run(tmp_path / "run")
+    assert main([argument.format(run=folder) for argument in arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
