@@ -41,7 +41,9 @@ def test_all_methods_ran(runs) -> None:
             "eagle",
             "eagle2",
             "eagle3",
+            "hydra",
             "kangaroo",
+            "kangaroo_tree",
             "layerskip",
             "lookahead",
             "medusa",
@@ -92,7 +94,7 @@ def test_everything_together_is_at_most_40_mb() -> None:
 
 def test_its_loss_curves_and_recipes_are_kept() -> None:
     recipe = json.loads((ASSETS / "training" / "recipe.json").read_text())
-    drafts = {"eagle", "eagle3", "kangaroo", "medusa", "sps"}
+    drafts = {"eagle", "eagle3", "hydra", "kangaroo", "medusa", "sps"}
     assert {"base", *drafts} <= set(recipe)
     for folder in (ASSETS / name for name in ("training", *drafts)):
         assert list(folder.glob("*.csv")) and list(folder.glob("*.png")), folder

@@ -24,7 +24,7 @@ TOKENIZER_CONVERSATIONS = 20_000
 # REST's text: from another seed than the training's, so that joey has not read it; and no seed gives out the first
 # prompt of a question.
 REST_SEED, REST_CONVERSATIONS = 20_240_611, 6_000
-DRAFTS = ("eagle", "eagle3", "kangaroo", "medusa", "sps")
+DRAFTS = ("eagle", "eagle3", "hydra", "kangaroo", "medusa", "sps")
 
 
 def _lines(records: Iterable[dict[str, Any]]) -> str:

@@ -12,7 +12,7 @@ import pytest
 from bench.joey import __main__ as command
 from bench.joey.world import questions
 
-ALL = "all, base, curve, eagle, eagle3, kangaroo, medusa, rest, sps, tokenizer, world"
+ALL = "all, base, curve, eagle, eagle3, hydra, kangaroo, medusa, rest, sps, tokenizer, world"
 
 
 @pytest.mark.parametrize(
