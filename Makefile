@@ -1,5 +1,5 @@
 # make bench                                   built-in model, what ends in 20 minutes, then the report
-# make bench METHOD=all                        the same with Token Recycling and LayerSkip, the slowest two on joey
+# make bench METHOD=all                        every method
 # make bench METHOD=kangaroo MODEL=vicuna-7b   [TASK=math_reasoning] [ARGS="limit=20 repeats=1"]
 # make PYTHON=python3.12 ...                   make .venv with another Python
 # make VENV= ...                               use the active environment as it is
@@ -7,7 +7,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 MODEL ?= joey
-IN_20_MINUTES := kangaroo,lookahead,medusa,pld,rest,sam,sps
+IN_20_MINUTES := eagle,kangaroo,lookahead,medusa,pld,rest,sam,sps
 METHOD ?= $(if $(filter joey,$(MODEL)),$(IN_20_MINUTES),all)
 TASK ?= all
 ARGS ?=

@@ -161,7 +161,7 @@ def _ask(
                 tally.add(answer.timed, baseline[index].timed if baseline else None)
             bar.set_postfix_str(str(tally), refresh=False)
     if missed := sides.target.unprepared:
-        print(f"{missed} target or draft passes had a shape that the warm-up did not meet", file=sys.stderr)
+        print(missed, file=sys.stderr)
 
 
 def _warm_up(settings: Run, sides: Sides, chat: Chat, questions: list[Question]) -> None:

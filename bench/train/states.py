@@ -36,7 +36,8 @@ class KeptStates:
             kept = torch.from_numpy(np.concatenate([np.load(file) for file in files], 1)).to(row.tokens.device)
             return kept[0].float(), kept[1].float()
         states = compute(row)
-        parts = torch.stack(states).cpu().float().numpy().astype(HALF)
+        with np.errstate(over="ignore"):
+            parts = torch.stack(states).cpu().float().numpy().astype(HALF)
         ends = np.cumsum(row.lengths)[:-1]
         for file, part in zip(files, np.split(parts, ends, 1), strict=True):
             if np.isfinite(part).all() and not file.exists():

@@ -191,9 +191,11 @@ class FixedLlama(Llama):
         return made
 
     @property
-    def unprepared(self) -> int:  # type: ignore[override]
-        """Passes since `preparing` that no capture was there for."""
-        return self.fixed.graphs.missed
+    def unprepared(self) -> str:  # type: ignore[override]
+        """How many passes since `preparing` no capture was there for, and why if the device refused to capture."""
+        graphs = self.fixed.graphs
+        why = f": {graphs.refused}" if graphs.refused else ", with a shape that the warm-up did not meet"
+        return f"{graphs.missed} target or draft passes were not captured{why}" if graphs.missed else ""
 
     def alike(self, config: ModelConfig, weights: Weights, folder: Path | None = None) -> FixedLlama:
         """Another model that takes turns with this one."""

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from methods.errors import first_line
+
 Work = Callable[[], tuple[Tensor, ...]]
 WARM_UP = 3  # runs before a capture, in which libraries choose their kernels and take their workspaces
 
@@ -65,6 +67,7 @@ class Graphs:
         self.cuda = device.type == "cuda"
         self.recorded = False  # whether there was a recording at all
         self.missed = 0  # passes since then that no capture was there for
+        self.refused = ""  # why a capture failed; none is tried after it
         self.is_recording = False
         self._captured: dict[Hashable, Captured] = {}
         self._pool = torch.cuda.graph_pool_handle() if self.cuda else None
@@ -92,6 +95,10 @@ class Graphs:
         return found.replay()
 
     def capture(self, key: Hashable, work: Work) -> None:
-        """Make a pass ready; it may be done several times."""
-        if key not in self._captured:
+        """Make a pass ready; it may be done several times. Where the device refuses, passes are done as they are."""
+        if key in self._captured or self.refused:
+            return
+        try:
             self._captured[key] = CudaGraph(work, self._pool) if self.cuda else Repeated(work)
+        except RuntimeError as error:  # a kernel that cannot be captured, or no memory left
+            self.refused = first_line(error)

@@ -240,7 +240,7 @@ class Llama:
         logits = model.head(model.run(states, positions, cache, slice(2, None)))      # the rest, from there
     """
 
-    unprepared = 0  # passes that `preparing` might have made ready, and did not
+    unprepared = ""  # what is to be said of passes that `preparing` might have made ready, and did not
 
     def __init__(self, config: ModelConfig, weights: Weights, folder: Path | None = None) -> None:
         self.config = config

@@ -52,7 +52,7 @@ from methods.errors import UserError
         ("~method.gamma", "~method.gamma: a key cannot be taken away"),
         ("~method", "~method: a key cannot be taken away"),
         ("limit=1,2", "limit=1,2: several values at once are a sweep: bench.run -m limit=value,value"),
-        ("method=5", "method=5: unknown; valid: hf_generate"),
+        ("method=5", "method=5: unknown; valid: eagle"),
         ("limit={a:1}", 'limit={"a": 1}: must be an integer or null'),
         ("repeats={a:1}", 'repeats={"a": 1}: must be an integer'),
         ("model.path={a:1}", 'model.path={"a": 1}: must be text'),

@@ -125,18 +125,16 @@ def test_speedup_interval_covers_the_truth_in_95_of_100():
     assert 930 <= covered <= 970
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("questions", [10, 40])
-def test_intervals_of_whole_benchmarks_cover_the_truth_in_95_of_100(questions):
-    """1,000 simulated benchmarks through summarise_turns: questions of two turns, three noisy repeats, both sides.
+def test_intervals_of_whole_benchmarks_cover_the_truth_in_95_of_100():
+    """500 simulated benchmarks through summarise_turns: questions of two turns, three noisy repeats, both sides.
 
     A repeat's noise is a question's own, the same in both turns, so counting turns or repeats as new questions would
     show as coverage that is too low.
     """
     rng, covered = np.random.default_rng(9), {"speedup": 0, "speedup_paired": 0}
-    repeats, turns = 3, 2
+    questions, repeats, turns = 12, 3, 2
     place = np.indices((questions, repeats, turns)).reshape(3, -1)
-    for _ in range(1000):
+    for _ in range(500):
         baseline = rng.normal(40, 4, questions)
         log_ratio = np.log(1.5) + rng.normal(0, 0.2, questions)
         sides = []
@@ -150,7 +148,7 @@ def test_intervals_of_whole_benchmarks_cover_the_truth_in_95_of_100(questions):
         # E[exp(N(m, s))] = exp(m + s^2 / 2): the mean's truth is larger than the geometric mean's
         for name, truth in (("speedup", 1.5 * np.exp(0.2**2 / 2)), ("speedup_paired", 1.5)):
             covered[name] += found[f"{name}_low"] <= truth <= found[f"{name}_high"]
-    assert all(930 <= count <= 970 for count in covered.values()), covered
+    assert all(462 <= count <= 488 for count in covered.values()), covered
 
 
 def test_vanilla_has_cr_exactly_one(tmp_path):
@@ -224,7 +222,7 @@ def test_a_paired_interval_around_one_is_warned_of():
     row = dict.fromkeys([*metrics.SPEED_FIGURES, "overhead_share", "mismatch"]) | {"questions": 60}
     row |= {"speedup": 1.2, "speedup_low": 1.1, "speedup_high": 1.4}
     row |= {"speedup_paired": 1.05, "speedup_paired_low": 0.9, "speedup_paired_high": 1.2}
-    found = {"subtasks": {}, "overall": row, "method": "rest"}
+    found = {"subtasks": {}, "overall": row, "method": "rest", "demonstration": False}
     assert [w["text"] for w in figure_warnings(found)] == [
         "the paired speedup's interval includes 1: some questions are faster, others slower"
     ]
@@ -345,9 +343,10 @@ def test_a_baselines_share_of_what_memory_gives() -> None:
 
 
 def test_a_slow_baseline_is_said_beside_the_speedup(tmp_path: Path) -> None:
-    found = summarise_run(write_run(tmp_path, Plan()))
+    found = summarise_run(write_run(tmp_path, Plan())) | {"demonstration": False}
     found["overall"]["baseline_memory_share"] = 0.31
     texts = [(w["scope"], w["figure"]) for w in figure_warnings(found) if "31% of what memory gives" in w["text"]]
     assert texts == [("overall", "speedup")]
-    found["overall"]["baseline_memory_share"] = 0.5
-    assert not [w for w in figure_warnings(found) if "memory" in w["text"]]
+    fast = found | {"overall": found["overall"] | {"baseline_memory_share": 0.5}}
+    for quiet in (fast, found | {"demonstration": True}):
+        assert not [w for w in figure_warnings(quiet) if "memory" in w["text"]]

@@ -33,8 +33,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Llama:
     return Llama(tiny.config, tiny.weights, tokenizer_folder(tmp_path_factory.mktemp("model")))
 
 
-@pytest.mark.parametrize(("temperature", "engine"), [(0.0, "eager"), (0.8, "eager"), (0.0, "fixed")])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    ("name", "temperature", "engine"),
+    [
+        *((name, 0.0, engine) for name in METHODS for engine in ("eager", "fixed")),
+        *(
+            (name, 0.8, "eager") for name in ("eagle", "kangaroo", "pld", "sps")
+        ),  # sampled: two of them draw their drafts
+    ],
+)
 def test_every_method(
     name: str, temperature: float, engine: str, model: Llama, second: torch.device, tmp_path: Path
 ) -> None:

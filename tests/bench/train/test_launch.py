@@ -69,7 +69,7 @@ def test_processes_that_the_launcher_did_not_start():
     ("changes", "message"),
     [
         (["method=kangarooo"], "method=kangarooo: unknown; did you mean kangaroo?"),
-        (["method=vanilla"], "method=vanilla: there is nothing to train; valid: kangaroo"),
+        (["method=vanilla"], "method=vanilla: there is nothing to train; valid: eagle"),
         (["loop.lrr=1"], "loop.lrr: unknown override; did you mean loop.lr?"),
         (["data.path="], "data.path is missing: give a ShareGPT JSON or JSONL file, or joey"),
         (["method.variant=mlp"], "method.variant=mlp: unknown; valid: kangaroo, kangaroo_head"),
