@@ -231,10 +231,15 @@ def shape(run: Run) -> tuple[str, tuple[str, ...]]:
     tree, nodes = settings.get("tree"), settings.get("nodes")
     if isinstance(tree, list):
         return f"tree of {len(tree)}", ()
+    if tree == "dynamic" and isinstance(nodes, int):
+        return f"dynamic tree of {nodes - 1}", ("method.tree", "method.nodes")
     if isinstance(tree, str) and tree != "auto":
         number = re.search(r"_(\d+)$", tree)  # as in mc_sim_7b_63
+        if number and str(settings.get("_target_")).endswith(".Eagle"):  # its tree of 25 nodes has the same name
+            return "tree of 25", ("method.tree",)
         return f"tree of {number[1]}" if number else tree, ("method.tree", "method.nodes")
     if isinstance(nodes, int):
+        nodes -= "width" in settings  # a beam's nodes are the rows of a pass, the pending token's included
         return f"tree of up to {nodes}", ("method.tree", "method.nodes")
     if isinstance(level := settings.get("level"), int) and "max_accept" in settings:
         return f"accepts {settings['max_accept'] or level - 1}", ("method.max_accept",)

@@ -140,7 +140,8 @@ class Fixed:
             self._storage.remove(fitting[0])
             storage = fitting[0][1].zero_()
         else:
-            storage = torch.zeros(*shape, dtype=dtype, device=self.device)
+            with torch.inference_mode(False):  # the next cache may be made outside of it
+                storage = torch.zeros(*shape, dtype=dtype, device=self.device)
         made = SlotCache(storage, capacity, rows)
         self._storage.append((weakref.ref(made), storage))
         return made
