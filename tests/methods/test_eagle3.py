@@ -80,7 +80,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.mark.parametrize("settings", [SMALL, {**SMALL, "nodes": 4, "depth": 4}, {**SMALL, "tree": "chain"}], ids=str)
 def test_every_step_equals_the_reference(case: Any, settings: dict[str, Any]) -> None:
-    assert check(case, *case.dynamic(settings), 10) > 2
+    assert check(case, *case.dynamic(settings), 10) > 1
 
 
 def test_the_published_tree_equals_the_reference(case: Any) -> None:
