@@ -16,7 +16,7 @@ from methods.eagle3 import Eagle3, Eagle3Model
 from methods.engine.checkpoint import load_model
 from methods.errors import UserError
 from methods.vanilla import Vanilla
-from tests.bench.train.chat_model import interrupt_at, settings, write_chat_model, write_sharegpt
+from tests.bench.train.chat_model import interrupt_at, settings
 from tests.bench.train.test_eagle_train import conversations
 from tests.methods.eagle3_reference import tapped
 from tests.methods.eagle_reference import features
@@ -24,14 +24,6 @@ from tests.tiny import tiny_llama
 
 UNROLLS = 3
 METHOD: Any = {"tree": "dynamic", "top_k": 3, "depth": 2, "nodes": 8}
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("world")
-    write_chat_model(folder / "model")
-    write_sharegpt(folder / "data.json", 60)
-    return folder
 
 
 def arguments(world: Path, output: Path, **changes: Any) -> dict[str, Any]:

@@ -18,19 +18,11 @@ from methods.eagle import Eagle, EagleModel
 from methods.engine.checkpoint import load_model
 from methods.errors import UserError
 from methods.vanilla import Vanilla
-from tests.bench.train.chat_model import interrupt_at, settings, write_chat_model, write_sharegpt
+from tests.bench.train.chat_model import interrupt_at, settings
 from tests.methods.eagle_reference import features, layer
 from tests.tiny import tiny_llama
 
 OBJECTIVE = {"feature": 1.0, "token": 0.1, "noise": 0.2}
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("world")
-    write_chat_model(folder / "model")
-    write_sharegpt(folder / "data.json", 60)
-    return folder
 
 
 def arguments(world: Path, output: Path, **changes: Any) -> dict[str, Any]:

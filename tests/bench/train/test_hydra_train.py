@@ -16,19 +16,11 @@ from methods.engine.checkpoint import load_model
 from methods.errors import UserError
 from methods.hydra import Hydra
 from methods.vanilla import Vanilla
-from tests.bench.train.chat_model import settings, write_chat_model, write_sharegpt
+from tests.bench.train.chat_model import settings
 from tests.bench.train.test_eagle_train import conversations
 from tests.tiny import tiny_llama
 
 SHAPE: Any = {"architecture": "prefix-mlp", "heads": 2, "layers": 3}
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("world")
-    write_chat_model(folder / "model")
-    write_sharegpt(folder / "data.json", 60)
-    return folder
 
 
 def arguments(world: Path, output: Path, **changes: Any) -> dict[str, Any]:

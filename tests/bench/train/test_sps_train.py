@@ -19,18 +19,10 @@ from methods.engine.llama import Llama
 from methods.errors import UserError
 from methods.sps import SmallModel
 from methods.vanilla import Vanilla
-from tests.bench.train.chat_model import interrupt_at, settings, write_chat_model, write_sharegpt
+from tests.bench.train.chat_model import interrupt_at, settings
 from tests.tiny import tiny_llama
 
 SHAPE = {"hidden": 16, "layers": 2, "heads": 2}
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("world")
-    write_chat_model(folder / "model")
-    write_sharegpt(folder / "data.json", 60)
-    return folder
 
 
 def arguments(world: Path, output: Path, **changes: Any) -> dict[str, Any]:
