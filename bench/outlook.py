@@ -8,8 +8,8 @@ from typing import Any
 from bench.assembly import hollow
 from bench.binder import TARGET
 from bench.places import locate
+from bench.questions.choice import chosen
 from bench.questions.sets import find
-from bench.session import chosen
 from bench.settings import Run
 from bench.words import plural
 from methods.engine.checkpoint import pick_device, resolve

@@ -21,8 +21,8 @@ from bench.digests import sha256
 from bench.fidelity import NEAR_TIE, Fidelity, compare
 from bench.files import make_folder
 from bench.measure import Generator, Timed, timed_generation
-from bench.questions.choice import select
-from bench.questions.formats import Question, read_questions
+from bench.questions.choice import chosen
+from bench.questions.formats import Question
 from bench.questions.sets import find
 from bench.records import Place, RunDirectory, Turn
 from bench.settings import Run
@@ -105,17 +105,6 @@ def _recorded(settings: Run, command: str, root: Path) -> Outcome:
         return _finish(directory)
     finally:
         directory.close()
-
-
-def chosen(settings: Run, file: Path, notes: list[str]) -> list[Question]:
-    """The questions of a file that are asked. Raises UserError as reading and selecting do."""
-    return select(
-        read_questions(file, settings.questions.subtasks, notes),
-        subtasks=[settings.task] if isinstance(settings.task, str) else settings.task,
-        limit=settings.limit,
-        question_ids=settings.ids,
-        shard=settings.shard,
-    )
 
 
 def _ask(

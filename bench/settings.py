@@ -49,8 +49,7 @@ class Model:
         return last if last.isprintable() and last not in ("", "..") else self.name
 
     def __post_init__(self) -> None:
-        if self.name in ("", ".", "..") or "/" in self.name or not self.name.isprintable():
-            raise UserError(f"model.name={self.name!a}: names a folder of the results; valid: a name without /")
+        check_name("model.name", self.name)
         check_threads("model.threads", self.threads)
 
 
@@ -62,11 +61,9 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    """conf/config.yaml: one configuration to measure."""
+class Asking:
+    """What is asked, how, and where the answers go: of a run, and of a comparison of servers."""
 
-    method_name: str
-    method: Node
     model: Model
     questions: QuestionSet
     task: str | list[str]
@@ -77,13 +74,31 @@ class Run:
     max_new_tokens: int
     temperature: float
     repeats: int
-    baseline: Literal["paired", "none"]
     seed: int
+    results_dir: str
+    resume: bool
+
+    def __post_init__(self) -> None:
+        check_least(1, repeats=self.repeats, max_new_tokens=self.max_new_tokens)
+        check_seed(self.seed)
+        check_temperature("temperature", self.temperature)
+
+    @property
+    def ids(self) -> list[int | str] | None:
+        """question_ids as a list."""
+        return [self.question_ids] if isinstance(self.question_ids, (int, str)) else self.question_ids
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Asking):
+    """conf/config.yaml: one configuration to measure."""
+
+    method_name: str
+    method: Node
+    baseline: Literal["paired", "none"]
     engine: Literal["auto", "fixed", "eager"]
     threads: int | None
     warmup_turns: int
-    results_dir: str
-    resume: bool
 
     @classmethod
     def of(cls, composed: Composed) -> Run:
@@ -96,16 +111,9 @@ class Run:
             raise UserError(
                 f"model.path={self.model.path}: {self.model.name} is built in and lies elsewhere; model=custom is meant"
             )
-        check_least(1, repeats=self.repeats, max_new_tokens=self.max_new_tokens)
         check_least(0, warmup_turns=self.warmup_turns)
         check_threads("threads", self.threads)
-        check_seed(self.seed)
-        check_temperature("temperature", self.temperature)
-
-    @property
-    def ids(self) -> list[int | str] | None:
-        """question_ids as a list."""
-        return [self.question_ids] if isinstance(self.question_ids, (int, str)) else self.question_ids
+        super().__post_init__()
 
     def record(self) -> dict[str, Any]:
         """As plain dictionaries, for run.json."""
@@ -218,32 +226,18 @@ class Servers:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Serve:
+class Serve(Asking):
     """conf/serve.yaml: two servers to compare under load."""
 
     name: str
     server: Servers
-    model: Model
     concurrency: int | list[int]
     block: int | None
     warmup: bool
-    questions: QuestionSet
-    task: str | list[str]
-    data: Data
-    limit: int | None
-    question_ids: int | str | list[int | str] | None
-    shard: str
-    max_new_tokens: int
-    temperature: float
-    repeats: int
-    seed: int
-    results_dir: str
-    resume: bool
 
     def __post_init__(self) -> None:
-        if self.name in ("", ".", "..") or "/" in self.name or not self.name.isprintable():
-            raise UserError(f"name={self.name!a}: names a folder of the results; valid: a name without /")
-        check_least(1, repeats=self.repeats, max_new_tokens=self.max_new_tokens)
+        check_name("name", self.name)
+        super().__post_init__()
         if self.block is not None:
             check_least(1, block=self.block)
         if not self.levels or min(self.levels) < 1 or len({*self.levels}) < len(self.levels):
@@ -251,8 +245,6 @@ class Serve:
         if self.server.prompt == "chat" and self.model.chat_template is not None:
             given = self.model.chat_template
             raise UserError(f"model.chat_template={given}: server.prompt=chat uses the servers' own; give null, or ids")
-        check_seed(self.seed)
-        check_temperature("temperature", self.temperature)
 
     @property
     def levels(self) -> list[int]:
@@ -296,6 +288,12 @@ class Speed:
         """A setting that may be one value or several."""
         value = getattr(self, name)
         return value if isinstance(value, list) else [value]
+
+
+def check_name(key: str, name: str) -> None:
+    """Raises UserError for what cannot be a folder's name."""
+    if name in ("", ".", "..") or "/" in name or not name.isprintable():
+        raise UserError(f"{key}={name!a}: names a folder of the results; valid: a name without /")
 
 
 def check_least(least: int, **values: int) -> None:

@@ -21,10 +21,8 @@ from methods.engine.llama import LayerWeights, Llama, ModelConfig
 from methods.engine.matrix import Matrix, new_matrix
 from methods.errors import UserError
 
-EMBEDDING, KEPT = (
-    "embed_tokens.weight",
-    "t2d",
-)  # KEPT marks the target's tokens that the draft knows; OFFSETS say it too
+EMBEDDING = "embed_tokens.weight"
+KEPT = "t2d"  # marks the target's tokens that the draft knows; OFFSETS say it too
 AUTHORS, SPECULATORS = "midlayer", "layers.0"  # what the layer's tensors are called
 AUX_LAYERS = "eagle_aux_hidden_state_layer_ids"
 

@@ -7,9 +7,10 @@ own: least squares over the turns that were recorded: verify over steps and rows
 speed: passes as bench.speed timed them, between its numbers of rows by straight lines; draft and overhead take as many
     vanilla passes as they took in the run. That holds where both machines are bound alike, and is a guess elsewhere.
 card: a pass takes the longer of reading its weights at the peak bandwidth and multiplying them at the peak rate. A
-    draft reads its extra parameters, and the target layers and head that it runs, once a pass of the draft; a lookup
-    reads nothing. There is no overhead, and keys and values are left out (short contexts): a bound, no forecast of an
-    implementation. Where run.json has no `head_bytes` (older runs) the head that a draft runs is left out too.
+    draft reads its extra parameters, and the target layers and head that it runs, once a pass of the draft: Medusa and
+    Hydra have one a step, the EAGLEs one a level of their tree, chains one a drafted token; a lookup reads nothing.
+    There is no overhead, and keys and values are left out (short contexts): a bound, no forecast of an implementation.
+    Where run.json has no `head_bytes` (older runs) the head that a draft runs is left out too.
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ from methods.errors import UserError, nearest
 
 Array = np.ndarray
 EXITING = ("kangaroo", "layerskip", "kangaroo_tree")  # draft with the target's first layers, and verify with the rest
+HEADLESS = ("eagle", "eagle2")  # draft with the target's head, once a level
 CHAINED = ("kangaroo", "layerskip", "sps")  # one pass of the draft a drafted token
 CHAINS = (*CHAINED, "pld", "sam", "hf_prompt_lookup")  # what they draft is a chain
+EAGLE_LEVELS = 5  # of its published tree, and of its chain
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -167,6 +170,17 @@ def card_named(name: str) -> Card:
     return found[name]
 
 
+def _passes(method: str, settings: Mapping[str, Any]) -> int:
+    """Passes of a draft that is no chain of single tokens. Raises UserError where the run does not say how many."""
+    if method == "kangaroo_tree":
+        raise UserError("RUN: records no levels of Kangaroo's tree, so the passes of its draft are unknown elsewhere")
+    if method == "eagle":
+        tree = settings.get("tree")
+        return max(map(len, tree)) if isinstance(tree, list) else EAGLE_LEVELS
+    depth = settings.get("depth")  # of EAGLE-2 and EAGLE-3: levels behind the first
+    return depth + 1 if isinstance(depth, int) else 1
+
+
 def on_card(card: Card, info: Mapping[str, Any], draft: Draft) -> Costs:
     """The card's roofline. Raises UserError where run.json does not say how large the target is."""
     weights, item = info.get("weight_bytes"), ITEM_BYTES.get(str(info.get("dtype")))
@@ -174,12 +188,12 @@ def on_card(card: Card, info: Mapping[str, Any], draft: Draft) -> Costs:
         raise UserError("RUN: run.json has no weight_bytes or dtype, so no card can be predicted")
     share = draft.verified_share()
     size = (info.get("extra_parameters") or 0) * item
-    settings = (info.get("config") or {}).get("method") or {}
     if draft.method in EXITING:
-        size += (1 - share) * weights + (info.get("head_bytes") or 0)
+        size += (1 - share) * weights
+    if draft.method in (*EXITING, *HEADLESS):
+        size += info.get("head_bytes") or 0
     seconds = size / card.bytes_per_s
-    depth = settings.get("depth")
-    passes = depth if isinstance(depth, int) else 1
+    passes = _passes(draft.method, (info.get("config") or {}).get("method") or {})
     per_token = draft.method in CHAINED
     return Costs(
         vanilla=float(card.pass_s(weights, item, np.array([1.0]))[0]),

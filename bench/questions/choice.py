@@ -5,9 +5,25 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from bench.questions.formats import Question
+from bench.questions.formats import Question, read_questions
 from methods.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from bench.settings import Asking
+
+
+def chosen(settings: Asking, file: Path, notes: list[str]) -> list[Question]:
+    """The questions of a file that are asked. Raises UserError as reading and selecting do."""
+    return select(
+        read_questions(file, settings.questions.subtasks, notes),
+        subtasks=[settings.task] if isinstance(settings.task, str) else settings.task,
+        limit=settings.limit,
+        question_ids=settings.ids,
+        shard=settings.shard,
+    )
 
 
 def select(

@@ -22,8 +22,8 @@ from bench.digests import sha256 as file_sha256
 from bench.fidelity import NEAR_TIE, compare
 from bench.files import make_folder
 from bench.places import ROOT, locate
-from bench.questions.choice import select
-from bench.questions.formats import Question, read_questions
+from bench.questions.choice import chosen
+from bench.questions.formats import Question
 from bench.questions.sets import find
 from bench.records.lines import Place, prompt_hash
 from bench.serve.client import Dead, Failed
@@ -79,15 +79,7 @@ def run(settings: Serve, command: str) -> int:
     """Measure. Returns the exit status: 1 where requests failed or answers diverged. Raises UserError for a mistake."""
     root, notes = make_folder(settings.results_dir), list[str]()
     file = find(settings.questions, settings.data.path)
-    questions = select(
-        read_questions(file, settings.questions.subtasks, notes),
-        subtasks=[settings.task] if isinstance(settings.task, str) else settings.task,
-        limit=settings.limit,
-        question_ids=[settings.question_ids]
-        if isinstance(settings.question_ids, (int, str))
-        else settings.question_ids,
-        shard=settings.shard,
-    )
+    questions = chosen(settings, file, notes)
     if len(questions) < max(settings.levels):
         notes.append(
             f"{len(questions)} questions cannot keep {max(settings.levels)} requests under way; limit= gives more"

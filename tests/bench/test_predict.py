@@ -15,6 +15,7 @@ from bench.predict.costs import Draft, card_named, on_card, own
 from bench.predict.model import by_length, predict, steps_of
 from bench.predict.paper import rows as paper_rows
 from bench.predict.tables import Recorded
+from methods.errors import UserError
 
 VANILLA, BASE, ROW, DRAFT, TOKEN, OVERHEAD = 0.010, 0.008, 0.001, 0.002, 0.0015, 0.0005
 
@@ -129,3 +130,27 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: Any, arguments: list[str]
     assert main([argument.format(run=folder) for argument in arguments]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "read"),
+    [
+        ("medusa", {"tree": "mc_sim_7b_63"}, 100),
+        ("eagle", {"tree": "mc_sim_7b_63"}, 5 * (100 + 300)),
+        ("eagle", {"tree": [[0], [0, 0], [1]]}, 2 * (100 + 300)),
+        ("eagle2", {"depth": 5, "tree": "dynamic"}, 6 * (100 + 300)),
+        ("eagle3", {"depth": 5, "tree": "dynamic"}, 6 * 100),
+        ("pld", {}, 0),
+    ],
+)
+def test_a_draft_reads_its_weights_once_a_pass_of_it(method: str, settings: dict[str, Any], read: int) -> None:
+    info = {"method": method, "config": {"method": settings}, "weight_bytes": 4000, "dtype": "float16", "layers": 8}
+    info |= {"extra_parameters": 0 if method == "pld" else 50, "head_bytes": 300}
+    card = card_named("A100")
+    assert on_card(card, info, Draft.of(info)).draft_step == pytest.approx(read / card.bytes_per_s)
+
+
+def test_what_kangaroos_tree_runs_is_not_recorded() -> None:
+    info = {"method": "kangaroo_tree", "config": {"method": {"exit_layer": 2}}, "layers": 8, "weight_bytes": 4000}
+    with pytest.raises(UserError, match="records no levels"):
+        on_card(card_named("A100"), {**info, "dtype": "float16"}, Draft.of(info))
