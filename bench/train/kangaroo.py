@@ -17,7 +17,7 @@ from bench.train.packing import Row
 from bench.train.source import DataSource, ModelSource, frequent
 from bench.train.states import KeptStates
 from methods.adapters import PUBLISHED, VARIANTS, Adapter, check_variant
-from methods.engine.config import published_config
+from methods.engine.config import ModelConfig, published_config
 from methods.engine.llama import Llama
 from methods.errors import UserError
 
@@ -26,21 +26,37 @@ class Distillation(nn.Module):
     """Adapter over a frozen target: a Row in, the soft-target cross-entropy out (Liu et al., section 3.1)."""
 
     def __init__(
-        self, target: Llama, adapter: Adapter, *, exit_layer: int, chunk: int, kept: KeptStates | None = None
+        self,
+        target: Llama,
+        adapter: Adapter,
+        *,
+        exit_layer: int,
+        chunk: int,
+        kept: KeptStates | None = None,
+        frequent: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.target, self.adapter, self.exit_layer, self.chunk, self.kept = target, adapter, exit_layer, chunk, kept
+        self.head, self.known = target.weights.lm_head.weight, None
+        if frequent is not None:
+            self.few = self.head[frequent]
+            self.known = torch.zeros(len(self.head), dtype=torch.bool, device=target.device)
+            self.known[frequent] = True
 
     def forward(self, row: Row) -> Sums:
-        """Sums over the positions that predict the assistant's tokens."""
-        target, chosen = self.target, row.predicting()
+        """Sums over the positions that predict the assistant's tokens.
+
+        With `frequent` tokens [m], gradients come from those positions alone whose next token is one of them, and of
+        both distributions only their part is computed; what is evaluated is always the whole.
+        """
+        target, chosen, head = self.target, row.predicting(), self.head
+        if self.known is not None and torch.is_grad_enabled():
+            chosen, head = chosen[self.known[row.tokens[chosen + 1]]], self.few
         exits, final = self.states(row) if self.kept is None else self.kept.of(row, self.states)
         drafted = self.adapter(exits.float(), target.rope, row.positions, None, row.lengths)[chosen]
-        head, own = target.weights.lm_head.weight, self.adapter.lm_head
-        vocabulary, wanted = self.adapter.vocabulary, final[chosen].to(target.dtype)
-        return cross_entropy(
-            drafted, head if own is None else own, wanted, head, vocabulary=vocabulary, chunk=self.chunk
-        )
+        own = head if self.adapter.lm_head is None else self.adapter.lm_head
+        wanted = final[chosen].to(target.dtype)
+        return cross_entropy(drafted, own, wanted, head, vocabulary=self.adapter.vocabulary, chunk=self.chunk)
 
     def states(self, row: Row) -> tuple[Tensor, Tensor]:
         """What the target has at the exit layer, and after its final norm: [n, hidden] each."""
@@ -80,6 +96,26 @@ def write(folder: Path, adapter: Adapter, *, exit_layer: int, dtype: torch.dtype
     replace_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
 
 
+def _check(variant: str, *, draft_vocab: int | None, loss_vocab: int | None, kv_heads: int | None) -> None:
+    """Raises UserError for a setting that this variant has no use for."""
+    for key, value, need, has in (
+        ("draft_vocab", draft_vocab, "head of its own", lambda parts: parts.own_head),
+        ("loss_vocab", loss_vocab, "use for the target's head", lambda parts: not parts.own_head),
+        ("kv_heads", kv_heads, "attention", lambda parts: parts.attention),
+    ):
+        if value is not None and not has(VARIANTS[variant]):
+            valid = ", ".join(name for name, parts in VARIANTS.items() if has(parts))
+            raise UserError(f"train.{key}={value}: {variant} has no {need}; those that have: {valid}")
+
+
+def _shape(config: ModelConfig, kv_heads: int | None) -> ModelConfig:
+    if kv_heads is None:
+        return config
+    if not 1 <= kv_heads <= config.num_heads or config.num_heads % kv_heads:
+        raise UserError(f"train.kv_heads={kv_heads}: must divide the model's {config.num_heads} attention heads")
+    return replace(config, num_kv_heads=kv_heads)
+
+
 def train(
     *,
     model: dict[str, Any],
@@ -93,12 +129,12 @@ def train(
     seed: int,
     resume: bool,
     keep_states: bool = False,
+    kv_heads: int | None = None,
+    loss_vocab: int | None = None,
 ) -> list[loop.Point]:
     """Train an adapter for a model and write it to `output`. Raises UserError for settings or data that do not fit."""
     check_variant(variant)
-    if draft_vocab is not None and not VARIANTS[variant].own_head:
-        valid = ", ".join(name for name, parts in VARIANTS.items() if parts.own_head)
-        raise UserError(f"train.draft_vocab={draft_vocab}: {variant} has no head of its own; those that have: {valid}")
+    _check(variant, draft_vocab=draft_vocab, loss_vocab=loss_vocab, kv_heads=kv_heads)
     accelerate = loop.accelerator(loop_settings.mixed_precision, model.get("device", "auto"))
     source = ModelSource.load(model, accelerate.device)
     layers = source.target.config.num_layers
@@ -106,7 +142,7 @@ def train(
         raise UserError(f"method.exit_layer={exit_layer}: must be between 0 and the model's {layers} layers")
     examples = DataSource(**data).load(source, loop_settings.length, seed, accelerate.print)
     adapter = Adapter(
-        source.target.config,
+        _shape(source.target.config, kv_heads),
         variant=variant,
         dtype=torch.float32,
         device=source.target.device,
@@ -115,10 +151,18 @@ def train(
     initialise(adapter, source.target, seed)
     dtype = loop.saved_dtype(save_dtype, source.target.config.dtype)
     folder = Path(output) / "states" / f"{source.fingerprint()}-{exit_layer}"
-    kept = KeptStates(folder) if keep_states else None
+    module = Distillation(
+        source.target,
+        adapter,
+        exit_layer=exit_layer,
+        chunk=loop_settings.chunk,
+        kept=KeptStates(folder) if keep_states else None,
+        frequent=frequent(examples, loss_vocab, source.target, key="train.loss_vocab"),
+    )
+    extra = {"keep_states": keep_states or None, "kv_heads": kv_heads, "loss_vocab": loss_vocab}
     job = loop.Job(
         title=f"Adapter {variant} for {source.name}, exit layer {exit_layer}",
-        module=Distillation(source.target, adapter, exit_layer=exit_layer, chunk=loop_settings.chunk, kept=kept),
+        module=module,
         write=lambda folder: write(folder, adapter, exit_layer=exit_layer, dtype=dtype),
         identity={
             "method": "kangaroo",
@@ -126,7 +170,7 @@ def train(
             "exit_layer": exit_layer,
             "draft_vocab": draft_vocab,
             "target": source.fingerprint(),
-            **({"keep_states": True} if keep_states else {}),
+            **{key: value for key, value in extra.items() if value is not None},
         },
         output=Path(output),
     )

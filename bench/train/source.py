@@ -93,7 +93,7 @@ class DataSource:
         return split(corpus.conversations, self.held_out, seed)
 
 
-def frequent(data: Data, size: int | None, target: Llama) -> Tensor | None:
+def frequent(data: Data, size: int | None, target: Llama, *, key: str = "train.draft_vocab") -> Tensor | None:
     """Ids [size] int64, ascending, of what assistants say most often (of equals the lower id); None for a size of None.
 
     Raises UserError for more than the target has.
@@ -102,7 +102,7 @@ def frequent(data: Data, size: int | None, target: Llama) -> Tensor | None:
         return None
     most = target.config.vocab_size
     if not 1 <= size <= most:
-        raise UserError(f"train.draft_vocab={size}: must be between 1 and the model's {most} tokens, or null for all")
+        raise UserError(f"{key}={size}: must be between 1 and the model's {most} tokens, or null for all")
     counts = np.zeros(most, dtype=np.int64)
     for conversation in data.train:
         counts += np.bincount(conversation.tokens[conversation.assistant], minlength=most)

@@ -14,6 +14,7 @@ from bench.train.kangaroo import Distillation, initialise
 from bench.train.packing import Row, build_row
 from bench.train.states import KeptStates
 from methods.adapters import Adapter
+from methods.engine.llama import Llama
 from tests.tiny import tiny_llama
 
 
@@ -59,3 +60,30 @@ def test_an_adapter_learns_the_same_from_kept_states(tmp_path: Path) -> None:
     losses = [plain(row).loss.item(), keeping(row).loss.item(), keeping(row).loss.item()]
     assert losses[1] == losses[0] and losses[2] == pytest.approx(losses[0], rel=1e-3)
     assert len(list(tmp_path.glob("*.npy"))) == 2
+
+
+def test_a_loss_over_frequent_tokens_is_the_whole_one_where_all_are_and_evaluation_always_is() -> None:
+    target = tiny_llama()
+    adapter = Adapter(target.config, variant="kangaroo", dtype=torch.float32, device=target.device)
+    initialise(adapter, target, 0)
+    row = build_row([conversation(1, 30), conversation(2, 20)])
+    whole = Distillation(target, adapter, exit_layer=2, chunk=16)(row)
+    few = torch.arange(0, 128, 2)
+    for frequent, positions in (
+        (torch.arange(128), whole.positions),
+        (few, (row.tokens[row.predicting() + 1] % 2 == 0).sum()),
+    ):
+        limited = Distillation(target, adapter, exit_layer=2, chunk=16, frequent=frequent)
+        assert limited(row).positions == positions
+        with torch.no_grad():
+            torch.testing.assert_close(limited(row).detached(), whole.detached())
+    by_hand = _renormalised(target, adapter, row, few)
+    assert limited(row).loss.item() == pytest.approx(by_hand, rel=1e-4)
+
+
+def _renormalised(target: Llama, adapter: Adapter, row: Row, few: Tensor) -> float:
+    chosen = torch.tensor([i for i in row.predicting().tolist() if row.tokens[i + 1] in few])
+    exits, final = Distillation(target, adapter, exit_layer=2, chunk=16).states(row)
+    drafted, head = adapter(exits, target.rope, row.positions, None, row.lengths), target.weights.lm_head.weight
+    wanted = (final @ head.T)[chosen][:, few].softmax(-1)
+    return -(wanted * (drafted @ head.T)[chosen][:, few].log_softmax(-1)).sum().item()

@@ -259,6 +259,16 @@ def test_a_finished_run_is_not_run_again_and_another_is_refused(world, tmp_path,
         ({"loop_settings": {"betas": (0.9, 2)}}, r"loop.betas=\(0.9, 2\): two numbers from 0 to below 1"),
         ({"data": {"path": "x", "limit": None, "held_out": -5}}, "data.held_out=-5: must be 0 or above"),
         ({"data": {"path": "x", "limit": 0, "held_out": 5}}, "data.limit=0: must be at least 1"),
+        ({"kv_heads": 3}, "train.kv_heads=3: must divide the model's 4 attention heads"),
+        ({"loss_vocab": 0}, "train.loss_vocab=0: must be between 1 and the model's"),
+        (
+            {"kv_heads": 2, "variant": "mlp_only"},
+            "train.kv_heads=2: mlp_only has no attention; those that have: kangaroo,",
+        ),
+        (
+            {"loss_vocab": 9, "variant": "kangaroo_head"},
+            "train.loss_vocab=9: kangaroo_head has no use for the target's",
+        ),
         ({"draft_vocab": 9}, "train.draft_vocab=9: kangaroo has no head of its own; those that have: kangaroo_head"),
         ({"draft_vocab": 9999, "variant": "mlp_only"}, "train.draft_vocab=9999: must be between 1 and the model's"),
         ({"save_dtype": "int64"}, "train.save_dtype=int64 is unknown; valid: auto, bfloat16, float16, float32"),
@@ -337,3 +347,11 @@ def test_read_back_is_what_was_trained(world, tmp_path):
     back = read_tensors(tmp_path, shapes, device=target.device, dtype=torch.float32)
     assert all(torch.equal(back[name], t) for name, t in adapter.published().items())
     assert loop.finished(tmp_path, {}) is None
+
+
+def test_an_adapter_may_have_more_key_heads_than_its_target(world, tmp_path):
+    changes = {"kv_heads": 4, "loss_vocab": 50, "keep_states": True}
+    kangaroo.train(variant="kangaroo", exit_layer=1, **arguments(world, tmp_path, **changes))
+    target = load_model(world / "model", device="cpu")
+    assert target.config.num_kv_heads == 2
+    assert Adapter.load(tmp_path, target, "kangaroo").config.num_kv_heads == 4
