@@ -32,7 +32,7 @@ COLUMNS = [
 ]
 BLOCK_COLUMNS = [
     *("level", "repeat", "block", "side", "wall_s", "client_cpu_share", "acceptance", "counted_tokens"),
-    *("tokens", "answers"),  # of a block whose requests were not recorded one by one
+    *("tokens", "answers", "percentiles"),  # of a block whose requests were not recorded one by one
 ]
 KEYS = ["question_id", "repeat", "turn"]
 Array = np.ndarray
@@ -114,12 +114,15 @@ def _level(requests: pd.DataFrame, blocks: pd.DataFrame, verdicts: pd.DataFrame)
     interval = bca_interval(lambda x, y, axis: np.mean(x, axis=axis) / np.mean(y, axis=axis), ours, theirs)
     row |= {"speedup": speedup(ours, theirs) if len(ours) else None}
     row |= {"speedup_low": interval and interval.low, "speedup_high": interval and interval.high}
-    for name, side, rate in zip(("", "baseline_"), sides, rates.to_numpy(dtype=float).T, strict=True):
+    for name, label, side, rate in zip(("", "baseline_"), SIDES, sides, rates.to_numpy(dtype=float).T, strict=True):
         row[f"{name}tokens_per_s"] = _known(rate.mean()) if len(rate) else None
         gaps = [np.diff(times) for times in side.times_s]
         row |= _percentiles(f"{name}ttft_ms", side.ttft_s) | _percentiles(f"{name}wall_ms", side.wall_s)
         row |= _percentiles(f"{name}gap_ms", np.concatenate([*gaps, []]))
         row[f"{name}cached_share"] = _share(side.cached_tokens)
+        told = blocks.percentiles[blocks.side == label]  # those of several blocks have no common percentile
+        if len(told) == 1 and told.notna().all():
+            row |= {f"{name}{key}": value for key, value in told.iloc[0].items()}
     row |= _throughput(requests[requests.status == "ok"], blocks)
     row |= _acceptance(sides[0], requests, blocks[blocks.side == "speculative"])
     counts = verdicts.verdict.value_counts()

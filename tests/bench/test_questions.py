@@ -388,5 +388,5 @@ def test_speed_benchs_splits_are_pinned_files_and_one_line_without_the_hub(
     assert found.name == f"speed_bench{split}" and found.revision is not None and len(found.revision) == 40
     with pytest.raises(UserError) as caught:
         find(found, None)
-    said = f"questions.source=nvidia/SPEED-Bench/{folder}/test-00000-of-00001.parquet: no such file, and not to be had from"
+    said = f"questions.source=nvidia/SPEED-Bench/{folder}/test-00000-of-00001.parquet: no such file, and not to be had"
     assert str(caught.value).startswith(said) and "\n" not in str(caught.value)

@@ -64,7 +64,7 @@ def test_the_page_has_a_section_of_servers_and_no_leaderboard(report: Path) -> N
     assert "2.00 [2.00, 2.00]" not in page and NAME not in page and "&lt;b&gt;ngram" in page
     assert "Requests at a time at which the speedup falls to 1: 2.8" in page
     assert "the same &lt;i&gt;text&lt;/i&gt; <mark>and on</mark>" in page and "2.5 nats apart" in page
-    assert "Acceptance in 7 words" in page and "spec_accept_length" in page and "2.60" in page and "8 boards" in page
+    assert "Acceptance in 8 words" in page and "spec_accept_length" in page and "2.60" in page and "8 boards" in page
     assert "1 turn divergent from the plain server" in page
 
 
