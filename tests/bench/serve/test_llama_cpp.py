@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import signal
+import subprocess
 import sys
+import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +19,10 @@ from bench.chat import Chat, Message
 from bench.serve import gguf, llama_cpp
 from methods.engine.checkpoint import load_model
 from methods.errors import UserError
+from tests.bench.small_run import lines
 
-JOEY = Path(__file__).parents[3] / "bench" / "assets" / "joey"
+ROOT = Path(__file__).parents[3]
+JOEY = ROOT / "bench" / "assets" / "joey"
 engine = pytest.mark.skipif(
     importlib.util.find_spec("xllamacpp") is None or importlib.util.find_spec("aiohttp") is None,
     reason="needs llama.cpp's server: pip install xllamacpp",
@@ -144,6 +150,45 @@ def test_one_server_at_a_time_and_both_end_with_the_run(
     assert max(most) == 1
     psutil.wait_procs(_running(files["joey"]), timeout=10)
     assert not _running(files["joey"])
+
+
+@engine
+@pytest.mark.parametrize(("stop", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143)])
+def test_a_stopped_run_leaves_no_server_and_goes_on(
+    files: dict[str, Path], tmp_path: Path, stop: signal.Signals, status: int
+) -> None:
+    """Whole blocks stay as they are, the one under way is asked again, and every turn is there once."""
+    import psutil
+
+    from bench.serve.__main__ import main
+    from bench.serve.records import SIDES, read_records, turn_key
+
+    command = arguments(files, tmp_path, "concurrency=2", "block=2", "limit=1", speculation=f"draft={files['draft']}")
+    process = subprocess.Popen([sys.executable, "-m", "bench.serve", *command], cwd=ROOT, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 60
+    while not any(map(lines, tmp_path.glob("serve/*/*/*/blocks.jsonl"))) and time.monotonic() < until:
+        time.sleep(0.01)
+    left = _running(files["joey"])
+    process.send_signal(stop)
+    assert process.wait(60) == status and left and not psutil.wait_procs(left, timeout=20)[1]
+    (file,) = tmp_path.glob("serve/*/*/*/blocks.jsonl")
+    before = lines(file)
+    assert 0 < len(before) < 6
+    assert main(command) == 0
+    assert lines(file)[: len(before)] == before and len(lines(file)) == 6 and not _running(files["joey"])
+    records = read_records(file.parent)
+    asked = [json.loads(line) for line in (JOEY / "question.jsonl").open()]
+    answered = {line["question_id"] for line in records.requests}
+    turns = {
+        (2, 0, one["question_id"], n)
+        for one in asked
+        if one["question_id"] in answered
+        for n in range(len(one["turns"]))
+    }
+    for side in SIDES:
+        assert Counter(turn_key(line) for line in records.requests if line["side"] == side) == Counter(turns)
+    assert Counter(map(turn_key, records.verdicts)) == Counter(turns) and len(answered) == 6
+    assert {line["verdict"] for line in records.verdicts} == {"equal"}
 
 
 def _running(file: Path) -> list[Any]:
