@@ -131,8 +131,8 @@ def write_collection(collection: Collection, out: Path) -> list[Path]:
     make_folder(str(out), "output")
     for text in collection.warnings:
         print(text, file=sys.stderr)
-    page, servers = write_page(collection, out), write_servers(collection.servers, out)
-    if not collection.groups:
-        return [page, *servers]
-    tables, figures = write_tables(collection, out), write_figures(collection, out)
-    return [page, *servers, *tables, *figures, write_records(collection, out)]
+    written = [write_page(collection, out), *write_servers(collection.servers, out)]
+    if collection.groups:
+        written += write_tables(collection, out)
+    written += write_figures(collection, out)
+    return [*written, write_records(collection, out)] if collection.groups else written

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from math import log2
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 
 from bench.files import replace_text
@@ -21,6 +23,7 @@ from bench.words import show, show_interval
 
 SHOWN = 5  # divergences
 AROUND = 60  # characters of them
+STEPS = 12  # points of a curve from one level to the next
 # Names of a side's times, and how a table heads them.
 TIMES = (("ttft_ms", "First token, ms"), ("gap_ms", "Between events, ms"), ("wall_ms", "Whole answer, ms"))
 
@@ -107,6 +110,13 @@ def divergences(comparison: Comparison) -> list[dict[str, Any]]:
     return found
 
 
+def load_curve(rows: Sequence[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Levels and values of a curve through those of `rows`: straight in logarithms, as the crossing is found."""
+    levels, values = np.log(sorted((row["level"], row[key]) for row in rows)).T
+    between = np.unique([np.linspace(a, b, STEPS) for a, b in pairwise(levels)] or levels)
+    return np.exp(between), np.exp(np.interp(between, levels, values))
+
+
 def speedup_chart(found: dict[str, Any]) -> Markup | None:
     """Speedup over requests at a time, with its intervals; the crossing of 1 as a bar on the line at 1."""
     rows = [row for row in found["levels"] if row["speedup"] is not None]
@@ -124,7 +134,8 @@ def speedup_chart(found: dict[str, Any]) -> Markup | None:
     canvas.text((canvas.left + WIDTH - canvas.right) / 2, canvas.height - 5, "requests at a time", "axis")
     canvas.line(canvas.left, canvas.y(1), WIDTH - canvas.right, canvas.y(1), "one")
     points = [(canvas.x(log2(row["level"])), canvas.y(row["speedup"])) for row in rows]
-    canvas.add(f'<path class="curve m0" d="M{"L".join(f"{x:.1f} {y:.1f}" for x, y in points)}"/>')
+    path = [f"{canvas.x(log2(x)):.1f} {canvas.y(y):.1f}" for x, y in zip(*load_curve(rows, "speedup"), strict=True)]
+    canvas.add(f'<path class="curve m0" d="M{"L".join(path)}"/>')
     for row, (x, y) in zip(rows, points, strict=True):
         if row["speedup_low"] is not None:
             canvas.line(x, canvas.y(row["speedup_low"]), x, canvas.y(row["speedup_high"]), "whisker")

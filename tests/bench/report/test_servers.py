@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from bench.report.collect import collect
 from bench.report.command import main
+from bench.report.figures import figure_load, write_figures
+from bench.report.servers import load_curve
 
 NAME = "<b>ngram"
 
@@ -73,6 +77,27 @@ def test_every_figure_is_in_the_table(report: Path) -> None:
     assert table.level.tolist() == [1, 8] and table.divergent.tolist() == [1, 1]
     assert table.speedup.tolist() == pytest.approx([2.0, 0.5])
     assert table.cr.tolist() == pytest.approx([10 / 4] * 2) and table.ctar_1.tolist() == pytest.approx([1.0] * 2)
+
+
+def test_the_load_is_a_figure_that_crosses_1_where_the_page_says(report: Path) -> None:
+    for ending in ("png", "pdf"):
+        assert (report / f"figure_load_tiny_-b-ngram.{ending}").stat().st_size > 5000
+    (one,) = collect(report.parent).servers
+    x, y = load_curve(one.metrics["levels"], "speedup")
+    assert (x[0], x[-1], y[0], y[-1]) == pytest.approx((1, 8, 2.0, 0.5))
+    assert np.interp(-1, -y, x) == pytest.approx(one.metrics["crossing"]["at"], rel=0.01)
+    figure = figure_load(one.metrics)
+    assert figure is not None
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["1", "8"] and "ngram on vllm" in axes.get_title()
+    rows = [{**row, "speedup": None, "throughput_ratio": None} for row in one.metrics["levels"]]
+    assert figure_load({**one.metrics, "levels": rows}) is None and figure_load({**one.metrics, "levels": []}) is None
+
+
+def test_pairs_of_one_name_have_a_figure_each(tmp_path: Path) -> None:
+    shutil.copytree(write_pair(tmp_path), tmp_path / "serve" / "tiny" / "ngram" / "4567")
+    written = write_figures(collect(tmp_path), tmp_path)
+    assert len({*written}) == 4 and all(file.is_file() for file in written)
 
 
 def test_a_broken_pair_is_left_out_and_said(tmp_path: Path) -> None:
