@@ -244,6 +244,13 @@ def test_other_names_of_one_model_can_be_said(model: Path, tmp_path: Path) -> No
     assert {one["model"] for one in theirs.asked} == {"other"}
 
 
+def test_of_several_models_one_must_be_said(model: Path, tmp_path: Path, capsys: Any) -> None:
+    ours, theirs = Engine(speculative=True), Engine(others=("lora",))
+    assert serve(model, tmp_path, ours, theirs, limit=1) == 2
+    assert "serves tiny, lora; server.baseline_model=NAME chooses one" in capsys.readouterr().err
+    assert serve(model, tmp_path, ours, theirs, server__baseline_model="tiny", limit=1) == 0
+
+
 def test_a_server_that_dies_ends_the_run_and_the_same_command_goes_on(model: Path, tmp_path: Path, capsys: Any) -> None:
     ours, theirs = pair(fault="die", at=8)
     with theirs.running():
