@@ -184,24 +184,33 @@ def test_a_language_model_as_it_comes_with_and_without_ngrams(tmp_path: Path) ->
 
 
 @engine
-@pytest.mark.parametrize(("stop", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("stop", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143), ("server", 2)], ids=str
+)
 def test_a_stopped_run_leaves_no_server_and_goes_on(
-    files: dict[str, Path], tmp_path: Path, stop: signal.Signals, status: int
+    files: dict[str, Path], tmp_path: Path, stop: signal.Signals | str, status: int
 ) -> None:
-    """Whole blocks stay as they are, the one under way is asked again, and every turn is there once."""
+    """Killed, stopped, or left by its servers: whole blocks stay, the one under way is asked again, no turn is lost."""
     import psutil
 
     from bench.serve.__main__ import main
     from bench.serve.records import SIDES, read_records, turn_key
 
     command = arguments(files, tmp_path, "concurrency=2", "block=2", "limit=1", speculation=f"draft={files['draft']}")
-    process = subprocess.Popen([sys.executable, "-m", "bench.serve", *command], cwd=ROOT, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bench.serve", *command], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
     until = time.monotonic() + 60
     while not any(map(lines, tmp_path.glob("serve/*/*/*/blocks.jsonl"))) and time.monotonic() < until:
         time.sleep(0.01)
     left = _running(files["joey"])
-    process.send_signal(stop)
-    assert process.wait(60) == status and left and not psutil.wait_procs(left, timeout=20)[1]
+    for one in left if stop == "server" else [process]:
+        one.send_signal(signal.SIGKILL if isinstance(stop, str) else stop)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == status and len(left) == 2 and not psutil.wait_procs(left, timeout=20)[1], error
+    assert stop == signal.SIGKILL or error.strip().splitlines()[-1].endswith(
+        ("goes on behind them", "where it stopped")
+    )
     (file,) = tmp_path.glob("serve/*/*/*/blocks.jsonl")
     before = lines(file)
     assert 0 < len(before) < 6
