@@ -62,7 +62,7 @@ def _speeds(row: dict[str, Any], sampled: bool) -> list[str]:
     throughput = show(row["throughput"], 1), show(row["baseline_throughput"], 1)
     lossless = "sampled: not compared" if sampled else lossless_text(row).replace("/", " / ")
     return [
-        *(str(row["level"]), f"{row['questions']:,}", show_interval(row), show_interval(row, "throughput_ratio")),
+        *(str(row["level"]), show(row["questions"], 0), show_interval(row), show_interval(row, "throughput_ratio")),
         *throughput,
         *(show(row["tokens_per_s"], 1), show(row["baseline_tokens_per_s"], 1), lossless),
     ]

@@ -131,6 +131,8 @@ def _level(requests: pd.DataFrame, blocks: pd.DataFrame, verdicts: pd.DataFrame)
     row["client_cpu_share"] = _known(blocks.client_cpu_share.max())
     row["miscounted"] = sum(one is True for one in whole.miscounted.astype(object))
     row["foreign_tokens"] = _foreign(requests, blocks)
+    if blocks.tokens.notna().all():  # imported: answers were compared by nobody here, and may be told in sum only
+        row |= dict.fromkeys((*VERDICTS, "unchecked", *(() if len(requests) else ("questions", "failed", "turns"))))
     return row, rates
 
 
@@ -186,7 +188,7 @@ def _acceptance(ours: pd.DataFrame, requests: pd.DataFrame, blocks: pd.DataFrame
         total = _summed([read_acceptance(found) for found in blocks.acceptance])
         whole = blocks.tokens.notna().all()
         counts = (blocks.tokens.sum(), blocks.answers.sum()) if whole else (answers.new_tokens.sum(), len(answers))
-        rows, source = [total.row(*map(int, counts))] if total else [], "counters"
+        rows, source = [total.row(*map(int, counts))] if total else [], "the file" if whole else "counters"
     table = pd.DataFrame(rows, dtype=float)
     known = table[table.steps.notna()] if len(rows) else table
     if not len(known):
@@ -278,7 +280,7 @@ def _row_warnings(row: dict[str, Any], sampled: bool) -> list[str]:
     texts = []
     if row["failed"]:
         texts.append(f"{plural('question', row['failed'])} failed and left out of both sides")
-    if row["questions"] < row["level"]:
+    if row["questions"] is not None and row["questions"] < row["level"]:
         texts.append(f"{plural('question', row['questions'])}: too few to keep so many requests under way")
     if row["speedup_low"] is not None and row["speedup_low"] <= 1 <= row["speedup_high"]:
         texts.append("the speedup's interval includes 1: not shown to differ from the plain server")
