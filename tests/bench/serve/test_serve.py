@@ -18,6 +18,7 @@ pytest.importorskip("aiohttp", reason="bench.serve needs aiohttp")
 
 from bench.questions.formats import Question
 from bench.serve.__main__ import main
+from bench.serve.dialects import DIALECTS
 from bench.serve.records import read_records
 from bench.serve.session import blocks_of
 from bench.settings import Serve
@@ -130,6 +131,20 @@ def test_acceptance_is_what_each_engine_tells(
         assert row["cr"] == pytest.approx(33 / 9) and row["draft_acceptance"] == pytest.approx(0.5)
     else:
         assert row["cr"] is None
+
+
+@pytest.mark.parametrize(
+    ("delta", "text"),
+    [
+        ({"role": "assistant", "content": ""}, ""),
+        ({"reasoning": "Hm, "}, "Hm, "),
+        ({"reasoning_content": "Hm, ", "content": None}, "Hm, "),
+        ({"reasoning": "Hm, ", "reasoning_content": "Hm, ", "content": "yes"}, "Hm, yes"),
+    ],
+)
+def test_what_a_model_thinks_aloud_is_part_of_its_answer(delta: dict[str, Any], text: str) -> None:
+    """It was waited for as the rest was: else the first token would seem to come late, and all at once."""
+    assert DIALECTS["vllm"].read({"choices": [{"index": 0, "delta": delta}]}).text == text
 
 
 def test_greedy_and_sampled_requests_and_caches_are_said_to_each_engine(model: Path, tmp_path: Path) -> None:
