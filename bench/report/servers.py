@@ -118,28 +118,32 @@ def load_curve(rows: Sequence[dict[str, Any]], key: str) -> tuple[np.ndarray, np
 
 
 def speedup_chart(found: dict[str, Any]) -> Markup | None:
-    """Speedup over requests at a time, with its intervals; the crossing of 1 as a bar on the line at 1."""
-    rows = [row for row in found["levels"] if row["speedup"] is not None]
+    """Speedup over requests at a time, with its intervals; the crossing of 1 as a bar on the line at 1.
+
+    Where single answers' speeds are not known, as in some imported files, the ratio of the throughputs.
+    """
+    key = "speedup" if any(row["speedup"] is not None for row in found["levels"]) else "throughput_ratio"
+    rows = sorted((row for row in found["levels"] if row[key] is not None), key=lambda row: int(row["level"]))
     if not rows:
         return None
-    ends = [value for row in rows for value in (row["speedup"], row["speedup_low"], row["speedup_high"]) if value]
+    ends = [value for row in rows for value in (row[key], row[f"{key}_low"], row[f"{key}_high"]) if value]
     low, high = min(0.9, *ends) * 0.95, max(1.1, *ends) * 1.05
     levels = [row["level"] for row in rows]
-    span = log2(levels[0]) - 0.3, log2(max(levels)) + 0.3
-    canvas = Canvas(250, f"Speedup by load, {found['name']}", (min(span), max(span)), (low, high), left=44)
-    canvas.y_axis(ticks(low, high), "speedup over the plain server")
+    name, span = key.replace("_", " "), (log2(levels[0]) - 0.3, log2(levels[-1]) + 0.3)
+    canvas = Canvas(250, f"{name.capitalize()} by load, {found['name']}", span, (low, high), left=44)
+    canvas.y_axis(ticks(low, high), f"{name} over the plain server")
     base = canvas.height - canvas.bottom
     for level in levels:
         canvas.text(canvas.x(log2(level)), base + 13, str(level))
     canvas.text((canvas.left + WIDTH - canvas.right) / 2, canvas.height - 5, "requests at a time", "axis")
     canvas.line(canvas.left, canvas.y(1), WIDTH - canvas.right, canvas.y(1), "one")
-    points = [(canvas.x(log2(row["level"])), canvas.y(row["speedup"])) for row in rows]
-    path = [f"{canvas.x(log2(x)):.1f} {canvas.y(y):.1f}" for x, y in zip(*load_curve(rows, "speedup"), strict=True)]
+    points = [(canvas.x(log2(row["level"])), canvas.y(row[key])) for row in rows]
+    path = [f"{canvas.x(log2(x)):.1f} {canvas.y(y):.1f}" for x, y in zip(*load_curve(rows, key), strict=True)]
     canvas.add(f'<path class="curve m0" d="M{"L".join(path)}"/>')
     for row, (x, y) in zip(rows, points, strict=True):
-        if row["speedup_low"] is not None:
-            canvas.line(x, canvas.y(row["speedup_low"]), x, canvas.y(row["speedup_high"]), "whisker")
-        hint = f"{row['level']} at a time: {show_interval(row, digits=3)}"
+        if row[f"{key}_low"] is not None:
+            canvas.line(x, canvas.y(row[f"{key}_low"]), x, canvas.y(row[f"{key}_high"]), "whisker")
+        hint = f"{row['level']} at a time: {show_interval(row, key, digits=3)}"
         canvas.add(f'<path class="mark m0" d="{marker(0, x, y)}"><title>{hint}</title></path>')
     crossing = found["crossing"]
     if crossing and crossing["at"]:

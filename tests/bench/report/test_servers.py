@@ -14,7 +14,7 @@ import pytest
 from bench.report.collect import collect
 from bench.report.command import main
 from bench.report.figures import figure_load, write_figures
-from bench.report.servers import load_curve
+from bench.report.servers import load_curve, speedup_chart
 
 NAME = "<b>ngram"
 
@@ -92,6 +92,16 @@ def test_the_load_is_a_figure_that_crosses_1_where_the_page_says(report: Path) -
     assert [text.get_text() for text in axes.get_xticklabels()] == ["1", "8"] and "ngram on vllm" in axes.get_title()
     rows = [{**row, "speedup": None, "throughput_ratio": None} for row in one.metrics["levels"]]
     assert figure_load({**one.metrics, "levels": rows}) is None and figure_load({**one.metrics, "levels": []}) is None
+
+
+def test_the_pages_chart_takes_levels_in_any_order_and_throughput_where_speed_is_unknown(report: Path) -> None:
+    (one,) = collect(report.parent).servers
+    levels = one.metrics["levels"]
+    assert speedup_chart({**one.metrics, "levels": levels[::-1]}) == speedup_chart(one.metrics) is not None
+    unknown = {"speedup": None, "speedup_low": None, "speedup_high": None}
+    chart = str(speedup_chart({**one.metrics, "crossing": None, "levels": [{**row, **unknown} for row in levels]}))
+    assert "throughput ratio over the plain server" in chart and "1 at a time: 1.000" in chart
+    assert speedup_chart({**one.metrics, "levels": []}) is None
 
 
 def test_pairs_of_one_name_have_a_figure_each(tmp_path: Path) -> None:
