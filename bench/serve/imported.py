@@ -147,8 +147,10 @@ def _pair(ours: Sequence[_Result], theirs: Sequence[_Result], model: str, name: 
                 blocks.append({**_block(part, **where), "percentiles": part.percentiles or None})
     notes = list(first.notes)
     if compared:
-        notes.append(f"{different} of {compared} answers have another text than the plain server's (near ties, and "
-                     "whether answers were greedy, cannot be told)")  # fmt: skip
+        unsure = "near ties" if first.alike else "near ties, and whether answers were greedy,"
+        notes.append(
+            f"{different} of {compared} answers have another text than the plain server's ({unsure} cannot be told)"
+        )
     known = {"engine": first.engine, "version": first.alike.get("engine_version")}
     config = {"temperature": first.alike.get("temperature"), "server": {"hardware": first.alike.get("gpu")}}
     info = {"model": model or first.model, "method": name, "servers": dict.fromkeys(SIDES, known), "config": config}
