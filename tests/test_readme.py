@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from bench.config import choices
+from bench.config import choices, installed
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -53,6 +53,13 @@ def test_models_and_commands_that_it_names_exist() -> None:
         assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"make ([a-z]+)\b", README)) - {"the"} <= targets
+
+
+def test_every_key_of_servers_under_load_is_named_and_no_other() -> None:
+    text, values = section("Servers under load"), installed().compose("serve", ["model.path=x"]).values
+    named = set(re.findall(r"server\.(\w+)=", text))
+    assert named == set(values["server"])
+    assert {"name", "concurrency", "block", "warmup"} <= set(re.findall(r"\b(?<!\.)(\w+)=", text))
 
 
 def test_pictures_that_it_shows_are_there() -> None:

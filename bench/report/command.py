@@ -24,8 +24,8 @@ Reads every run below results_dir/runs and every pair of servers below results_d
   results_dir=FOLDER   what bench.run wrote (results)
   output=FOLDER        where the report goes (results_dir/report)
   import=FILE...       answer files of Spec-Bench or of the authors' Kangaroo, read as runs; several files with one
-                       model_id are repeats. Results of vllm bench serve (one for each max_concurrency) or of
-                       SpecForge: read as servers under load
+                       model_id are repeats. Results of vllm bench serve (one for each max_concurrency), of
+                       SpecForge, or a folder of SPEED-Bench's specdec_bench: read as servers under load
   baseline=FILE...     the plain decoding's answer files for the imported ones, one for all or one for each
   model=, method=      names for imported runs, where model_id does not tell them
   --compare A B        two run directories, paired by question
@@ -131,8 +131,8 @@ def write_collection(collection: Collection, out: Path) -> list[Path]:
     make_folder(str(out), "output")
     for text in collection.warnings:
         print(text, file=sys.stderr)
-    page, servers = write_page(collection, out), write_servers(collection.servers, out)
-    if not collection.groups:
-        return [page, *servers]
-    tables, figures = write_tables(collection, out), write_figures(collection, out)
-    return [page, *servers, *tables, *figures, write_records(collection, out)]
+    written = [write_page(collection, out), *write_servers(collection.servers, out)]
+    if collection.groups:
+        written += write_tables(collection, out)
+    written += write_figures(collection, out)
+    return [*written, write_records(collection, out)] if collection.groups else written

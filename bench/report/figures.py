@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,29 +18,47 @@ from matplotlib.figure import Figure
 from bench.files import replace_file
 from bench.records.frame import CTAR_POSITIONS
 from bench.report.ablations import figure_exit_layer, figure_exit_layer_share, figure_threshold, step_cost
-from bench.report.collect import PUBLISHED, Collection, Group, ctar_curves, measured_rows
-from bench.report.style import COLOURS, COLUMN, DOTTED, PAGE, STYLE, colour, marker, model_title, plain, shared_legend
+from bench.report.collect import PUBLISHED, Collection, Group, ctar_curves, file_name, measured_rows
+from bench.report.servers import load_curve
+from bench.report.style import (
+    COLOURS,
+    COLUMN,
+    DOTTED,
+    MARKERS,
+    PAGE,
+    STYLE,
+    colour,
+    marker,
+    model_title,
+    plain,
+    shared_legend,
+)
 from bench.report.tables import PAPER_ORDER, title
 
 
 def write_figures(collection: Collection, out: Path) -> list[Path]:
-    """Writes every figure that the runs allow below `out`; returns what was written."""
+    """Writes every figure that the runs and servers allow below `out`; returns what was written."""
     written = []
     with plt.rc_context(STYLE):
         for group in collection.groups:
             for name, draw in FIGURES.items():
-                figure = draw(group)
-                if figure is None:
-                    continue
-                figure.draw_without_rendering()
-                figure.set_layout_engine("none")  # the layout is found; it need not be again for each format
-                written += _saved(figure, out / f"{name}{group.slug}")
-                plt.close(figure)
+                written += _saved(draw(group), out / f"{name}{group.slug}")
+        names = Counter[str]()
+        for comparison in collection.servers:
+            name = file_name(f"{comparison.metrics['model']}_{comparison.metrics['name']}")
+            names[name] += 1
+            ending = f"_{names[name]}" if names[name] > 1 else ""
+            written += _saved(figure_load(comparison.metrics), out / f"figure_load_{name}{ending}")
     return written
 
 
-def _saved(figure: Figure, stem: Path) -> list[Path]:
+def _saved(figure: Figure | None, stem: Path) -> list[Path]:
     """PNG and PDF. By their own canvases: savefig would draw every figure once more before each."""
+    if figure is None:
+        return []
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # the layout is found; it need not be again for each format
+    plt.close(figure)
     png, pdf = stem.with_name(stem.name + ".png"), stem.with_name(stem.name + ".pdf")
     replace_file(png, FigureCanvasAgg(figure).print_png)
     pages = FigureCanvasPdf(figure)
@@ -135,6 +155,43 @@ def figure1_speedup(group: Group) -> Figure | None:
     axes.set(ylabel="speedup over vanilla", title=model_title(group))
     if axes.texts:
         axes.text(1, 1, "† with a warning", transform=axes.transAxes, fontsize=6, ha="right", va="bottom")
+    shared_legend(figure, [axes])
+    return figure
+
+
+def figure_load(found: Mapping[str, Any]) -> Figure | None:
+    """Speedup of a pair of servers and ratio of their throughputs by requests at a time, with 95 % intervals.
+
+    found: the pair's metrics. The bar on the line at 1 is the interval of the load at which the speedup falls to 1.
+    """
+    figure, axes = plt.subplots(figsize=(COLUMN, 2.4), layout="constrained")
+    for number, key in enumerate(("speedup", "throughput_ratio")):
+        shift = 1.03 ** (2 * number - 1)  # side by side, so that both intervals are seen
+        rows = [row for row in found["levels"] if row[key] is not None]
+        if rows:
+            x, y = load_curve(rows, key)
+            axes.plot(x * shift, y, color=COLOURS[number])
+        for row in rows:
+            axes.plot(row["level"] * shift, row[key], color=COLOURS[number], marker=MARKERS[number], linestyle="none",
+                      label=key.replace("_", " "))  # fmt: skip
+            if row[f"{key}_low"] is not None:
+                ends = row[f"{key}_low"], row[f"{key}_high"]
+                axes.plot([row["level"] * shift] * 2, ends, color=COLOURS[number], linewidth=0.7)
+    if not axes.get_lines():
+        plt.close(figure)
+        return None
+    levels = sorted(row["level"] for row in found["levels"])
+    axes.axhline(1, color="#222222", linewidth=0.6)
+    if found["crossing"] and (at := found["crossing"]["at"]):
+        ends = found["crossing"]["low"] or levels[0], found["crossing"]["high"] or levels[-1]
+        axes.plot(ends, [1, 1], color=COLOURS[0], linewidth=3, alpha=0.4, solid_capstyle="butt")
+        axes.plot(at, 1, color=COLOURS[0], marker="|", markersize=7)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(levels, [str(level) for level in levels])
+    axes.minorticks_off()
+    label = " (demonstration)" if found["demonstration"] else ""
+    axes.set(xlabel="requests at a time", ylabel="gain over the plain server",
+             title=plain(f"{found['model']}{label}, {found['name']} on {found['engine']}"))  # fmt: skip
     shared_legend(figure, [axes])
     return figure
 

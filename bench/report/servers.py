@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from math import log2
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 
 from bench.files import replace_text
@@ -21,6 +23,7 @@ from bench.words import show, show_interval
 
 SHOWN = 5  # divergences
 AROUND = 60  # characters of them
+STEPS = 12  # points of a curve from one level to the next
 # Names of a side's times, and how a table heads them.
 TIMES = (("ttft_ms", "First token, ms"), ("gap_ms", "Between events, ms"), ("wall_ms", "Whole answer, ms"))
 
@@ -59,7 +62,7 @@ def _speeds(row: dict[str, Any], sampled: bool) -> list[str]:
     throughput = show(row["throughput"], 1), show(row["baseline_throughput"], 1)
     lossless = "sampled: not compared" if sampled else lossless_text(row).replace("/", " / ")
     return [
-        *(str(row["level"]), f"{row['questions']:,}", show_interval(row), show_interval(row, "throughput_ratio")),
+        *(str(row["level"]), show(row["questions"], 0), show_interval(row), show_interval(row, "throughput_ratio")),
         *throughput,
         *(show(row["tokens_per_s"], 1), show(row["baseline_tokens_per_s"], 1), lossless),
     ]
@@ -107,28 +110,40 @@ def divergences(comparison: Comparison) -> list[dict[str, Any]]:
     return found
 
 
+def load_curve(rows: Sequence[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Levels and values of a curve through those of `rows`: straight in logarithms, as the crossing is found."""
+    levels, values = np.log(sorted((row["level"], row[key]) for row in rows)).T
+    between = np.unique([np.linspace(a, b, STEPS) for a, b in pairwise(levels)] or levels)
+    return np.exp(between), np.exp(np.interp(between, levels, values))
+
+
 def speedup_chart(found: dict[str, Any]) -> Markup | None:
-    """Speedup over requests at a time, with its intervals; the crossing of 1 as a bar on the line at 1."""
-    rows = [row for row in found["levels"] if row["speedup"] is not None]
+    """Speedup over requests at a time, with its intervals; the crossing of 1 as a bar on the line at 1.
+
+    Where single answers' speeds are not known, as in some imported files, the ratio of the throughputs.
+    """
+    key = "speedup" if any(row["speedup"] is not None for row in found["levels"]) else "throughput_ratio"
+    rows = sorted((row for row in found["levels"] if row[key] is not None), key=lambda row: int(row["level"]))
     if not rows:
         return None
-    ends = [value for row in rows for value in (row["speedup"], row["speedup_low"], row["speedup_high"]) if value]
+    ends = [value for row in rows for value in (row[key], row[f"{key}_low"], row[f"{key}_high"]) if value]
     low, high = min(0.9, *ends) * 0.95, max(1.1, *ends) * 1.05
     levels = [row["level"] for row in rows]
-    span = log2(levels[0]) - 0.3, log2(max(levels)) + 0.3
-    canvas = Canvas(250, f"Speedup by load, {found['name']}", (min(span), max(span)), (low, high), left=44)
-    canvas.y_axis(ticks(low, high), "speedup over the plain server")
+    name, span = key.replace("_", " "), (log2(levels[0]) - 0.3, log2(levels[-1]) + 0.3)
+    canvas = Canvas(250, f"{name.capitalize()} by load, {found['name']}", span, (low, high), left=44)
+    canvas.y_axis(ticks(low, high), f"{name} over the plain server")
     base = canvas.height - canvas.bottom
     for level in levels:
         canvas.text(canvas.x(log2(level)), base + 13, str(level))
     canvas.text((canvas.left + WIDTH - canvas.right) / 2, canvas.height - 5, "requests at a time", "axis")
     canvas.line(canvas.left, canvas.y(1), WIDTH - canvas.right, canvas.y(1), "one")
-    points = [(canvas.x(log2(row["level"])), canvas.y(row["speedup"])) for row in rows]
-    canvas.add(f'<path class="curve m0" d="M{"L".join(f"{x:.1f} {y:.1f}" for x, y in points)}"/>')
+    points = [(canvas.x(log2(row["level"])), canvas.y(row[key])) for row in rows]
+    path = [f"{canvas.x(log2(x)):.1f} {canvas.y(y):.1f}" for x, y in zip(*load_curve(rows, key), strict=True)]
+    canvas.add(f'<path class="curve m0" d="M{"L".join(path)}"/>')
     for row, (x, y) in zip(rows, points, strict=True):
-        if row["speedup_low"] is not None:
-            canvas.line(x, canvas.y(row["speedup_low"]), x, canvas.y(row["speedup_high"]), "whisker")
-        hint = f"{row['level']} at a time: {show_interval(row, digits=3)}"
+        if row[f"{key}_low"] is not None:
+            canvas.line(x, canvas.y(row[f"{key}_low"]), x, canvas.y(row[f"{key}_high"]), "whisker")
+        hint = f"{row['level']} at a time: {show_interval(row, key, digits=3)}"
         canvas.add(f'<path class="mark m0" d="{marker(0, x, y)}"><title>{hint}</title></path>')
     crossing = found["crossing"]
     if crossing and crossing["at"]:

@@ -149,6 +149,10 @@ def _emitted(steps: Sequence[Step]) -> int:
     return sum(emitted for _, emitted in steps)
 
 
+def _with_prefill(steps: Sequence[Step]) -> float:
+    return (1 + _emitted(steps)) / (1 + len(steps))
+
+
 def _sglang_rate(steps: Sequence[Step]) -> float:
     return _accepted(steps) / (len(steps) * max(drafted for drafted, _ in steps))
 
@@ -158,7 +162,9 @@ DEFINITIONS = (
                "as it is", lambda steps: _emitted(steps) / len(steps)),
     Definition("Spec-Bench", "mean accepted tokens", "the mean of accept_lengths, where several methods list the "
                "prefill's token as a first entry of 1", "CR, once that entry is left out",
-               lambda steps: (1 + _emitted(steps)) / (1 + len(steps))),
+               _with_prefill),
+    Definition("SPEED-Bench (specdec_bench)", "Average AL", "tokens streamed at a time, the prefill's among them",
+               "CR, once the prefill's is left out", _with_prefill),
     Definition("vLLM", "mean acceptance length", "1 + accepted by passes that had a draft; the others are left out",
                "CR = (n − 1) / (n − 1 − accepted)",
                lambda steps: 1 + _accepted(steps) / sum(drafted > 0 for drafted, _ in steps)),

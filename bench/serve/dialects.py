@@ -96,7 +96,8 @@ class OpenAI:
         piece = Piece(model=event.get("model"))
         for choice in event.get("choices") or ():
             delta = choice.get("delta") or {}
-            piece.text = choice.get("text") or delta.get("content") or delta.get("reasoning_content") or ""
+            thought = delta.get("reasoning") or delta.get("reasoning_content") or ""  # vLLM's name; the others'
+            piece.text = choice.get("text") or thought + (delta.get("content") or "")
             piece.ids = choice.get("token_ids")
             piece.stop = _ending(choice.get("finish_reason"))
             piece.top = _top(choice.get("logprobs"))

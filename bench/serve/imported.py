@@ -1,20 +1,23 @@
-"""Results of other programs as pairs of servers: `vllm bench serve` (JSON, with or without --save-detailed), SpecForge.
+"""Results of other programs as pairs of servers: files of `vllm bench serve` (JSON, with or without --save-detailed)
+and of SpecForge, folders of specdec_bench, which runs SPEED-Bench.
 
-Written from their sources (vLLM 0.32; SpecForge's bench_eagle3.py of 2026). What they do not know stays empty.
+Written from their sources (vLLM 0.32; specdec_bench in NVIDIA's Model-Optimizer of August 2026; SpecForge's
+bench_eagle3.py of 2026). What they do not know stays empty.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from bench.serve.acceptance import Acceptance
+from bench.serve.acceptance import Acceptance, of_histogram
 from bench.serve.metrics import Comparison, summarise
 from bench.serve.records import SIDES, Lines, Records
 from methods.errors import UserError
@@ -22,33 +25,77 @@ from methods.errors import UserError
 UNKNOWN = "imported: machine, settings, prompts and whether answers are the plain server's are not in these files"
 SPECFORGE = ("batch_size", "steps", "topk", "num_draft_tokens", "metrics")
 VLLM = ("duration", "completed", "max_concurrency")
+VLLM_TIMES = {"ttft": "ttft_ms", "itl": "gap_ms", "e2el": "wall_ms"}  # its names of times, and ours
+SPECDEC = ("engine", "concurrency", "speculative_algorithm")
+SPECDEC_TIMES = {"TTFT Time": "ttft_ms", "E2E Request Time": "wall_ms"}
+CONFIGURATION = "configuration.json"  # what every folder of specdec_bench has
+ALIKE = ("engine", "engine_version", "model_dir", "gpu", "tp_size", "output_length", "temperature")  # of its pairs
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What was measured of one server at one level. asked: the prompts, as far as told; said: the answers' texts."""
+
+    level: int
+    wall_s: float
+    tokens: float
+    answers: int
+    acceptance: Acceptance | None
+    asked: Any = None
+    said: Sequence[str] | None = None
+    requests: Lines = field(default_factory=list)
+    percentiles: dict[str, float] = field(default_factory=dict)  # of what is not told request by request
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What a file or folder says of one server. alike: what it must share with whatever it is compared with."""
+
+    path: Path
+    engine: str
+    model: str
+    name: str
+    parts: Sequence[_Part]
+    plain: bool = False
+    alike: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = (UNKNOWN,)
 
 
 def is_result(path: Path) -> bool:
-    """Whether a file is one JSON object that is no line of answers. What cannot be read is for others to say."""
+    """Whether a path is a folder of specdec_bench, or a file of JSON that is no line of answers.
+
+    What cannot be read is for others to say.
+    """
     try:
-        found = orjson.loads(path.read_bytes())
+        found = orjson.loads((path / CONFIGURATION if path.is_dir() else path).read_bytes())
     except (OSError, orjson.JSONDecodeError):
         return False
-    return isinstance(found, dict) and "question_id" not in found
+    return isinstance(found, list) or (isinstance(found, dict) and "question_id" not in found)
 
 
 def import_comparisons(
     files: Sequence[Path], baseline: Sequence[Path], *, model: str = "", name: str = ""
 ) -> list[Comparison]:
-    """Pairs of servers from result files. Raises UserError naming the file for what is none."""
-    theirs, found = [(path, _vllm(path)) for path in baseline], list[Comparison]()
-    by_label: dict[str, list[tuple[Path, dict[str, Any]]]] = {}
+    """Pairs of servers from result files and folders. Raises UserError naming the one that is none."""
+    plain, by_name, found = list[_Result](), dict[str, list[_Result]](), list[Comparison]()
+    for path in baseline:
+        if (result := _read(path)) is None:
+            raise UserError(f"baseline: {path}: no result of vllm bench serve or specdec_bench")
+        plain.append(result)
     for path in files:
-        result = orjson.loads(path.read_bytes())
-        if all(key in result for key in VLLM):
-            by_label.setdefault(name or result.get("label") or "vllm bench serve", []).append((path, result))
-        else:
+        if (result := _read(path)) is None:
             with _right_form(path):
-                found += _specforge(path, result, model)
-    for label, members in by_label.items():
-        with _right_form(members[0][0]):
-            found.append(_of_vllm(members, theirs, model, label))
+                found += _specforge(path, orjson.loads(path.read_bytes()), model)
+        elif result.plain:
+            plain.append(result)
+        else:
+            by_name.setdefault(name or result.name, []).append(result)
+    if files and not found and not by_name:
+        raise UserError(f"import: {files[0]}: speculative_algorithm=NONE; wanted: a result that speculates beside it")
+    for label, members in by_name.items():
+        with _right_form(members[0].path):
+            theirs = [one for one in plain if one.alike.keys() == members[0].alike.keys()]  # of the same program
+            found.append(_pair(members, theirs, model, label))
     return found
 
 
@@ -60,68 +107,90 @@ def _right_form(path: Path) -> Iterator[None]:
         raise UserError(f"import: {path}: a result of another form ({type(error).__name__}: {error})") from error
 
 
-def _comparison(
-    path: Path, model: str, name: str, engine: str, lines: tuple[Lines, Lines], notes: list[str]
-) -> Comparison:
+def _read(path: Path) -> _Result | None:
+    """A result of vLLM's or of specdec_bench; None: some other program's."""
+    folder = path.parent if path.name == CONFIGURATION else path
+    found = orjson.loads((path / CONFIGURATION if path.is_dir() else path).read_bytes()) if is_result(path) else {}
+    with _right_form(path):
+        if all(key in found for key in VLLM):
+            return _vllm(path, found)
+        return _specdec_bench(folder, found) if all(key in found for key in SPECDEC) else None
+
+
+def _comparison(path: Path, info: dict[str, Any], lines: tuple[Lines, Lines], notes: Sequence[str]) -> Comparison:
     levels = sorted({block["level"] for block in lines[1]})
-    servers = {side: {"engine": engine} for side in SIDES}
-    info = {"model": model, "method": name, "imported": True, "servers": servers, "config": {"concurrency": levels}}
-    records = Records(path, info, *lines, [], (UNKNOWN, *notes))
+    config = {"concurrency": levels, **info.pop("config", {})}
+    records = Records(path, {**info, "imported": True, "config": config}, *lines, [], tuple(notes))
     return Comparison(records, summarise(records))
 
 
-def _vllm(path: Path) -> dict[str, Any]:
-    result = orjson.loads(path.read_bytes()) if is_result(path) else {}
-    if not all(key in result for key in VLLM):
-        raise UserError(f"baseline: {path}: no result of vllm bench serve; it has no {', '.join(VLLM)}")
-    return dict(result)
-
-
-def _of_vllm(
-    ours: list[tuple[Path, dict[str, Any]]], theirs: list[tuple[Path, dict[str, Any]]], model: str, name: str
-) -> Comparison:
-    requests, blocks, notes = list[dict[str, Any]](), list[dict[str, Any]](), list[str]()
+def _pair(ours: Sequence[_Result], theirs: Sequence[_Result], model: str, name: str) -> Comparison:
+    first, requests, blocks = ours[0], list[dict[str, Any]](), list[dict[str, Any]]()
     asked: dict[tuple[int, int], Any] = {}
-    texts: dict[tuple[int, int], Any] = {}
+    texts: dict[tuple[int, int], Sequence[str]] = {}
     different = compared = 0
-    for side, members in zip(SIDES, (ours, theirs), strict=True):
-        repeats: dict[int, int] = {}
-        for path, result in members:
-            level = result["max_concurrency"]
-            if type(level) is not int:
-                raise UserError(
-                    f"import: {path}: max_concurrency={level}; a rate of requests is no number of them at a time"
-                )
-            place = level, repeats.get(level, 0)
-            repeats[level] = place[1] + 1
-            lengths, said = result.get("input_lens"), result.get("generated_texts")
-            if lengths != asked.setdefault(place, lengths) and None not in (lengths, asked[place]):
-                raise UserError(
-                    f"import: {path}: other prompts than the other side's (input_lens); wanted: the same seed"
-                )
-            if said and (before := texts.setdefault(place, said)) is not said:
-                different += sum(a != b for a, b in zip(said, before, strict=True))
-                compared += len(said)
-            requests += _vllm_requests(result, side, place)
-            blocks.append(_block(side, level, place[1], 0, result["duration"], result["total_output_tokens"],
-                                 result["completed"], _vllm_acceptance(result)))  # fmt: skip
+    for side, results in zip(SIDES, (ours, theirs), strict=True):
+        repeats = Counter[int]()
+        for result in results:
+            _check_alike(result, first)
+            for part in result.parts:
+                place = part.level, repeats[part.level]
+                repeats[part.level] += 1
+                if part.asked != asked.setdefault(place, part.asked) and None not in (part.asked, asked[place]):
+                    raise UserError(f"import: {result.path}: other prompts than the other side's; wanted: the same "
+                                    "questions, or the same seed")  # fmt: skip
+                if part.said and (before := texts.setdefault(place, part.said)) is not part.said:
+                    different += sum(a != b for a, b in zip(part.said, before, strict=True))
+                    compared += len(before)
+                where = {"level": place[0], "repeat": place[1], "block": 0, "side": side, "attempt": side}
+                requests += [{**line, **where} for line in part.requests]
+                blocks.append({**_block(part, **where), "percentiles": part.percentiles or None})
+    notes = list(first.notes)
     if compared:
-        notes.append(f"{different} of {compared} answers have another text than the plain server's (near ties, and "
-                     "whether answers were greedy, cannot be told)")  # fmt: skip
-    model = model or str(ours[0][1].get("model_id") or "unknown")
-    return _comparison(ours[0][0], model, name, "vllm", (requests, blocks), notes)
+        unsure = "near ties" if first.alike else "near ties, and whether answers were greedy,"
+        notes.append(
+            f"{different} of {compared} answers have another text than the plain server's ({unsure} cannot be told)"
+        )
+    known = {"engine": first.engine, "version": first.alike.get("engine_version")}
+    config = {"temperature": first.alike.get("temperature"), "server": {"hardware": first.alike.get("gpu")}}
+    info = {"model": model or first.model, "method": name, "servers": dict.fromkeys(SIDES, known), "config": config}
+    return _comparison(first.path, info, (requests, blocks), notes)
 
 
-def _vllm_requests(result: Mapping[str, Any], side: str, place: tuple[int, int]) -> Iterator[dict[str, Any]]:
+def _check_alike(one: _Result, other: _Result) -> None:
+    for key in {**one.alike, **other.alike}:
+        if one.alike.get(key) != other.alike.get(key):
+            raise UserError(f"import: {one.path}: {key}={one.alike.get(key)}; {other.path} has "
+                            f"{key}={other.alike.get(key)}; wanted: the same")  # fmt: skip
+
+
+def _level(path: Path, key: str, level: Any) -> int:
+    if type(level) is not int:
+        raise UserError(f"import: {path}: {key}={level}; a rate of requests is no number of them at a time")
+    return level
+
+
+def _vllm(path: Path, result: dict[str, Any]) -> _Result:
+    requests = [*_vllm_requests(result)]
+    percentiles: dict[str, float] = {}
+    for theirs, ours in VLLM_TIMES.items() if not requests else ():
+        told = {50: f"median_{theirs}_ms", 90: f"p90_{theirs}_ms", 99: f"p99_{theirs}_ms"}
+        percentiles |= {f"{ours}_p{p}": float(result[name]) for p, name in told.items() if name in result}
+    part = _Part(_level(path, "max_concurrency", result["max_concurrency"]), result["duration"],
+                 result["total_output_tokens"], result["completed"], _vllm_acceptance(result),
+                 result.get("input_lens"), result.get("generated_texts"), requests, percentiles)  # fmt: skip
+    name = str(result.get("label") or "vllm bench serve")
+    return _Result(path, "vllm", str(result.get("model_id") or "unknown"), name, [part])
+
+
+def _vllm_requests(result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """A line for each request, where the result was saved with --save-detailed."""
-    level, repeat = place
     columns = ("output_lens", "ttfts", "itls", "errors", "generated_texts")
     if not all(name in result for name in columns[:3]):
         return
     rows = zip(*(result.get(name) or [""] * len(result["ttfts"]) for name in columns), strict=True)
     for number, (tokens, ttft_s, gaps_s, error, text) in enumerate(rows):
-        line = {"question_id": number, "category": "imported", "subtask": "imported", "repeat": repeat, "turn": 0,
-                "level": level, "block": 0, "side": side, "attempt": side}  # fmt: skip
+        line = {"question_id": number, "category": "imported", "subtask": "imported", "turn": 0}
         if error or not tokens:
             yield {**line, "status": "failed", "error": error or "no tokens"}
             continue
@@ -138,18 +207,69 @@ def _vllm_acceptance(result: Mapping[str, Any]) -> Acceptance | None:
     return Acceptance(result["spec_decode_accepted_tokens"], result["spec_decode_draft_tokens"], deeper=deeper)
 
 
-def _block(side: str, level: int, repeat: int, number: int, wall_s: float, tokens: float, answers: int,
-           acceptance: Acceptance | None) -> dict[str, Any]:  # fmt: skip
-    return {"level": level, "repeat": repeat, "block": number, "side": side, "attempt": side, "wall_s": wall_s,
-            "acceptance": asdict(acceptance) if acceptance else None, "tokens": tokens, "answers": answers}  # fmt: skip
+def _specdec_bench(folder: Path, config: dict[str, Any]) -> _Result:
+    """A folder of its run.py; one that was run again into the same folder has as many repeats."""
+    measured = [_listed(folder / name) for name in ("timing.json", "acceptance_rate.json")]
+    asked, said = _specdec_answers(folder)
+    level = _level(folder, "concurrency", config["concurrency"])
+    parts = [_specdec_part(level, times, lengths, asked) for times, lengths in zip(*measured, strict=True)]
+    sampling = (config.get("runtime_params") or {}).get("sampling_kwargs") or {}
+    temperature = config.get("temperature")
+    alike = {key: config.get(key) for key in ALIKE}
+    alike |= {"temperature": sampling.get("temperature", 0) if temperature is None else temperature}
+    if parts and not alike["temperature"]:
+        parts[-1] = replace(parts[-1], said=said)  # the texts are the last repeat's
+    model = config.get("huggingface_model_id") or config.get("model_dir") or "unknown"
+    algorithm, block = str(config["speculative_algorithm"]), config.get("block_size")
+    name = f"{algorithm.lower()}, " + (f"block size {block}" if block else f"draft length {config.get('draft_length')}")
+    notes = (
+        "imported: single requests, and where answers part from the plain server's, are not in these files",
+        "CR counts what the engine streamed at a time: the first token is the prefill's, passes whose tokens came "
+        "together are one, and the end token's is none",
+    )
+    return _Result(folder, str(config["engine"]).lower(), str(model), name, parts, algorithm == "NONE", alike, notes)
 
 
-def _specforge(path: Path, result: Mapping[str, Any], model: str) -> Iterator[Comparison]:
+def _listed(file: Path) -> list[dict[str, Any]]:
+    if not file.is_file():
+        raise UserError(f"import: {file}: no such file; wanted: a folder that specdec_bench's run.py has finished")
+    return list(orjson.loads(file.read_bytes()))
+
+
+def _specdec_answers(folder: Path) -> tuple[Any, list[str] | None]:
+    """Everything asked, and everything said; None where this was not kept."""
+    files = [*folder.glob("*responses.jsonl")]
+    lines = [orjson.loads(line) for file in files for line in file.read_bytes().splitlines()]
+    if len(files) != 1:
+        return None, None
+    return [line["turns"] for line in lines], [text for line in lines for text in line["choices"][0]["turns"]]
+
+
+def _specdec_part(level: int, times: Mapping[str, Any], lengths: Mapping[str, Any], asked: Any) -> _Part:
+    """Its acceptance lengths are the numbers of tokens that were streamed at a time, the prefill's token included."""
+    counts = {int(length): count for length, count in lengths["Acceptance_Length_Histogram"].items()}
+    tokens = sum(length * count for length, count in counts.items())
+    turns = round(tokens / float(times["Number of Output Tokens"]["mean"]))
+    accepted = [counts.get(length, 0) for length in range(1, max(counts) + 1)]
+    accepted[0] -= turns
+    acceptance = of_histogram(accepted, steps=sum(accepted)) if accepted[0] >= 0 else None
+    percentiles = {f"{ours}_p50": 1e3 * float(times[name]["quantiles"]["0.5"]) for name, ours in SPECDEC_TIMES.items()}
+    return _Part(level, tokens / times["Output TPS"], tokens, turns, acceptance, asked, percentiles=percentiles)
+
+
+def _block(part: _Part, **where: Any) -> dict[str, Any]:
+    acceptance = asdict(part.acceptance) if part.acceptance else None
+    return {**where, "wall_s": part.wall_s, "acceptance": acceptance, "tokens": part.tokens, "answers": part.answers}
+
+
+def _specforge(path: Path, result: Any, model: str) -> Iterator[Comparison]:
     """A pair for each setting with draft steps; the settings with none are its plain server."""
+    if not isinstance(result, dict):
+        raise UserError(f"import: {path}: no result in itself; of specdec_bench, give the folder")
     found = {name: rows for name, rows in result.items() if name != "model"}
     rows = [(name, row) for name, listed in found.items() for row in listed]
     if not rows or not all(key in row for _, row in rows for key in SPECFORGE):
-        raise UserError(f"import: {path}: neither a result of vllm bench serve nor one of SpecForge")
+        raise UserError(f"import: {path}: neither a result of vllm bench serve, specdec_bench nor SpecForge")
     settings = dict.fromkeys((row["steps"], row["topk"], row["num_draft_tokens"]) for _, row in rows if row["steps"])
     for setting in settings:
         blocks: Lines = []
@@ -162,10 +282,11 @@ def _specforge(path: Path, result: Mapping[str, Any], model: str) -> Iterator[Co
                 for repeat, one in enumerate(row["metrics"]):
                     tokens, answers = one["output_throughput"] * one["latency"], one["num_questions"]
                     steps = Acceptance(steps=round(tokens / one["accept_length"])) if side == SIDES[0] else None
-                    blocks.append(
-                        _block(side, row["batch_size"], repeat, number, one["latency"], round(tokens), answers, steps)
-                    )
+                    part = _Part(row["batch_size"], one["latency"], round(tokens), answers, steps)
+                    where = {"level": part.level, "repeat": repeat, "block": number, "side": side, "attempt": side}
+                    blocks.append(_block(part, **where))
         label = "steps {}, topk {}, tokens {}".format(*setting)
         draft = str(result.get("model") or "unknown")
-        notes = ["CR takes each question for one answer; of several turns, it is a little too high"]
-        yield _comparison(path, model or draft, label, "sglang", ([], blocks), notes)
+        servers = {side: {"engine": "sglang"} for side in SIDES}
+        notes = [UNKNOWN, "CR takes each question for one answer; of several turns, it is a little too high"]
+        yield _comparison(path, {"model": model or draft, "method": label, "servers": servers}, ([], blocks), notes)

@@ -32,7 +32,7 @@ COLUMNS = [
 ]
 BLOCK_COLUMNS = [
     *("level", "repeat", "block", "side", "wall_s", "client_cpu_share", "acceptance", "counted_tokens"),
-    *("tokens", "answers"),  # of a block whose requests were not recorded one by one
+    *("tokens", "answers", "percentiles"),  # of a block whose requests were not recorded one by one
 ]
 KEYS = ["question_id", "repeat", "turn"]
 Array = np.ndarray
@@ -114,12 +114,15 @@ def _level(requests: pd.DataFrame, blocks: pd.DataFrame, verdicts: pd.DataFrame)
     interval = bca_interval(lambda x, y, axis: np.mean(x, axis=axis) / np.mean(y, axis=axis), ours, theirs)
     row |= {"speedup": speedup(ours, theirs) if len(ours) else None}
     row |= {"speedup_low": interval and interval.low, "speedup_high": interval and interval.high}
-    for name, side, rate in zip(("", "baseline_"), sides, rates.to_numpy(dtype=float).T, strict=True):
+    for name, label, side, rate in zip(("", "baseline_"), SIDES, sides, rates.to_numpy(dtype=float).T, strict=True):
         row[f"{name}tokens_per_s"] = _known(rate.mean()) if len(rate) else None
         gaps = [np.diff(times) for times in side.times_s]
         row |= _percentiles(f"{name}ttft_ms", side.ttft_s) | _percentiles(f"{name}wall_ms", side.wall_s)
         row |= _percentiles(f"{name}gap_ms", np.concatenate([*gaps, []]))
         row[f"{name}cached_share"] = _share(side.cached_tokens)
+        told = blocks.percentiles[blocks.side == label]  # those of several blocks have no common percentile
+        if len(told) == 1 and told.notna().all():
+            row |= {f"{name}{key}": value for key, value in told.iloc[0].items()}
     row |= _throughput(requests[requests.status == "ok"], blocks)
     row |= _acceptance(sides[0], requests, blocks[blocks.side == "speculative"])
     counts = verdicts.verdict.value_counts()
@@ -128,6 +131,8 @@ def _level(requests: pd.DataFrame, blocks: pd.DataFrame, verdicts: pd.DataFrame)
     row["client_cpu_share"] = _known(blocks.client_cpu_share.max())
     row["miscounted"] = sum(one is True for one in whole.miscounted.astype(object))
     row["foreign_tokens"] = _foreign(requests, blocks)
+    if blocks.tokens.notna().all():  # imported: answers were compared by nobody here, and may be told in sum only
+        row |= dict.fromkeys((*VERDICTS, "unchecked", *(() if len(requests) else ("questions", "failed", "turns"))))
     return row, rates
 
 
@@ -183,7 +188,7 @@ def _acceptance(ours: pd.DataFrame, requests: pd.DataFrame, blocks: pd.DataFrame
         total = _summed([read_acceptance(found) for found in blocks.acceptance])
         whole = blocks.tokens.notna().all()
         counts = (blocks.tokens.sum(), blocks.answers.sum()) if whole else (answers.new_tokens.sum(), len(answers))
-        rows, source = [total.row(*map(int, counts))] if total else [], "counters"
+        rows, source = [total.row(*map(int, counts))] if total else [], "the file" if whole else "counters"
     table = pd.DataFrame(rows, dtype=float)
     known = table[table.steps.notna()] if len(rows) else table
     if not len(known):
@@ -275,7 +280,7 @@ def _row_warnings(row: dict[str, Any], sampled: bool) -> list[str]:
     texts = []
     if row["failed"]:
         texts.append(f"{plural('question', row['failed'])} failed and left out of both sides")
-    if row["questions"] < row["level"]:
+    if row["questions"] is not None and row["questions"] < row["level"]:
         texts.append(f"{plural('question', row['questions'])}: too few to keep so many requests under way")
     if row["speedup_low"] is not None and row["speedup_low"] <= 1 <= row["speedup_high"]:
         texts.append("the speedup's interval includes 1: not shown to differ from the plain server")

@@ -122,13 +122,13 @@ class Server:
         self.answer = await self._models()
         found = self.answer.get("data") if isinstance(self.answer, Mapping) else None
         named = {str(one["id"]): one for one in found or () if isinstance(one, Mapping) and "id" in one}
-        wanted = self.settings.baseline_model if self.side == "baseline" else None
-        wanted = wanted or self.settings.model or next(iter(named), "")
+        asked = (self.settings.baseline_model if self.side == "baseline" else None) or self.settings.model
+        wanted, key = asked or next(iter(named), ""), f"{PREFIX[self.side]}model"
         if wanted not in named:
             listed = ", ".join(named) or "none"
-            raise UserError(f"server.{PREFIX[self.side]}model={wanted}: {self.url} does not serve it; it has: {listed}")
-        if len(named) > 1 and self.settings.model is None:
-            raise UserError(f"server.{self.key}: {self.url} serves {', '.join(named)}; server.model=NAME chooses one")
+            raise UserError(f"server.{key}={wanted}: {self.url} does not serve it; it has: {listed}")
+        if len(named) > 1 and asked is None:
+            raise UserError(f"server.{self.key}: {self.url} serves {', '.join(named)}; server.{key}=NAME chooses one")
         self.model = wanted
         owner = OWNERS.get(str(named[wanted].get("owned_by")), "openai")
         self.engine = owner if self.settings.engine == "auto" else self.settings.engine

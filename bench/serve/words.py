@@ -22,8 +22,8 @@ def _bound(value: float | None, levels: list[int]) -> str:
 
 
 def lossless_text(row: dict[str, Any]) -> str:
-    """equal / near tie / divergent turns."""
-    return "/".join(str(row[name]) for name in ("equal", "near_tie", "divergent"))
+    """equal / near tie / divergent turns; empty where nobody compared them."""
+    return "" if row["equal"] is None else "/".join(str(row[name]) for name in ("equal", "near_tie", "divergent"))
 
 
 def format_table(found: dict[str, Any]) -> str:

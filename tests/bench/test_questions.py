@@ -377,3 +377,16 @@ def test_a_dataset_of_the_hub_is_fetched_and_its_commit_named(
     with pytest.raises(UserError, match="no such file, and not to be had from the hub") as caught:
         find(in_set("owner/other"), None)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("split", ["", *(f"_throughput_{size}k" for size in (1, 2, 8, 16, 32))])
+def test_speed_benchs_splits_are_pinned_files_and_one_line_without_the_hub(
+    hub: ThreadingHTTPServer, split: str
+) -> None:
+    found = Run.of(installed().compose("config", [f"questions=speed_bench{split}"])).questions
+    folder = split.removeprefix("_") or "qualitative"
+    assert found.name == f"speed_bench{split}" and found.revision is not None and len(found.revision) == 40
+    with pytest.raises(UserError) as caught:
+        find(found, None)
+    said = f"questions.source=nvidia/SPEED-Bench/{folder}/test-00000-of-00001.parquet: no such file, and not to be had"
+    assert str(caught.value).startswith(said) and "\n" not in str(caught.value)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from bench.report.collect import collect
 from bench.report.command import main
+from bench.report.figures import figure_load, write_figures
+from bench.report.servers import load_curve, speedup_chart
 
 NAME = "<b>ngram"
 
@@ -64,7 +68,7 @@ def test_the_page_has_a_section_of_servers_and_no_leaderboard(report: Path) -> N
     assert "2.00 [2.00, 2.00]" not in page and NAME not in page and "&lt;b&gt;ngram" in page
     assert "Requests at a time at which the speedup falls to 1: 2.8" in page
     assert "the same &lt;i&gt;text&lt;/i&gt; <mark>and on</mark>" in page and "2.5 nats apart" in page
-    assert "Acceptance in 7 words" in page and "spec_accept_length" in page and "2.60" in page and "8 boards" in page
+    assert "Acceptance in 8 words" in page and "spec_accept_length" in page and "2.60" in page and "8 boards" in page
     assert "1 turn divergent from the plain server" in page
 
 
@@ -73,6 +77,37 @@ def test_every_figure_is_in_the_table(report: Path) -> None:
     assert table.level.tolist() == [1, 8] and table.divergent.tolist() == [1, 1]
     assert table.speedup.tolist() == pytest.approx([2.0, 0.5])
     assert table.cr.tolist() == pytest.approx([10 / 4] * 2) and table.ctar_1.tolist() == pytest.approx([1.0] * 2)
+
+
+def test_the_load_is_a_figure_that_crosses_1_where_the_page_says(report: Path) -> None:
+    for ending in ("png", "pdf"):
+        assert (report / f"figure_load_tiny_-b-ngram.{ending}").stat().st_size > 5000
+    (one,) = collect(report.parent).servers
+    x, y = load_curve(one.metrics["levels"], "speedup")
+    assert (x[0], x[-1], y[0], y[-1]) == pytest.approx((1, 8, 2.0, 0.5))
+    assert np.interp(-1, -y, x) == pytest.approx(one.metrics["crossing"]["at"], rel=0.01)
+    figure = figure_load(one.metrics)
+    assert figure is not None
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["1", "8"] and "ngram on vllm" in axes.get_title()
+    rows = [{**row, "speedup": None, "throughput_ratio": None} for row in one.metrics["levels"]]
+    assert figure_load({**one.metrics, "levels": rows}) is None and figure_load({**one.metrics, "levels": []}) is None
+
+
+def test_the_pages_chart_takes_levels_in_any_order_and_throughput_where_speed_is_unknown(report: Path) -> None:
+    (one,) = collect(report.parent).servers
+    levels = one.metrics["levels"]
+    assert speedup_chart({**one.metrics, "levels": levels[::-1]}) == speedup_chart(one.metrics) is not None
+    unknown = {"speedup": None, "speedup_low": None, "speedup_high": None}
+    chart = str(speedup_chart({**one.metrics, "crossing": None, "levels": [{**row, **unknown} for row in levels]}))
+    assert "throughput ratio over the plain server" in chart and "1 at a time: 1.000" in chart
+    assert speedup_chart({**one.metrics, "levels": []}) is None
+
+
+def test_pairs_of_one_name_have_a_figure_each(tmp_path: Path) -> None:
+    shutil.copytree(write_pair(tmp_path), tmp_path / "serve" / "tiny" / "ngram" / "4567")
+    written = write_figures(collect(tmp_path), tmp_path)
+    assert len({*written}) == 4 and all(file.is_file() for file in written)
 
 
 def test_a_broken_pair_is_left_out_and_said(tmp_path: Path) -> None:

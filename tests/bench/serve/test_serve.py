@@ -18,6 +18,7 @@ pytest.importorskip("aiohttp", reason="bench.serve needs aiohttp")
 
 from bench.questions.formats import Question
 from bench.serve.__main__ import main
+from bench.serve.dialects import DIALECTS
 from bench.serve.records import read_records
 from bench.serve.session import blocks_of
 from bench.settings import Serve
@@ -132,6 +133,20 @@ def test_acceptance_is_what_each_engine_tells(
         assert row["cr"] is None
 
 
+@pytest.mark.parametrize(
+    ("delta", "text"),
+    [
+        ({"role": "assistant", "content": ""}, ""),
+        ({"reasoning": "Hm, "}, "Hm, "),
+        ({"reasoning_content": "Hm, ", "content": None}, "Hm, "),
+        ({"reasoning": "Hm, ", "reasoning_content": "Hm, ", "content": "yes"}, "Hm, yes"),
+    ],
+)
+def test_what_a_model_thinks_aloud_is_part_of_its_answer(delta: dict[str, Any], text: str) -> None:
+    """It was waited for as the rest was: else the first token would seem to come late, and all at once."""
+    assert DIALECTS["vllm"].read({"choices": [{"index": 0, "delta": delta}]}).text == text
+
+
 def test_greedy_and_sampled_requests_and_caches_are_said_to_each_engine(model: Path, tmp_path: Path) -> None:
     for number, (dialect, temperature) in enumerate((d, t) for d in ("vllm", "llama_cpp", "sglang") for t in (0, 0.7)):
         ours, theirs = pair(dialect)
@@ -242,6 +257,13 @@ def test_other_names_of_one_model_can_be_said(model: Path, tmp_path: Path) -> No
     ours, theirs = Engine(speculative=True), Engine(model="other")
     assert serve(model, tmp_path, ours, theirs, server__baseline_model="other", limit=1) == 0
     assert {one["model"] for one in theirs.asked} == {"other"}
+
+
+def test_of_several_models_one_must_be_said(model: Path, tmp_path: Path, capsys: Any) -> None:
+    ours, theirs = Engine(speculative=True), Engine(others=("lora",))
+    assert serve(model, tmp_path, ours, theirs, limit=1) == 2
+    assert "serves tiny, lora; server.baseline_model=NAME chooses one" in capsys.readouterr().err
+    assert serve(model, tmp_path, ours, theirs, server__baseline_model="tiny", limit=1) == 0
 
 
 def test_a_server_that_dies_ends_the_run_and_the_same_command_goes_on(model: Path, tmp_path: Path, capsys: Any) -> None:
