@@ -47,7 +47,8 @@ class Settings:
     betas: tuple[float, float]
     weight_decay: float
     warmup_steps: int
-    decay: str  # what follows the warm-up: none | linear (to 0 at the last step)
+    decay: str  # what follows the warm-up: none | linear | cosine
+    decay_to: float = 0.0  # share of lr that is left behind the last step
     clip_value: float  # gradients are clipped element by element
     chunk: int  # positions whose logits exist at a time
     mixed_precision: str  # auto (bf16 where the device has it) | bf16 | no
@@ -65,19 +66,23 @@ class Settings:
         for name in ("warmup_steps", "weight_decay"):
             if getattr(self, name) < 0:
                 raise UserError(f"loop.{name}={getattr(self, name)}: must be 0 or above")
+        if not 0 <= self.decay_to <= 1:
+            raise UserError(f"loop.decay_to={self.decay_to}: must be between 0 and 1, a share of loop.lr")
         if not self.epochs < math.inf:
             raise UserError(f"loop.epochs={self.epochs}: must be a finite number")
         if len(self.betas) != 2 or not all(isinstance(beta, (int, float)) and 0 <= beta < 1 for beta in self.betas):
             raise UserError(f"loop.betas={self.betas}: two numbers from 0 to below 1 are wanted")
-        for name, valid in (("decay", ("none", "linear")), ("mixed_precision", ("auto", "bf16", "no"))):
+        for name, valid in (("decay", ("none", "linear", "cosine")), ("mixed_precision", ("auto", "bf16", "no"))):
             if getattr(self, name) not in valid:
                 raise UserError(f"loop.{name}={getattr(self, name)} is unknown; valid: {', '.join(valid)}")
 
     def learning_rate(self, step: int, steps: int) -> float:
-        """Rate of step 0, 1, ... of `steps`: linear warm-up, then constant or falling to 0."""
+        """Rate of step 0, 1, ... of `steps`: linear warm-up, then constant, or falling to `decay_to` of it."""
         rate = self.lr * min(1.0, (step + 1) / max(1, self.warmup_steps))
-        if self.decay == "linear" and step >= self.warmup_steps:
-            rate *= (steps - step) / max(1, steps - self.warmup_steps)
+        if self.decay != "none" and step >= self.warmup_steps:
+            left = (steps - step) / max(1, steps - self.warmup_steps)
+            left = left if self.decay == "linear" else (1 - math.cos(math.pi * left)) / 2
+            rate *= self.decay_to + (1 - self.decay_to) * left
         return rate
 
 

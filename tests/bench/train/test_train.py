@@ -251,7 +251,8 @@ def test_a_finished_run_is_not_run_again_and_another_is_refused(world, tmp_path,
     [
         ({"exit_layer": 9}, "method.exit_layer=9: must be between 0 and the model's 3 layers"),
         ({"loop_settings": {"length": 5000}}, "loop.length=5000: the context of tiny is 256 tokens"),
-        ({"loop_settings": {"decay": "sudden"}}, "loop.decay=sudden is unknown; valid: none, linear"),
+        ({"loop_settings": {"decay": "sudden"}}, "loop.decay=sudden is unknown; valid: none, linear, cosine"),
+        ({"loop_settings": {"decay_to": 1.5}}, "loop.decay_to=1.5: must be between 0 and 1, a share of loop.lr"),
         ({"loop_settings": {"batch": 0}}, "loop.batch=0: must be at least 1"),
         ({"loop_settings": {"lr": 0}}, "loop.lr=0: must be above 0"),
         ({"loop_settings": {"warmup_steps": -3}}, "loop.warmup_steps=-3: must be 0 or above"),
@@ -336,6 +337,8 @@ def test_learning_rate():
     chosen = settings(lr=1.0, warmup_steps=4, decay="linear")
     assert [chosen.learning_rate(step, 8) for step in range(8)] == [0.25, 0.5, 0.75, 1.0, 1.0, 0.75, 0.5, 0.25]
     assert settings(lr=1.0, warmup_steps=0, decay="none").learning_rate(7, 8) == 1.0
+    chosen = settings(lr=1.0, warmup_steps=0, decay="cosine", decay_to=0.33)
+    assert [chosen.learning_rate(step, 4) for step in (0, 2, 4)] == pytest.approx([1.0, 0.665, 0.33])
 
 
 def test_read_back_is_what_was_trained(world, tmp_path):
