@@ -19,6 +19,7 @@ from bench.train.states import KeptStates
 from methods.adapters import PUBLISHED, VARIANTS, Adapter, check_variant
 from methods.engine.config import published_config
 from methods.engine.llama import Llama
+from methods.engine.unit import Rows
 from methods.errors import UserError
 
 
@@ -35,7 +36,7 @@ class Distillation(nn.Module):
         """Sums over the positions that predict the assistant's tokens."""
         target, chosen = self.target, row.predicting()
         exits, final = self.states(row) if self.kept is None else self.kept.of(row, self.states)
-        drafted = self.adapter(exits.float(), target.rope, row.positions, None, row.lengths)[chosen]
+        drafted = self.adapter(exits.float(), target.rope, Rows(row.positions, sees=row.lengths))[chosen]
         head, own = target.weights.lm_head.weight, self.adapter.lm_head
         vocabulary, wanted = self.adapter.vocabulary, final[chosen].to(target.dtype)
         return cross_entropy(

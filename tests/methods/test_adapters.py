@@ -13,6 +13,7 @@ from bench.train.kangaroo import initialise, write
 from methods.adapters import VARIANTS, Adapter
 from methods.decoder import Decoder
 from methods.engine.llama import ModelConfig
+from methods.engine.unit import Rows
 from methods.errors import UserError
 from methods.kangaroo import Kangaroo
 from methods.vanilla import Vanilla
@@ -121,7 +122,7 @@ def test_every_variant_drafts_what_its_network_says(target, tmp_path: Path, vari
             so_far = torch.tensor(tokens[: place + 1] + drafted)
             positions = torch.arange(len(so_far))
             states = target.run(target.embed(so_far), positions, None, slice(0, 1))
-            confidence, token = (adapter(states, target.rope, positions)[-1] @ head.T).softmax(-1).max(-1)
+            confidence, token = (adapter(states, target.rope, Rows(positions))[-1] @ head.T).softmax(-1).max(-1)
             drafted.append(int(token if ids is None else ids[token]))
             if confidence < 0.2:
                 break
