@@ -140,7 +140,7 @@ class Draft:
     doubtful: bool = False  # a confidence on the way was no number
 
     def layout(self, base: int) -> tuple[Tensor, Tensor]:
-        """Positions [rows] and mask [rows, base + rows] of its pass behind `base` slots; a plain chain needs neither."""
+        """Positions [rows] and mask [rows, base + rows] of a pass behind `base` slots that is not a plain chain's."""
         offsets, extra = self.tree.depths, self.extra
         candidates = len(offsets)
         rows = candidates + (0 if extra is None else len(extra.tokens))
