@@ -12,6 +12,7 @@ import torch
 from bench.train.kangaroo import initialise, write
 from methods.adapters import VARIANTS, Adapter
 from methods.decoder import Decoder
+from methods.engine.fixed import FixedLlama
 from methods.engine.llama import ModelConfig
 from methods.engine.unit import Rows
 from methods.errors import UserError
@@ -112,6 +113,11 @@ def test_every_variant_drafts_what_its_network_says(target, tmp_path: Path, vari
     prompt, plain = torch.tensor([5, 9, 11, 3]), Decoder(target, Vanilla(target))
     result = Decoder(target, method).generate(prompt, 60)
     assert len(result.tokens) == 60 and result.tokens == plain.generate(prompt, 60).tokens
+    fixed = FixedLlama.of(target)
+    captured = Decoder(fixed, Kangaroo(fixed, exit_layer=1, gamma=3, eta=0.2, variant=variant, checkpoint=tmp_path))
+    with fixed.preparing():
+        captured.generate(prompt[:2], 9)
+    assert captured.generate(prompt, 60) == result and not fixed.unprepared
 
     tokens, head = [*prompt.tolist(), *result.tokens], adapter.lm_head
     head = target.weights.lm_head.weight if head is None else head

@@ -32,7 +32,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Llama:
 
 
 def generated(model: Llama, make: Any, prompt: Any, new: int, temperature: float = 0.0) -> Generation:
-    """A sequence on an engine that was prepared by another one, of which it has no shape: nothing is left to capture."""
+    """A sequence on an engine that was prepared by another one, of which it has no shape; it captures nothing."""
     decoder = Decoder(model, make(model), temperature=temperature)
     with model.preparing():
         decoder.generate(torch.tensor(prompt[:3]), 9)
