@@ -232,7 +232,7 @@ class FixedLlama(Llama):
         met = Met(
             unit,
             tuple(cache.storage if cache and layers else None for cache, layers in places),
-            rows if whole else cache.rows,
+            rows if whole else max(rows, cache.rows),
             tuple((given.shape[1:], given.dtype) for given in inputs),
         )
         bucket = next(bucket for bucket in cache.buckets if bucket >= end)

@@ -9,9 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 
+from bench.binder import bind
+from bench.config import installed
+from bench.places import BENCH
 from methods.decoder import Decoder, Generation
+from methods.engine.checkpoint import load_model
 from methods.engine.fixed import ROWS, FixedLlama, SlotCache, row_bucket, slot_buckets
 from methods.engine.graphs import Graphs
 from methods.engine.llama import Llama
@@ -22,6 +27,7 @@ from tests.methods.test_lossless import METHODS, maker
 from tests.methods.test_rest import tokenizer_folder
 from tests.tiny import packed, tiny_llama
 
+JOEY = BENCH / "assets" / "joey"
 PROMPT = (3, 20, 3, 20, 3, 20, 3)
 
 
@@ -63,6 +69,22 @@ REPLAYS: dict[str, Callable[[Any, int], int]] = {  # of a step, besides the targ
     "eagle3": lambda method, drafted: method.depth + 1,
     "hydra": lambda method, drafted: 1,
 }
+
+
+@pytest.fixture(scope="module")
+def joey() -> Llama:
+    return packed(load_model(JOEY, dtype="float32"))
+
+
+@pytest.mark.parametrize("name", [*REPLAYS, "kangaroo_tree"])
+def test_joeys_drafts_are_the_eager_engines(name: str, joey: Llama) -> None:
+    node = installed().compose("config", [f"method={name}", "model=joey"]).values["method"]
+    prompt = Tokenizer.from_file(str(JOEY / "tokenizer.json")).encode("Dear Walter: Greetings from Corrin, where").ids
+    wanted, found = (
+        generated(engine, lambda target: bind(node, "method").fetch().make(target=target), prompt, 48)
+        for engine in (joey, FixedLlama.of(joey))
+    )
+    assert found == wanted and (name == "vanilla" or max(step.emitted for step in wanted.steps) > 1)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
@@ -172,16 +194,19 @@ def test_what_a_capture_reads_must_stay_where_it_is() -> None:
     assert graphs.do("another", lambda: work(held)) and (len(graphs), graphs.missed) == (1, 1)
 
 
-def test_a_device_that_refuses_to_capture_is_done_without(model: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["vanilla", "kangaroo", "eagle2"])
+def test_a_device_that_refuses_to_capture_is_done_without(
+    name: str, model: Llama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(work: Any) -> None:
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
     monkeypatch.setattr("methods.engine.graphs.Repeated", refuse)
-    fixed = FixedLlama.of(model)
+    make, fixed = maker(name, tmp_path), FixedLlama.of(model)
     with fixed.preparing():
-        Decoder(fixed, Vanilla(fixed)).generate(torch.tensor([5, 6, 7]), 3)
-    wanted = Decoder(model, Vanilla(model)).generate(torch.tensor([5, 6, 7]), 20)
-    assert Decoder(fixed, Vanilla(fixed)).generate(torch.tensor([5, 6, 7]), 20) == wanted
+        Decoder(fixed, make(fixed)).generate(torch.tensor([5, 6, 7]), 3)
+    wanted = Decoder(model, make(model)).generate(torch.tensor([5, 6, 7]), 20)
+    assert Decoder(fixed, make(fixed)).generate(torch.tensor([5, 6, 7]), 20) == wanted
     assert fixed.unprepared.endswith("were not captured: operation not permitted when stream is capturing")
 
 
