@@ -166,7 +166,7 @@ class HydraModel:
         """The target's normed states [n, hidden] -> what the heads read of them [n, hidden]."""
         if self.prefix is None:
             return features
-        return self.prefix.norm(self.prefix.layers(range(1), (), features, rows)[0])
+        return self.prefix.norm(self.prefix.layers(features, rows, range(1))[0])
 
 
 def _prefix(target: Llama, dtype: torch.dtype) -> Llama:

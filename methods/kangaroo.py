@@ -70,7 +70,7 @@ class Kangaroo:
 
     def early(self, tokens: Tensor, rows: Rows) -> Tensor:
         """Tokens [n] -> states [n, hidden] after the exit layer."""
-        return self.target.layers(range(self.exit_layer), (), self.target.embed(tokens), rows)[0]
+        return self.target.layers(self.target.embed(tokens), rows, range(self.exit_layer))[0]
 
     def read(self, logits: Tensor) -> tuple[Tensor, ...]:
         """Logits [1, draft vocab] -> the token drafted [1], and how sure the draft model is of it [1]."""

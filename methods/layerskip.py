@@ -41,7 +41,7 @@ class LayerSkip:
 
     def _step(self, token: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
         """Token [1] -> its state after the exit layer [1, hidden], and the token that the head reads from it [1]."""
-        (state,) = self.target.layers(range(self.exit_layer), (), self.target.embed(token), rows)
+        (state,) = self.target.layers(self.target.embed(token), rows, range(self.exit_layer))
         return state, self.target.head(state).argmax(-1)
 
 

@@ -70,8 +70,7 @@ class SmallModel:
 
     def _step(self, tokens: Tensor, rows: Rows) -> tuple[Tensor, ...]:
         """Tokens [n] -> logits [1, vocab] behind the last, of tokens that the target knows; their best; how sure."""
-        layers = range(self.drafter.config.num_layers)
-        states = self.drafter.layers(layers, (), self.embed(tokens), rows)[0]
+        (states,) = self.drafter.layers(self.embed(tokens), rows, self.step.layers[0])
         logits = self.drafter.head(rows.last(states))[:, : self.vocab_size]
         if self.schedule != "confidence":
             return logits, logits.argmax(-1)
@@ -98,10 +97,10 @@ class Assistant:
     """The drafter on one sequence. Its cache holds a beginning of the accepted tokens, never the pending one."""
 
     def __init__(self, method: SmallModel, prompt: list[int], prefill: Prefill) -> None:
-        self.method, self.gamma, self.sampler, device = method, method.gamma, prefill.sampler, method.drafter.device
+        self.method, self.gamma, self.sampler = method, method.gamma, prefill.sampler
         self.cache = method.drafter.new_cache(prefill.cache.capacity, rows=method.max_rows)
         self.drafted = 0  # by the pass under way; 0: it is another drafter's
-        states = method.embed(upload(prompt, device))
+        states = method.embed(upload(prompt, method.drafter.device))
         method.drafter.run(states, self._positions(len(prompt)), self.cache, slice(0, None))
 
     def propose(self, tokens: list[int], room: int) -> Draft:

@@ -1,7 +1,7 @@
-"""The engine with passes of fixed shapes, which a GPU can be handed as one captured graph.
+"""The engine whose units have fixed shapes, so that a GPU can be handed each as one captured graph.
 
 Rows are filled up to ROWS, the cache is read up to a bucket of slots under a mask, and everything that differs between
-two passes of one shape stands in buffers: states, positions, the slots that are written and what each row sees. Passes
+two passes of one shape stands in buffers: inputs, positions, the slots that are written and what each row sees. Passes
 over a prompt, and of more rows than the last of ROWS, are the eager engine's.
 """
 
@@ -22,7 +22,7 @@ from methods.engine.attention import Mask
 from methods.engine.graphs import Graphs
 from methods.engine.kv_cache import KVCache, Places
 from methods.engine.llama import Llama, ModelConfig, Weights
-from methods.engine.unit import Rows, Unit
+from methods.engine.unit import Caches, Rows, Unit
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 SLOT_ALIGNMENT = 64  # slots of a cache, so that rows of a mask begin where the GPU's kernels want them
@@ -177,7 +177,7 @@ class Fixed:
 
 
 class FixedLlama(Llama):
-    """The target model with passes of fixed shapes; its results are the eager engine's but for rounding."""
+    """The target model, and what takes turns with it, with units of fixed shapes; its results are the eager engine's but for rounding."""
 
     def __init__(
         self, config: ModelConfig, weights: Weights, folder: Path | None = None, fixed: Fixed | None = None
@@ -211,12 +211,7 @@ class FixedLlama(Llama):
         return self.fixed.cache(shape, self.dtype, capacity, rows)
 
     def through(
-        self,
-        unit: Unit,
-        inputs: Sequence[Tensor],
-        positions: Tensor,
-        caches: Sequence[KVCache | None],
-        mask: Mask | None = None,
+        self, unit: Unit, inputs: Sequence[Tensor], positions: Tensor, caches: Caches, mask: Mask | None = None
     ) -> tuple[Tensor, ...]:
         """As the eager engine's, and so for prompts, for many rows and over caches of another making."""
         places = list(zip(caches, unit.layers, strict=True))

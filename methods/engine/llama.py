@@ -7,7 +7,7 @@ and tied embeddings. `run` takes any contiguous range of layers, which is what e
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from methods.engine.attention import Mask, attend, choose_kernels
 from methods.engine.kv_cache import KVCache
 from methods.engine.matrix import PACKED_BYTES, Matrix
-from methods.engine.unit import Rows, Unit
+from methods.engine.unit import Caches, Rows, Unit
 
 
 @dataclass(frozen=True)
@@ -240,7 +240,7 @@ class Llama:
         self.device = weights.embedding.device
         self.dtype = weights.embedding.dtype
         self.packed = False
-        self._units: dict[tuple[int, int, tuple[int, ...], bool], Unit] = {}
+        self._units: dict[Hashable, Unit] = {}
         self.kernels = choose_kernels(self.device, self.dtype, config.head_dim)  # that serve attention, on a GPU
         self.rope = Rope(config, config.context, self.dtype, self.device)
 
@@ -294,7 +294,9 @@ class Llama:
         first, last, _ = layers.indices(self.config.num_layers)
         taps = taps or Taps(())
         taps.see(first, hidden)
-        return hidden if first >= last else self._pass(hidden, positions, cache, (first, last), mask, taps, False)[0]
+        return (
+            hidden if first >= last else self._pass(self.layers, first, last, hidden, positions, cache, mask, taps)[0]
+        )
 
     def answer(
         self,
@@ -308,37 +310,34 @@ class Llama:
         """`run` from layer `first` to the end and `head` as one: states behind the final norm [n, hidden], logits."""
         taps = taps or Taps(())
         taps.see(first, hidden)
-        final, logits = self._pass(hidden, positions, cache, (first, self.config.num_layers), mask, taps, True)
+        last = self.config.num_layers
+        final, logits = self._pass(self._answer, first, last, hidden, positions, cache, mask, taps)
         return final, logits
 
     def _pass(
         self,
+        work: Callable[..., tuple[Tensor, ...]],
+        first: int,
+        last: int,
         hidden: Tensor,
         positions: Tensor,
         cache: KVCache | None,
-        between: tuple[int, int],
         mask: Mask | None,
         taps: Taps,
-        headed: bool,
     ) -> list[Tensor]:
-        """What the unit of those layers gives, less what was tapped, which the taps have seen."""
-        key = (*between, taps.layers, headed)
+        """What is made of layers first to last, less what was tapped: the taps have seen it."""
+        key = (work.__name__, first, last, taps.layers)
         if key not in self._units:
-            run = partial(self._answer if headed else self.layers, range(*between), taps.layers)
-            self._units[key] = Unit(run, (id(self), *key), (range(*between),))
-        wanted = [layer for layer in range(between[0] + 1, between[1] + 1) if layer in taps.layers]
+            run = partial(work, indices=range(first, last), wanted=taps.layers)
+            self._units[key] = Unit(run, (id(self), *key), (range(first, last),))
+        wanted = [layer for layer in range(first + 1, last + 1) if layer in taps.layers]
         results = list(self.through(self._units[key], (hidden,), positions, (cache,), mask))
         for layer in reversed(wanted):
             taps.see(layer, results.pop())
         return results
 
     def through(
-        self,
-        unit: Unit,
-        inputs: Sequence[Tensor],
-        positions: Tensor,
-        caches: Sequence[KVCache | None],
-        mask: Mask | None = None,
+        self, unit: Unit, inputs: Sequence[Tensor], positions: Tensor, caches: Caches, mask: Mask | None = None
     ) -> tuple[Tensor, ...]:
         """Rows at positions [n] through a unit of this model or of a draft: its results. Mask as in `run`.
 
@@ -347,7 +346,7 @@ class Llama:
         places = zip(caches, unit.layers, strict=True)
         return unit.run(*inputs, *(Rows.of(positions, cache, mask, layers) for cache, layers in places))
 
-    def layers(self, indices: range, wanted: Sequence[int], hidden: Tensor, rows: Rows) -> tuple[Tensor, ...]:
+    def layers(self, hidden: Tensor, rows: Rows, indices: range, wanted: Sequence[int] = ()) -> tuple[Tensor, ...]:
         """States [n, hidden] behind the last of these layers, and before each wanted one: what a unit does."""
         if not indices:
             return (hidden,)
@@ -363,9 +362,9 @@ class Llama:
                 seen.append(hidden)
         return hidden, *seen
 
-    def _answer(self, indices: range, wanted: Sequence[int], hidden: Tensor, rows: Rows) -> tuple[Tensor, ...]:
+    def _answer(self, hidden: Tensor, rows: Rows, indices: range, wanted: Sequence[int]) -> tuple[Tensor, ...]:
         """The same, with the final norm and the head for the states behind the last layer."""
-        hidden, *seen = self.layers(indices, wanted, hidden, rows)
+        hidden, *seen = self.layers(hidden, rows, indices, wanted)
         final = self.norm(hidden)
         return final, self.lm_head(final), *seen
 

@@ -6,7 +6,7 @@ replayed, is for the engine (`Llama.through`) to decide.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from methods.engine.attention import Mask, attention_mask
 from methods.engine.kv_cache import KVCache, Places
+
+Caches = Sequence[KVCache | None]
 
 
 @dataclass(frozen=True)
