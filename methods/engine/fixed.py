@@ -177,7 +177,7 @@ class Fixed:
 
 
 class FixedLlama(Llama):
-    """The target model, and what takes turns with it, with units of fixed shapes; its results are the eager engine's but for rounding."""
+    """The target model with units of fixed shapes; its results are the eager engine's but for rounding."""
 
     def __init__(
         self, config: ModelConfig, weights: Weights, folder: Path | None = None, fixed: Fixed | None = None
