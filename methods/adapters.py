@@ -7,7 +7,6 @@ under that layer's usual names; an adapter that is not the published one says so
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,21 +16,18 @@ from torch.nn import functional as F
 from methods.draft_vocabulary import OFFSETS, offsets, read_vocabulary
 from methods.engine.checkpoint import read_config, read_tensors
 from methods.engine.config import read_json
-from methods.engine.kv_cache import KVCache
 from methods.engine.llama import (
     AttentionWeights,
-    Block,
     FeedForwardWeights,
     Llama,
-    Mask,
     ModelConfig,
     Rope,
-    attention_mask,
     feed_forward,
     rms_norm,
     self_attention,
 )
 from methods.engine.matrix import Matrix, new_matrix
+from methods.engine.unit import Rows
 from methods.errors import UserError, nearest
 
 PUBLISHED = "kangaroo"
@@ -144,34 +140,19 @@ class Adapter(nn.Module):
         for matrix in self.matrices:
             matrix.pack()
 
-    def forward(
-        self, states: Tensor, rope: Rope, positions: Tensor, cache: KVCache | None = None, mask: Mask | None = None
-    ) -> Tensor:
-        """Exit-layer states [n, hidden] -> states for the LM head [n, hidden].
-
-        With a cache, the rows are appended to it and see all it holds; mask [n, held slots], None = causal.
-        """
-        past = cache.lengths[0] if cache and self.parts.attention else 0
-        return self.layer(rope, states, positions, attention_mask(mask, states, past, self.groups), cache)[0]
-
-    def as_block(self, rope: Rope) -> Block:
-        """The adapter as what `Llama.through` takes."""
-        return Block(partial(self.layer, rope), id(self), range(int(self.parts.attention)), self.groups)
-
-    def layer(
-        self, rope: Rope, states: Tensor, positions: Tensor, mask: Mask | None, cache: KVCache | None
-    ) -> tuple[Tensor]:
-        """`forward` with a mask from `attention_mask`."""
+    def forward(self, states: Tensor, rope: Rope, rows: Rows) -> Tensor:
+        """Exit-layer states [n, hidden] -> states for the LM head [n, hidden]."""
         config = self.config
         normed = rms_norm(states, self.input_norm, config.norm_eps)
         if self.parts.attention:
-            states = self_attention(normed, states, self.block, config, rope.at(positions), mask, cache, 0)
+            rotation, mask = rope.at(rows.positions), rows.added(states, self.groups)
+            states = self_attention(normed, states, self.block, config, rotation, mask, rows.cache, 0)
         if self.parts.feed_forward:
             states = feed_forward(states, self.swiglu, config)
         if self.parts.linears:
             first, second = self.linears
             states = states + second(F.silu(first(normed)))
-        return (rms_norm(states, self.norm, config.norm_eps),)
+        return rms_norm(states, self.norm, config.norm_eps)
 
     @classmethod
     def load(cls, folder: Path, target: Llama, variant: str) -> Adapter:

@@ -6,10 +6,38 @@ settings alone decide, so a tree costs the host no wait.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from methods.draft import Tree
+
+
+class Level(NamedTuple):
+    """The children [c] of a frontier, and the best of them, which are the next frontier [f]."""
+
+    children: Tensor  # [c] tokens, those of a node side by side
+    child_scores: Tensor  # [c]
+    chosen: Tensor  # [f] places of the best among the children
+    tokens: Tensor  # [f] of the best, best first
+    scores: Tensor  # [f]
+    origin: Tensor  # [f] place of each one's parent in the frontier before
+    certainty: Tensor  # [f] log-probability of each by itself
+
+
+def expand(logits: Tensor, scores: Tensor | None, width: int, vocabulary: Tensor | None = None) -> Level:
+    """Logits [f, draft vocab] behind a frontier, and its scores [f] (None: 0) -> one more level.
+
+    width: children of a node and nodes of a frontier. vocabulary [draft vocab] int64: the target's id of each drafted
+    token, None for the same.
+    """
+    chances, choices = best(torch.log_softmax(logits.float(), -1), min(width, logits.shape[-1]))
+    summed = (chances if scores is None else chances + scores[:, None]).flatten()
+    children = choices.flatten() if vocabulary is None else vocabulary[choices.flatten()]
+    best_scores, chosen = best(summed, min(width, len(summed)))
+    origin = chosen // choices.shape[-1]
+    return Level(children, summed, chosen, children[chosen], best_scores, origin, chances.flatten()[chosen])
 
 
 class Beam:
@@ -17,41 +45,30 @@ class Beam:
 
     The draft model's rows are numbered in the order of its passes: the first frontier's nodes are rows 0, 1, ...
 
-    logits [1, draft vocab]: what the draft model says after the pending token. width: children of a node and nodes of
-    a frontier. vocabulary [draft vocab] int64: the target's id of each drafted token, None for the same.
+    level: what the draft model says after the pending token.
     """
 
-    def __init__(self, logits: Tensor, width: int, vocabulary: Tensor | None = None) -> None:
-        self.width, self.vocabulary, device = width, vocabulary, logits.device
+    def __init__(self, level: Level) -> None:
+        device = level.tokens.device
         self.levels = 0
-        self.frontier = torch.full((1,), -1, device=device)  # [f] candidates that the next logits belong to
-        self.scores = torch.zeros(1, device=device)  # [f] of the frontier
+        self.frontier = torch.full((1,), -1, device=device)  # [f] candidates that the next level's are children of
         self.sees = torch.zeros(1, 0, dtype=torch.bool, device=device)  # [f, rows so far] a node's ancestors and itself
         self._tokens: list[Tensor] = []  # of each level's candidates
         self._scores: list[Tensor] = []
         self._parents: list[Tensor] = []  # the candidate that each follows, -1: the pending token
         self.size = 0  # candidates so far
-        self.grow(logits)
+        self.grow(level)
 
-    def grow(self, logits: Tensor) -> None:
-        """One level: logits [f, draft vocab] behind the frontier give its children, the best of them the next frontier.
-
-        Then `tokens` [f] are the next frontier's, `origin` [f] the place of each one's parent in the frontier before,
-        `certainty` [f] the log-probability of each by itself.
-        """
-        chances, choices = best(torch.log_softmax(logits.float(), -1), min(self.width, logits.shape[-1]))
-        scores = (chances + self.scores[:, None]).flatten()
-        tokens = choices.flatten() if self.vocabulary is None else self.vocabulary[choices.flatten()]
-        self._tokens.append(tokens)
-        self._scores.append(scores)
-        self._parents.append(self.frontier.repeat_interleave(choices.shape[-1]))
-        self.scores, chosen = best(scores, min(self.width, len(scores)))
-        self.tokens, self.certainty = tokens[chosen], chances.flatten()[chosen]
-        self.origin = chosen // choices.shape[-1]
-        self.frontier = self.size + chosen
-        itself = torch.eye(len(chosen), dtype=torch.bool, device=logits.device)
-        self.sees = torch.cat((self.sees[self.origin], itself), 1)
-        self.size += len(scores)
+    def grow(self, level: Level) -> None:
+        """The children of the frontier; the best of them, `level`, are the next frontier."""
+        self.level, count = level, len(level.children)
+        self._tokens.append(level.children)
+        self._scores.append(level.child_scores)
+        self._parents.append(self.frontier.repeat_interleave(count // len(self.frontier)))
+        self.frontier = self.size + level.chosen
+        itself = torch.eye(len(level.chosen), dtype=torch.bool, device=level.chosen.device)
+        self.sees = torch.cat((self.sees[level.origin], itself), 1)
+        self.size += count
         self.levels += 1
 
     def rerank(self, nodes: int) -> tuple[Tensor, Tree, Tensor]:

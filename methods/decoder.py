@@ -213,15 +213,14 @@ class Sequence:
         if draft.tree.is_chain and draft.extra is None:
             positions, mask = self.decoder.positions[base : base + rows], None
         else:
-            positions, mask = self._layout(draft, base)
+            positions, mask = draft.layout(base)
         pending = torch.full((1,), self.tokens[-1], device=model.device)
         fed = torch.cat((pending, draft.tokens, *(() if draft.extra is None else (draft.extra.tokens,))))
         assert len(fed) <= self.decoder.method.max_rows, "a draft of more rows than the method said"
         resumed = draft.hidden
         hidden, first = (model.embed(fed), 0) if resumed is None else (resumed.states, resumed.layer)
         taps = Taps(self.decoder.method.taps)
-        final = model.norm(model.run(hidden, positions, self.cache, slice(first, None), mask, taps))
-        logits = model.lm_head(final)
+        final, logits = model.answer(hidden, positions, self.cache, first, mask, taps)
         predicted = self.sampler.choose(logits, base + 1, draft)
         accepted = accept(logits[:rows], predicted, draft)
         self.cache.keep(base, accepted.path)
@@ -235,19 +234,6 @@ class Sequence:
             predicted=predicted,
             extra_predicted=accepted.extra,
         )
-
-    def _layout(self, draft: Draft, base: int) -> tuple[Tensor, Tensor]:
-        """Positions [rows] and mask [rows, base + rows] of a pass that is not a plain chain."""
-        offsets, extra = draft.tree.depths, draft.extra
-        candidates = len(offsets)
-        rows = candidates + (0 if extra is None else len(extra.tokens))
-        mask = torch.ones(rows, base + rows, dtype=torch.bool, device=self.model.device)
-        mask[:candidates, base : base + candidates] = draft.tree.mask
-        if extra is not None:
-            offsets = torch.cat((offsets, extra.offsets))
-            mask[:candidates, base + candidates :] = False
-            mask[candidates:, base:] = extra.mask
-        return base + offsets, mask
 
     def _cut(self, tokens: tuple[int, ...], room: int) -> tuple[int, ...]:
         """What is emitted of `tokens`: up to the first EOS (included), and no more than there is room for."""

@@ -139,6 +139,19 @@ class Draft:
     extra: Extra | None = None
     doubtful: bool = False  # a confidence on the way was no number
 
+    def layout(self, base: int) -> tuple[Tensor, Tensor]:
+        """Positions [rows] and mask [rows, base + rows] of a pass behind `base` slots that is not a plain chain's."""
+        offsets, extra = self.tree.depths, self.extra
+        candidates = len(offsets)
+        rows = candidates + (0 if extra is None else len(extra.tokens))
+        mask = torch.ones(rows, base + rows, dtype=torch.bool, device=offsets.device)
+        mask[:candidates, base : base + candidates] = self.tree.mask
+        if extra is not None:
+            offsets = torch.cat((offsets, extra.offsets))
+            mask[:candidates, base + candidates :] = False
+            mask[candidates:, base:] = extra.mask
+        return base + offsets, mask
+
     @classmethod
     def empty(cls, device: torch.device) -> Draft:
         """No candidates: the target pass is a plain step."""

@@ -7,6 +7,7 @@ LM head reads a token from it.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,18 +23,16 @@ from methods.engine.kv_cache import KVCache
 from methods.engine.llama import (
     BlockWeights,
     Llama,
-    Mask,
     ModelConfig,
     Rope,
-    attention_mask,
     feed_forward,
-    new_cache,
     self_attention,
 )
 from methods.engine.matrix import Matrix, new_matrix
+from methods.engine.unit import Rows, Unit
 from methods.errors import UserError
 from methods.files import Checkpoint
-from methods.follower import Follower
+from methods.follower import Follower, reading
 from methods.trees import EAGLE_25, Level, by_depth, pick_tree
 
 EMBEDDING = "embed_tokens.weight"  # in published checkpoints a copy of the target's
@@ -115,24 +114,21 @@ class EagleModel:
                     part.pack()
         return model
 
-    def new_cache(self, capacity: int) -> KVCache:
+    def new_cache(self, capacity: int, rows: int = 1) -> KVCache:
         """For the keys and values of one sequence."""
-        return new_cache(self.config, capacity, self.dtype, self.target.device)
+        return self.target.new_cache(capacity, rows=rows, config=self.config)
 
     def features(self, tapped: tuple[Tensor, ...]) -> Tensor:
         """What the last layer gives, [n, hidden], normed."""
         return self.target.norm(*tapped)
 
-    def run(
-        self, tokens: Tensor, features: Tensor, positions: Tensor, cache: KVCache | None, mask: Mask | None = None
-    ) -> Tensor:
+    def run(self, tokens: Tensor, features: Tensor, rows: Rows) -> Tensor:
         """As DraftModel says: fc([embedding; feature]), then the layer."""
         config, weights = self.config, self.weights
         joined = torch.cat((self.target.embed(tokens).to(features.dtype), features), -1)
         states = weights.fc(joined, weights.fc_bias)
-        past = cache.lengths[0] if cache else 0
-        mask = attention_mask(mask, states, past, config.num_heads // config.num_kv_heads)
-        states = self_attention(states, states, weights, config, self.rope.at(positions), mask, cache, 0)
+        mask = rows.added(states, config.num_heads // config.num_kv_heads)
+        states = self_attention(states, states, weights, config, self.rope.at(rows.positions), mask, rows.cache, 0)
         return feed_forward(states, weights, config)
 
     def logits(self, outputs: Tensor) -> Tensor:
@@ -158,10 +154,26 @@ class Eagle:
         self.width, self.max_rows = 1 + max(map(max, nodes)), 1 + len(nodes)
         self.levels = Level.build_all(nodes, self.width, target.device)
         self.trees = [tree.shape for tree in by_depth(nodes, self.width, target.device)]
+        self.units = {sampled: self._units(sampled) for sampled in (False, True)}
 
     def start(self, prompt: list[int], prefill: Prefill) -> StaticDraft:
         """Run the draft model over the prompt."""
         return StaticDraft(self, prompt, prefill)
+
+    def choose(self, scores: Tensor, level: Level) -> Tensor:
+        """Scores [nodes run above, vocab] -> the level's tokens [n]."""
+        return best(scores.float(), self.width)[1].flatten()[level.places]
+
+    def _units(self, sampled: bool) -> list[Unit]:
+        """Of each level, which ends with its tokens; with logits where noise, which no unit has, comes before those."""
+
+        def read(level: Level, logits: Tensor) -> tuple[Tensor]:
+            return (logits if sampled else self.choose(logits, level),)
+
+        return [
+            reading(self.model, partial(read, level), (id(self), depth, sampled), level=depth > 0)
+            for depth, level in enumerate(self.levels)
+        ]
 
 
 class StaticDraft:
@@ -169,18 +181,21 @@ class StaticDraft:
 
     def __init__(self, method: Eagle, prompt: list[int], prefill: Prefill) -> None:
         self.method, self.sampler = method, prefill.sampler
-        self.follower = Follower(method.model, prompt, prefill, method.max_rows)
+        self.follower = Follower(method.model, prompt, prefill, nodes=method.max_rows, deepest=len(method.levels))
         self.observe = self.follower.observe
 
     def propose(self, tokens: list[int], room: int) -> Draft:
         """The tree, cut to the depth that the context has room for."""
         method, follower = self.method, self.follower
-        levels = method.levels[:room]
-        outputs, drafted = follower.catch_up(tokens), []
+        levels, drafted = method.levels[:room], list[Tensor]()
+        units = method.units[self.sampler.temperature > 0]
+        outputs, found = follower.catch_up(units[0], tokens)
         for depth, level in enumerate(levels, 1):
-            scores = self.sampler.scores(method.model.logits(outputs), len(tokens) + depth - 1)
-            drafted.append(best(scores.float(), method.width)[1].flatten()[level.places])
+            if self.sampler.temperature:
+                found = method.choose(self.sampler.scores(found, len(tokens) + depth - 1), level)
+            drafted.append(found)
             if depth < len(levels):
-                outputs = follower.level(drafted[-1][level.runs], outputs[level.above], level.sees, depth)
+                inputs = found[level.runs], outputs[level.above]
+                outputs, found = follower.level(units[depth], inputs, level.sees, depth)
         follower.end_tree()
         return Draft(tokens=torch.cat(drafted), tree=method.trees[len(levels) - 1])

@@ -9,14 +9,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from methods.beam import Beam
+from torch import Tensor
+
+from methods.beam import Beam, Level, expand
 from methods.decoder import Prefill, Verification
 from methods.draft import Draft, Tree
 from methods.eagle import EagleModel
 from methods.engine.llama import Llama
 from methods.errors import UserError
 from methods.files import Checkpoint
-from methods.follower import DraftModel, Follower
+from methods.follower import DraftModel, Follower, reading
 
 
 class DynamicMethod:
@@ -37,10 +39,15 @@ class DynamicMethod:
             top_k, nodes = 1, depth + 2
         self.model, self.top_k, self.depth, self.max_rows = model, top_k, depth, nodes
         self.taps, self.extra_parameters = model.taps, model.extra_parameters
+        self.first, self.level = (reading(model, self.read, (id(self), level), level=level) for level in (False, True))
 
     def start(self, prompt: list[int], prefill: Prefill) -> DynamicDraft:
         """Run the draft model over the prompt."""
         return DynamicDraft(self, prompt, prefill)
+
+    def read(self, logits: Tensor, scores: Tensor | None = None) -> Level:
+        """Logits [f, draft vocab] behind nodes of these scores [f] -> their children."""
+        return expand(logits, scores, self.top_k, self.model.vocabulary)
 
 
 class DynamicDraft:
@@ -48,16 +55,18 @@ class DynamicDraft:
 
     def __init__(self, method: DynamicMethod, prompt: list[int], prefill: Prefill) -> None:
         self.method = method
-        self.follower = Follower(method.model, prompt, prefill, method.top_k * method.depth)
+        nodes, deepest = method.top_k * method.depth, method.depth + 1
+        self.follower = Follower(method.model, prompt, prefill, nodes=nodes, deepest=deepest)
 
     def propose(self, tokens: list[int], room: int) -> Draft:
         """Grow the tree by as many levels as there is room for, at most depth + 1, and keep its best nodes."""
-        method, model, follower = self.method, self.method.model, self.follower
-        outputs = follower.catch_up(tokens)
-        beam = Beam(model.logits(outputs), method.top_k, model.vocabulary)
+        method, follower = self.method, self.follower
+        outputs, *level = follower.catch_up(method.first, tokens)
+        beam = Beam(Level(*level))
         for depth in range(1, min(method.depth + 1, room)):
-            outputs = follower.level(beam.tokens, outputs[beam.origin], beam.sees, depth)
-            beam.grow(model.logits(outputs))
+            inputs = beam.level.tokens, outputs[beam.level.origin], beam.level.scores
+            outputs, *level = follower.level(method.level, inputs, beam.sees, depth)
+            beam.grow(Level(*level))
         follower.end_tree()
         drafted, tree, _ = beam.rerank(method.max_rows - 1)
         chain = method.top_k == 1

@@ -19,15 +19,13 @@ from methods.eagle3_formats import Eagle3Weights, Shape, read_shape, read_weight
 from methods.engine.kv_cache import KVCache
 from methods.engine.llama import (
     Llama,
-    Mask,
     Rope,
-    attention_mask,
     feed_forward,
-    new_cache,
     rms_norm,
     self_attention,
 )
 from methods.engine.matrix import Matrix
+from methods.engine.unit import Rows
 from methods.files import Checkpoint
 
 
@@ -65,9 +63,9 @@ class Eagle3Model:
                 matrix.pack()
         return model
 
-    def new_cache(self, capacity: int) -> KVCache:
+    def new_cache(self, capacity: int, rows: int = 1) -> KVCache:
         """For the keys and values of one sequence."""
-        return new_cache(self.config, capacity, self.dtype, self.target.device)
+        return self.target.new_cache(capacity, rows=rows, config=self.config)
 
     def features(self, tapped: tuple[Tensor, ...]) -> Tensor:
         """The target's states [n, width] before each of the taps, as one: [n, hidden]."""
@@ -79,18 +77,15 @@ class Eagle3Model:
             joined = rms_norm(joined, weights.joined_norm, eps)
         return weights.fc(joined)
 
-    def run(
-        self, tokens: Tensor, features: Tensor, positions: Tensor, cache: KVCache | None, mask: Mask | None = None
-    ) -> Tensor:
+    def run(self, tokens: Tensor, features: Tensor, rows: Rows) -> Tensor:
         """As DraftModel says: the layer reads embedding and feature, and adds to the feature."""
         config, weights = self.config, self.weights
         embedded = F.embedding(tokens, self.embedding).to(features.dtype)
         normed = rms_norm(features, weights.hidden_norm, config.norm_eps)
         joined = torch.cat((rms_norm(embedded, weights.input_norm, config.norm_eps), normed), -1)
         residual = normed if self.shape.norm_before_residual else features
-        past = cache.lengths[0] if cache else 0
-        mask = attention_mask(mask, features, past, config.num_heads // config.num_kv_heads)
-        states = self_attention(joined, residual, weights, config, self.rope.at(positions), mask, cache, 0)
+        mask = rows.added(features, config.num_heads // config.num_kv_heads)
+        states = self_attention(joined, residual, weights, config, self.rope.at(rows.positions), mask, rows.cache, 0)
         states = feed_forward(states, weights, config)
         return self._norm(states) if self.shape.normed_outputs else states
 

@@ -18,9 +18,9 @@ from methods.decoder import Prefill, Verification
 from methods.draft import Draft, upload
 from methods.engine.checkpoint import empty_weights, published_layer, read_tensors, tensor_shapes
 from methods.engine.config import read_json
-from methods.engine.kv_cache import KVCache
-from methods.engine.llama import Llama, Mask, Weights
+from methods.engine.llama import Llama, Weights
 from methods.engine.matrix import Matrix, new_matrix
+from methods.engine.unit import Rows, Unit
 from methods.errors import UserError
 from methods.files import Checkpoint
 from methods.trees import MC_SIM_7B_63, Level, by_depth, pick_tree
@@ -162,11 +162,11 @@ class HydraModel:
             if isinstance(part, Matrix):
                 part.pack()
 
-    def states(self, features: Tensor, positions: Tensor, cache: KVCache | None, mask: Mask | None = None) -> Tensor:
+    def states(self, features: Tensor, rows: Rows) -> Tensor:
         """The target's normed states [n, hidden] -> what the heads read of them [n, hidden]."""
         if self.prefix is None:
             return features
-        return self.prefix.norm(self.prefix.run(features, positions, cache, slice(0, None), mask))
+        return self.prefix.norm(self.prefix.layers(features, rows, range(1))[0])
 
 
 def _prefix(target: Llama, dtype: torch.dtype) -> Llama:
@@ -197,36 +197,42 @@ class Hydra:
         self.width = 1 + max(map(max, nodes))
         self.levels = Level.build_all(nodes, self.width, target.device)
         self.trees = [tree.shape for tree in by_depth(nodes, self.width, target.device)]
+        self.draft = Unit(self._draft, id(self), (range(int(self.model.prefix is not None)),), "last")
 
     def start(self, prompt: list[int], prefill: Prefill) -> GroundedDraft:
         """Run the prefix layer over the prompt's states."""
         return GroundedDraft(self, prefill)
+
+    def _draft(self, features: Tensor, pending: Tensor, rows: Rows) -> tuple[Tensor]:
+        """The target's normed states that the prefix layer has not seen, the pending token [1] -> the tree's [n]."""
+        embed, drafted = self.target.embed, list[Tensor]()
+        states = torch.cat((rows.last(self.model.states(features, rows)), embed(pending[:1])), 1)
+        for head, level in zip(self.model.heads, self.levels, strict=False):
+            choices = best(head.logits(states, self.model.repeats).float(), self.width)[1]
+            drafted.append(choices.flatten()[level.places])
+            states = torch.cat((states[level.above], embed(drafted[-1][level.runs])), 1)
+        return (torch.cat(drafted),)
 
 
 class GroundedDraft:
     """Hydra's heads on one sequence."""
 
     def __init__(self, method: Hydra, prefill: Prefill) -> None:
-        self.method = method
-        prefix = method.model.prefix
-        self.cache = None if prefix is None else prefix.new_cache(prefill.cache.capacity)
-        self.seen = 0
+        self.method, prefix = method, method.model.prefix
+        self.cache = None
+        if prefix is not None:
+            rows = len(method.levels) + 1
+            self.cache = method.target.new_cache(prefill.cache.capacity, rows=rows, config=prefix.config)
         self.unseen = method.target.norm(*prefill.tapped)  # states of accepted tokens behind those in the cache
 
     def propose(self, tokens: list[int], room: int) -> Draft:
         """The tree, cut to the depth that the context has room for."""
-        method, target, model = self.method, self.method.target, self.method.model
-        if len(self.unseen):
-            positions = torch.arange(self.seen, self.seen + len(self.unseen), device=target.device)
-            self.last = model.states(self.unseen, positions, self.cache)[-1:]
-            self.seen, self.unseen = self.seen + len(self.unseen), self.unseen[:0]
-        levels, drafted = method.levels[:room], []
-        states = torch.cat((self.last, target.embed(upload(tokens[-1:], target.device))), 1)
-        for head, level in zip(model.heads, levels, strict=False):
-            choices = best(head.logits(states, model.repeats).float(), method.width)[1]
-            drafted.append(choices.flatten()[level.places])
-            states = torch.cat((states[level.above], target.embed(drafted[-1][level.runs])), 1)
-        return Draft(tokens=torch.cat(drafted), tree=method.trees[len(levels) - 1])
+        method, target = self.method, self.method.target
+        pending, tree = torch.full((1,), tokens[-1], device=target.device), method.trees[:room][-1]
+        positions = torch.arange(len(tokens) - 1 - len(self.unseen), len(tokens) - 1, device=target.device)
+        inputs, self.unseen = (self.unseen, pending), self.unseen[:0]
+        (drafted,) = target.through(method.draft, inputs, positions, (self.cache,))
+        return Draft(tokens=drafted[: tree.size], tree=tree)
 
     def observe(self, verification: Verification) -> None:
         """Note the states of the accepted rows, whoever drafted them."""

@@ -17,8 +17,8 @@ from methods.adapters import Adapter
 from methods.decoder import Prefill, Verification
 from methods.draft import Draft, Resumed, Tree, upload
 from methods.engine.config import read_json
-from methods.engine.kv_cache import KVCache
 from methods.engine.llama import Llama, Rope
+from methods.engine.unit import Rows, Unit
 from methods.errors import UserError
 from methods.files import Checkpoint
 
@@ -60,16 +60,28 @@ class Kangaroo:
         self.extra_parameters = sum(p.numel() for p in self.adapter.parameters())
         config = self.adapter.config
         self.rope = Rope(config, config.context, target.dtype, target.device)
-        self.block = self.adapter.as_block(self.rope)
         self.positions = torch.arange(config.context, device=target.device)
+        self.layers = range(int(self.adapter.parts.attention)), range(exit_layer)  # of the two caches
+        self.step = Unit(self._step, id(self), self.layers, "last")
 
     def start(self, prompt: list[int], prefill: Prefill) -> SelfDraft:
         """Run the adapter over the exit-layer states of the whole prompt."""
         return SelfDraft(self, prefill)
 
-    def new_adapter_cache(self, capacity: int) -> KVCache:
-        """The adapter's own keys and values, for one sequence."""
-        return self.target.new_cache(capacity, rows=self.max_rows, config=self.adapter.config)
+    def early(self, tokens: Tensor, rows: Rows) -> Tensor:
+        """Tokens [n] -> states [n, hidden] after the exit layer."""
+        return self.target.layers(self.target.embed(tokens), rows, range(self.exit_layer))[0]
+
+    def read(self, logits: Tensor) -> tuple[Tensor, ...]:
+        """Logits [1, draft vocab] -> the token drafted [1], and how sure the draft model is of it [1]."""
+        confidence, token = torch.softmax(logits.float(), -1).max(-1)
+        return token if self.adapter.vocabulary is None else self.adapter.vocabulary[token], confidence
+
+    def _step(self, unseen: Tensor, token: Tensor, own: Rows, early: Rows) -> tuple[Tensor, ...]:
+        """Token [1] behind exit-layer states that the adapter has not seen: its own [1, hidden], and what is read."""
+        state = self.early(token[:1], early.only_last())
+        adapted = self.adapter(own.with_last(unseen, state), self.rope, own)
+        return state, *self.read(self.head(own.last(adapted)))
 
 
 class SelfDraft:
@@ -77,54 +89,47 @@ class SelfDraft:
 
     def __init__(self, method: Kangaroo, prefill: Prefill) -> None:
         self.method, self.target, self.cache = method, method.target, prefill.cache
-        self.adapter_cache = method.new_adapter_cache(prefill.cache.capacity)
-        self.seen = self.ahead = 0  # states of the sequence that the adapter has been run on, and of the draft
+        self.own = method.target.new_cache(prefill.cache.capacity, rows=method.max_rows, config=method.adapter.config)
+        self.ahead = 0  # rows of the draft under way that the adapter has seen, the pending token's included
         (exits,) = prefill.tapped
-        self._adapt(exits)
-        self.unseen = exits[:0]  # states of accepted tokens behind those
+        method.adapter(exits, method.rope, Rows.of(method.positions[: len(exits)], self.own))
+        self.unseen = exits[:0]  # states of accepted tokens behind those that the adapter has seen
 
     def propose(self, tokens: list[int], room: int) -> Draft:
         """Draft until the confidence falls below eta, or gamma tokens, or the context is full."""
         method, base = self.method, len(tokens) - 1
-        states = [self._exit_state(torch.full((1,), tokens[-1], device=self.target.device), base)]
-        new_rows = torch.cat((self.unseen, states[0]))
-        drafted: list[Tensor] = []
-        sure = 1.0
-        while len(drafted) < min(method.gamma, room):
-            logits = method.head(self._adapt(new_rows)[-1:])
-            confidence, token = torch.softmax(logits.float(), -1).max(-1)
-            if method.adapter.vocabulary is not None:
-                token = method.adapter.vocabulary[token]
-            drafted.append(token)
-            states.append(self._exit_state(token, base + len(drafted)))
-            new_rows = states[-1]
+        rows, states, sure = [torch.full((1,), tokens[-1], device=self.target.device)], list[Tensor](), 1.0
+        while len(states) < min(method.gamma, room) and sure >= method.eta:  # it is not if it is no number
+            state, token, confidence = self._behind_unseen(rows[-1], base + len(states))
+            states.append(state)
+            rows.append(token)
             sure = confidence.item()
-            if not sure >= method.eta:  # nor if it is no number
-                break
-        self.unseen = states[0][:0]
-        self.ahead = self.seen - base  # rows of this draft, the pending token's included, that the adapter has seen
-        tree = Tree.chain(len(drafted), self.target.device)
+        states.append(self._early(rows[-1], method.positions[base + len(states) :][:1]))
+        self.ahead = self.own.lengths[0] - base
+        tree = Tree.chain(len(states) - 1, self.target.device)
         hidden = Resumed(torch.cat(states), method.exit_layer)
-        return Draft(tokens=torch.cat(drafted), tree=tree, hidden=hidden, doubtful=math.isnan(sure))
+        return Draft(tokens=torch.cat(rows[1:]), tree=tree, hidden=hidden, doubtful=math.isnan(sure))
 
     def observe(self, verification: Verification) -> None:
         """Drop rejected rows from the adapter's cache; note the accepted states that it has not seen yet."""
         (exits,) = verification.tapped
         accepted = exits[upload(verification.path, self.target.device)]
-        self.unseen = torch.cat((self.unseen, accepted[self.ahead :]))
-        self.seen -= max(0, self.ahead - len(accepted))
+        self._note(accepted[self.ahead :])
+        self.own.truncate(self.own.lengths[0] - max(0, self.ahead - len(accepted)))
         self.ahead = 0
-        self.adapter_cache.truncate(self.seen)
 
-    def _exit_state(self, token: Tensor, position: int) -> Tensor:
-        """State [1, hidden] of token [1] after the exit layer."""
-        return self._early(token, self.method.positions[position : position + 1])
+    def _note(self, states: Tensor) -> None:
+        """States of accepted tokens that the adapter's next pass takes along; without attention it needs none."""
+        if self.method.adapter.parts.attention:
+            self.unseen = torch.cat((self.unseen, states))
+
+    def _behind_unseen(self, token: Tensor, place: int) -> tuple[Tensor, ...]:
+        """The method's step for the token [1] of a position."""
+        positions = self.method.positions[place - len(self.unseen) : place + 1]
+        caches, given = (self.own, self.cache), (self.unseen, token)
+        self.unseen = self.unseen[:0]
+        return self.target.through(self.method.step, given, positions, caches)
 
     def _early(self, tokens: Tensor, positions: Tensor, mask: Tensor | None = None) -> Tensor:
         """Tokens [n] -> states [n, hidden] after the exit layer; mask as `Llama.run` takes it."""
         return self.target.run(self.target.embed(tokens), positions, self.cache, slice(0, self.method.exit_layer), mask)
-
-    def _adapt(self, states: Tensor) -> Tensor:
-        positions = self.method.positions[self.seen : self.seen + len(states)]
-        self.seen += len(states)
-        return self.target.through(self.method.block, states, positions, self.adapter_cache)[0]

@@ -14,10 +14,11 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from methods.beam import Beam
+from methods.beam import Beam, Level, expand
 from methods.decoder import Prefill, Verification
 from methods.draft import Draft, Resumed, Tree, upload
 from methods.engine.llama import Llama
+from methods.engine.unit import Rows, Unit
 from methods.errors import UserError
 from methods.files import Checkpoint
 from methods.kangaroo import Kangaroo, SelfDraft
@@ -47,12 +48,22 @@ class KangarooTree(Kangaroo):
                 raise UserError(f"method.{name}={value}: must be at least {least}")
         super().__init__(target, exit_layer=exit_layer, gamma=gamma, eta=eta, variant=variant, checkpoint=checkpoint)
         self.width, self.nodes = width, nodes
+        self.level = Unit(self._level, (id(self), "level"), self.layers, "whole")
         # The first layers hold every node that was run before the best are chosen: the cache needs places for them.
         self.max_rows = max(nodes, 1 + width * (gamma - 1))
 
     def start(self, prompt: list[int], prefill: Prefill) -> TreeDraft:
         """Run the adapter over the exit-layer states of the whole prompt."""
         return TreeDraft(self, prefill)
+
+    def read(self, logits: Tensor, scores: Tensor | None = None) -> Level:
+        """Logits [f, draft vocab] behind nodes of these scores [f] -> their children."""
+        return expand(logits, scores, self.width, self.adapter.vocabulary)
+
+    def _level(self, tokens: Tensor, scores: Tensor, own: Rows, early: Rows) -> tuple[Tensor, ...]:
+        """Nodes [f] and their scores -> their states after the exit layer [f, hidden], and their children."""
+        states = self.early(tokens, early)
+        return states, *self.read(self.head(self.adapter(states, self.rope, own)), scores)
 
 
 class TreeDraft(SelfDraft):
@@ -67,21 +78,21 @@ class TreeDraft(SelfDraft):
     def propose(self, tokens: list[int], room: int) -> Draft:
         """Grow levels until the best node's confidence is below eta, or gamma of them, or the context is full."""
         method, base = self.method, len(tokens) - 1
-        first = self._exit_state(torch.full((1,), tokens[-1], device=self.target.device), base)
-        outputs = self._adapt(torch.cat((self.unseen, first)))[-1:]
-        self.unseen = first[:0]
-        beam = Beam(method.head(outputs), method.width, method.adapter.vocabulary)
+        first, *level = self._behind_unseen(torch.full((1,), tokens[-1], device=self.target.device), base)
+        beam = Beam(Level(*level))
         exits, ran = [first], [beam.frontier[:0]]
         while True:
-            sure = beam.certainty[0].exp().item()
+            sure = beam.level.certainty[0].exp().item()
             if not sure >= method.eta or beam.levels == min(method.gamma, room):  # nor if it is no number
                 break
-            positions = torch.full((len(beam.tokens),), base + beam.levels, device=first.device)
-            mask = torch.cat((beam.sees.new_ones(len(beam.tokens), base + 1), beam.sees), 1)
-            exits.append(self._early(beam.tokens, positions, mask))
             ran.append(beam.frontier)
-            (adapted,) = self.target.through(method.block, exits[-1], positions, self.adapter_cache, mask)
-            beam.grow(method.head(adapted))
+            positions = torch.full((len(ran[-1]),), base + beam.levels, device=first.device)
+            mask = torch.cat((beam.sees.new_ones(len(ran[-1]), base + 1), beam.sees), 1)
+            inputs, caches = (beam.level.tokens, beam.level.scores), (self.own, self.cache)
+            states, *level = self.target.through(method.level, inputs, positions, caches, mask)
+            exits.append(states)
+            beam.grow(Level(*level))
+        self.base = base
         return self._packed(beam, torch.cat(exits), torch.cat(ran), base, math.isnan(sure))
 
     def _packed(self, beam: Beam, exits: Tensor, ran: Tensor, base: int, doubtful: bool) -> Draft:
@@ -118,7 +129,6 @@ class TreeDraft(SelfDraft):
         accepted = exits[upload(verification.path, self.target.device)]
         known = [self.rows[place] for place in verification.path if place < len(self.rows)]
         if known:  # else another method drafted
-            self.adapter_cache.keep(self.seen - 1, known)
-            self.seen += len(known) - 1
-        self.unseen = torch.cat((self.unseen, accepted[len(known) :]))
+            self.own.keep(self.base, known)
+        self._note(accepted[len(known) :])
         self.rows = []

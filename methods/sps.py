@@ -20,6 +20,7 @@ from methods.decoder import Prefill, Verification
 from methods.draft import Draft, Tree, upload
 from methods.engine.checkpoint import load_model
 from methods.engine.llama import Llama
+from methods.engine.unit import Rows, Unit
 from methods.engine.vocabulary import Vocabulary
 from methods.errors import UserError
 from methods.files import Checkpoint
@@ -56,10 +57,25 @@ class SmallModel:
         self.max_rows = 1 + (max_gamma if schedule == "heuristic" else gamma)
         self.drafter = _load(Path(drafter), target)
         self.extra_parameters = sum(tensor.numel() for tensor in self.drafter.weights.tensors())
+        self.step = Unit(self._step, id(self), (range(self.drafter.config.num_layers),), "last")
 
     def start(self, prompt: list[int], prefill: Prefill) -> Assistant:
         """Run the drafter over the prompt."""
         return Assistant(self, prompt, prefill)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """As the drafter does; the target may be padded further, and have said a token of its own."""
+        known = self.drafter.config.vocab_size
+        return self.drafter.embed(tokens.clamp(max=known - 1) if known < self.vocab_size else tokens)
+
+    def _step(self, tokens: Tensor, rows: Rows) -> tuple[Tensor, ...]:
+        """Tokens [n] -> logits [1, vocab] behind the last, of tokens that the target knows; their best; how sure."""
+        (states,) = self.drafter.layers(self.embed(tokens), rows, self.step.layers[0])
+        logits = self.drafter.head(rows.last(states))[:, : self.vocab_size]
+        if self.schedule != "confidence":
+            return logits, logits.argmax(-1)
+        confidence, token = torch.softmax(logits.float(), -1).max(-1)
+        return logits, token, confidence
 
 
 def _load(folder: Path, target: Llama) -> Llama:
@@ -84,7 +100,8 @@ class Assistant:
         self.method, self.gamma, self.sampler = method, method.gamma, prefill.sampler
         self.cache = method.drafter.new_cache(prefill.cache.capacity, rows=method.max_rows)
         self.drafted = 0  # by the pass under way; 0: it is another drafter's
-        self._run(upload(prompt, method.drafter.device))
+        states = method.embed(upload(prompt, method.drafter.device))
+        method.drafter.run(states, self._positions(len(prompt)), self.cache, slice(0, None))
 
     def propose(self, tokens: list[int], room: int) -> Draft:
         """A chain, after what the cache lacks of the tokens: the pending one, and the last if it was drafted."""
@@ -93,11 +110,15 @@ class Assistant:
         drafted: list[Tensor] = []
         self.base, sure = len(tokens) - 1, 1.0
         while len(drafted) < min(self.gamma, room):
-            logits = self._logits(self._run(rows))
-            rows = self.sampler.choose(logits, len(tokens) + len(drafted))
+            logits, rows, *certain = method.drafter.through(
+                method.step, (rows,), self._positions(len(rows)), (self.cache,)
+            )
+            if self.sampler.temperature:  # noise is drawn outside of the unit
+                rows = self.sampler.choose(logits, len(tokens) + len(drafted))
+                certain = [torch.softmax(logits.float() / self.sampler.temperature, -1)[0, rows]] if certain else []
             drafted.append(rows)
-            if method.schedule == "confidence":
-                sure = torch.softmax(logits.float() / (self.sampler.temperature or 1), -1)[0, rows].item()
+            if certain:
+                sure = certain[0].item()
                 if not sure >= method.threshold:  # nor if it is no number
                     break
         self.drafted = len(drafted)
@@ -115,15 +136,7 @@ class Assistant:
             self.gamma = min(self.gamma + 2, self.method.max_gamma) if full else max(self.gamma - 1, 1)
         self.drafted = 0
 
-    def _run(self, tokens: Tensor) -> Tensor:
-        """Tokens [n] behind those in the cache -> the last one's state [1, hidden]."""
-        drafter, held = self.method.drafter, self.cache.lengths[0]
-        known = drafter.config.vocab_size
-        if known < self.method.vocab_size:  # the target is padded further, and may have said a token of its own
-            tokens = tokens.clamp(max=known - 1)
-        positions = torch.arange(held, held + len(tokens), device=drafter.device)
-        return drafter.run(drafter.embed(tokens), positions, self.cache, slice(0, None))[-1:]
-
-    def _logits(self, state: Tensor) -> Tensor:
-        """State [1, hidden] -> logits [1, vocab] of tokens that the target knows, whatever the drafter is padded to."""
-        return self.method.drafter.head(state)[:, : self.method.vocab_size]
+    def _positions(self, rows: int) -> Tensor:
+        """Of so many rows behind those in the cache."""
+        held = self.cache.lengths[0]
+        return torch.arange(held, held + rows, device=self.method.drafter.device)

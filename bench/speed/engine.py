@@ -137,7 +137,7 @@ def pass_costs(target: Llama, rows: list[int], past: int, passes: int) -> dict[i
         def one(count: int) -> None:
             cache.truncate(past)
             here = slice(past, past + count)
-            target.head(target.run(target.embed(ids[here]), positions[here], cache, slice(0, None)))
+            target.answer(target.embed(ids[here]), positions[here], cache)
 
         times: dict[int, list[float]] = {count: [] for count in rows}
         with target.preparing():

@@ -23,6 +23,7 @@ from bench.train.source import DataSource, ModelSource
 from methods.eagle import EagleModel
 from methods.engine.config import published_config
 from methods.engine.llama import Llama, ModelConfig
+from methods.engine.unit import Rows
 from methods.errors import UserError
 
 NOISE_LENGTH = 512  # tokens of a conversation whose noise is as large as `noise` says
@@ -69,7 +70,7 @@ class FeatureTraining(nn.Module):
         if torch.is_grad_enabled() and objective.noise:
             inputs = inputs + objective.noise * noise(row, features.shape[1])
         # The last pair of the row lacks its token; it is no one's input, so any will do.
-        outputs = self.draft.run(row.tokens.roll(-1), inputs, row.positions, None, row.lengths)[wanted - 1]
+        outputs = self.draft.run(row.tokens.roll(-1), inputs, Rows(row.positions, sees=row.lengths))[wanted - 1]
         head = target.weights.lm_head.weight
         sums = cross_entropy(outputs, head, features[wanted], head, chunk=self.chunk)
         distance = F.smooth_l1_loss(outputs.float(), features[wanted].float(), reduction="none").mean(-1).sum()

@@ -28,6 +28,7 @@ from methods.eagle3_formats import KEPT, Shape, default_taps, empty_weights, pub
 from methods.engine.config import published_config
 from methods.engine.kv_cache import KVCache
 from methods.engine.llama import Llama, Taps
+from methods.engine.unit import Rows
 from methods.errors import UserError
 
 DISCOUNT = 0.8  # weight of step j is DISCOUNT**j
@@ -98,7 +99,7 @@ class Unrolled(nn.Module):
             if step:
                 sees = torch.cat((sees, torch.eye(len(rows), dtype=torch.bool, device=device)), 1)
             positions = (row.positions[rows] + step).clamp(max=draft.config.context - 1)
-            states = draft.run(row.tokens.roll(-1 - step)[rows], states, positions, cache, sees)
+            states = draft.run(row.tokens.roll(-1 - step)[rows], states, Rows.of(positions, cache, sees))
             yield rows, states
 
 

@@ -20,6 +20,7 @@ from bench.train.packing import Row
 from bench.train.source import DataSource, ModelSource
 from methods.engine.checkpoint import INIT_STD
 from methods.engine.llama import Llama
+from methods.engine.unit import Rows
 from methods.errors import UserError, nearest
 from methods.hydra import ARCHITECTURES, HydraModel
 
@@ -42,7 +43,7 @@ class GroundedTraining(nn.Module):
         with torch.no_grad(), as_is(target.dtype, target.device):
             hidden = target.run(target.embed(row.tokens), row.positions, None, slice(0, None), row.lengths)
             features, embedded = target.norm(hidden), target.embed(row.tokens).float()
-        states = draft.states(features.float(), row.positions, None, row.lengths)
+        states = draft.states(features.float(), Rows(row.positions, sees=row.lengths))
         parts = []
         for place in places(row, len(draft.heads)):
             head = draft.heads[place.head - 1]

@@ -19,6 +19,7 @@ from bench.train.states import KeptStates
 from methods.adapters import PUBLISHED, VARIANTS, Adapter, check_variant
 from methods.engine.config import ModelConfig, published_config
 from methods.engine.llama import Llama
+from methods.engine.unit import Rows
 from methods.errors import UserError
 
 
@@ -53,7 +54,7 @@ class Distillation(nn.Module):
         if self.known is not None and torch.is_grad_enabled():
             chosen, head = chosen[self.known[row.tokens[chosen + 1]]], self.few
         exits, final = self.states(row) if self.kept is None else self.kept.of(row, self.states)
-        drafted = self.adapter(exits.float(), target.rope, row.positions, None, row.lengths)[chosen]
+        drafted = self.adapter(exits.float(), target.rope, Rows(row.positions, sees=row.lengths))[chosen]
         own = head if self.adapter.lm_head is None else self.adapter.lm_head
         wanted = final[chosen].to(target.dtype)
         return cross_entropy(drafted, own, wanted, head, vocabulary=self.adapter.vocabulary, chunk=self.chunk)

@@ -1,7 +1,7 @@
-"""The engine with passes of fixed shapes, which a GPU can be handed as one captured graph.
+"""The engine whose units have fixed shapes, so that a GPU can be handed each as one captured graph.
 
 Rows are filled up to ROWS, the cache is read up to a bucket of slots under a mask, and everything that differs between
-two passes of one shape stands in buffers: states, positions, the slots that are written and what each row sees. Passes
+two passes of one shape stands in buffers: inputs, positions, the slots that are written and what each row sees. Passes
 over a prompt, and of more rows than the last of ROWS, are the eager engine's.
 """
 
@@ -18,10 +18,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from methods.engine.attention import Mask, attention_mask
+from methods.engine.attention import Mask
 from methods.engine.graphs import Graphs
-from methods.engine.kv_cache import KVCache
-from methods.engine.llama import Block, Llama, ModelConfig, Weights
+from methods.engine.kv_cache import KVCache, Places
+from methods.engine.llama import Llama, ModelConfig, Weights
+from methods.engine.unit import Caches, Rows, Unit
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 SLOT_ALIGNMENT = 64  # slots of a cache, so that rows of a mask begin where the GPU's kernels want them
@@ -65,40 +66,33 @@ class SlotCache(KVCache):
         self._used = 0
 
 
-class Places(KVCache):
-    """A cache as a captured pass has it: rows go to the slots that a tensor names, the first `bucket` are read."""
-
-    def __init__(self, storage: Tensor, slots: Tensor, bucket: int) -> None:
-        self._hold(storage, bucket)
-        self.slots = slots
-
-    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write keys and values [n, kv_heads, head_dim]; views of the bucket, each [kv_heads, bucket, head_dim]."""
-        layer_keys, layer_values = self._keys[layer], self._values[layer]
-        layer_keys.index_copy_(1, self.slots, keys.transpose(0, 1))
-        layer_values.index_copy_(1, self.slots, values.transpose(0, 1))
-        return layer_keys[:, : self.capacity], layer_values[:, : self.capacity]
+Shapes = tuple[tuple[torch.Size, torch.dtype], ...]  # of a unit's inputs, a row of each
 
 
 class Frame:
     """What a pass of one shape reads, filled anew for each."""
 
-    def __init__(self, rows: int, bucket: int, width: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.states = torch.zeros(rows, width, dtype=dtype, device=device)
+    def __init__(self, rows: int, bucket: int, inputs: Shapes, device: torch.device) -> None:
+        self.inputs = [torch.zeros(rows, *shape, dtype=dtype, device=device) for shape, dtype in inputs]
         self.positions = torch.zeros(rows, dtype=torch.int64, device=device)
         self.slots = torch.zeros(rows, dtype=torch.int64, device=device)  # where the rows' keys and values go
         self.sees = torch.zeros(rows, bucket, dtype=torch.bool, device=device)
         self.sees[:, 0] = True  # a row that sees nothing gives no numbers
         self.order = torch.arange(bucket, device=device)
+        self.count, self.end = rows, self.order[rows - 1 : rows].clone()  # of the rows that count, and the last of them
 
-    def fill(self, states: Tensor, positions: Tensor, mask: Tensor | None, past: int, spare: int) -> None:
+    def fill(self, inputs: Sequence[Tensor], positions: Tensor, mask: Tensor | None, past: int, spare: int) -> None:
         """n rows behind `past` slots; mask [n, past + n] as in `Llama.run`. The other rows write to the spare slot."""
-        rows, end = len(states), past + len(states)
+        rows, end = len(positions), past + len(positions)
         own = self.order[past:end]
-        self.states[:rows].copy_(states)
+        for buffer, given in zip(self.inputs, inputs, strict=True):
+            buffer[: len(given)].copy_(given)
         self.positions[:rows].copy_(positions)
         if rows < len(self.slots):
             self.slots.fill_(spare)
+        if rows != self.count:
+            self.end.fill_(rows - 1)
+            self.count = rows
         self.slots[:rows].copy_(own)
         if mask is None:
             torch.le(self.order, own[:, None], out=self.sees[:rows])
@@ -106,21 +100,32 @@ class Frame:
             self.sees[:rows, :end].copy_(mask)
             self.sees[:rows, end:].fill_(False)
 
-    def work(self, block: Block, storage: Tensor) -> tuple[Tensor, ...]:
-        """The pass: it allocates what it needs and reads nothing that the next one has elsewhere."""
-        rows, bucket = self.sees.shape
-        added = attention_mask(self.sees, self.states, bucket - rows, block.groups)
-        return block.run(self.states, self.positions, added, Places(storage, self.slots, bucket))
-
 
 @dataclass(frozen=True)
 class Met:
-    """A block that ran over a storage."""
+    """A unit that ran over storages, of which there is none where the unit does not append to that cache."""
 
-    block: Block
-    storage: Tensor
+    unit: Unit
+    storages: tuple[Tensor | None, ...]
     rows: int  # most rows of a pass
-    states: Tensor  # one that it was given, for its width and dtype
+    inputs: Shapes
+
+    @property
+    def spare(self) -> int:
+        """The slot that no row sees."""
+        return next(storage.shape[3] - 1 for storage in self.storages if storage is not None)
+
+    def key(self, frame: Frame) -> tuple[Hashable, ...]:
+        """Names the pass for which the frame was made."""
+        return self.unit.key, tuple(map(id, self.storages)), *frame.sees.shape
+
+    def work(self, frame: Frame) -> tuple[Tensor, ...]:
+        """The pass: it allocates what it needs and reads nothing that the next one has elsewhere."""
+        rows, bucket = frame.sees.shape
+        caches = (None if storage is None else Places(storage, frame.slots, bucket) for storage in self.storages)
+        return self.unit.run(
+            *frame.inputs, *(Rows(frame.positions, cache, bucket - rows, frame.sees, frame.end) for cache in caches)
+        )
 
 
 class Fixed:
@@ -128,7 +133,7 @@ class Fixed:
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.graphs = device, Graphs(device)
-        self._frames: dict[tuple[int, int, int, torch.dtype], Frame] = {}
+        self._frames: dict[tuple[int, int, Shapes], Frame] = {}
         self._storage: list[tuple[weakref.ref[SlotCache], Tensor]] = []  # and the cache that has it, or had it last
         self._met: dict[Hashable, Met] = {}
 
@@ -146,37 +151,33 @@ class Fixed:
         self._storage.append((weakref.ref(made), storage))
         return made
 
-    def frame(self, rows: int, bucket: int, states: Tensor) -> Frame:
-        """The buffers of a shape, for states as wide as these."""
-        key = (rows, bucket, states.shape[1], states.dtype)
+    def frame(self, rows: int, bucket: int, inputs: Shapes) -> Frame:
+        """The buffers of a shape."""
+        key = (rows, bucket, inputs)
         if key not in self._frames:
             self._frames[key] = Frame(*key, self.device)
         return self._frames[key]
 
-    def do(self, block: Block, cache: SlotCache, frame: Frame) -> tuple[Tensor, ...]:
+    def do(self, met: Met, frame: Frame) -> tuple[Tensor, ...]:
         """The pass that the frame was filled for; copy its results."""
+        key = met.key(frame)
         if self.graphs.is_recording:
-            met = Met(block, cache.storage, cache.rows, frame.states)
-            self._met.setdefault((block.key, id(cache.storage)), met)
-        return self.graphs.do(_key(block, cache.storage, frame), partial(frame.work, block, cache.storage))
+            self._met.setdefault((*key[:2], met.rows), met)
+        return self.graphs.do(key, partial(met.work, frame))
 
     def complete(self) -> None:
         """Capture what was met for every number of rows and every bucket of slots that it may come to."""
         for met in self._met.values():
-            spare = met.storage.shape[3] - 1
             most = row_bucket(min(met.rows, ROWS[-1]))
-            for rows, bucket in product((rows for rows in ROWS if rows <= most), slot_buckets(spare)):
-                frame = self.frame(rows, bucket, met.states)
-                frame.slots.fill_(spare)
-                self.graphs.capture(_key(met.block, met.storage, frame), partial(frame.work, met.block, met.storage))
-
-
-def _key(block: Block, storage: Tensor, frame: Frame) -> Hashable:
-    return block.key, id(storage), *frame.sees.shape
+            counts = [met.rows] if met.unit.results == "whole" else [rows for rows in ROWS if rows <= most]
+            for rows, bucket in product(counts, slot_buckets(met.spare)):
+                frame = self.frame(rows, bucket, met.inputs)
+                frame.slots.fill_(met.spare)
+                self.graphs.capture(met.key(frame), partial(met.work, frame))
 
 
 class FixedLlama(Llama):
-    """The target model with passes of fixed shapes; its results are the eager engine's but for rounding."""
+    """The target model with units of fixed shapes; its results are the eager engine's but for rounding."""
 
     def __init__(
         self, config: ModelConfig, weights: Weights, folder: Path | None = None, fixed: Fixed | None = None
@@ -210,24 +211,33 @@ class FixedLlama(Llama):
         return self.fixed.cache(shape, self.dtype, capacity, rows)
 
     def through(
-        self, block: Block, hidden: Tensor, positions: Tensor, cache: KVCache | None, mask: Mask | None = None
+        self, unit: Unit, inputs: Sequence[Tensor], positions: Tensor, caches: Caches, mask: Mask | None = None
     ) -> tuple[Tensor, ...]:
         """As the eager engine's, and so for prompts, for many rows and over caches of another making."""
-        held = isinstance(cache, SlotCache) and bool(block.layers)
-        past, rows = cache.lengths[block.layers[0]] if cache and held else 0, len(hidden)
-        if past == 0 or rows > ROWS[-1]:
-            return super().through(block, hidden, positions, cache, mask)
-        assert isinstance(cache, SlotCache) and not isinstance(mask, tuple)
-        end = past + rows
+        places = list(zip(caches, unit.layers, strict=True))
+        held = [(cache, layers) for cache, layers in places if layers and isinstance(cache, SlotCache)]
+        rows, past = len(positions), held[0][0].lengths[held[0][1][0]] if held else 0
+        if past == 0 or rows > ROWS[-1] or len(held) < sum(map(bool, unit.layers)):
+            return super().through(unit, inputs, positions, caches, mask)
+        cache, end = held[0][0], past + rows
         if end > cache.capacity:
             raise IndexError(f"the cache holds {cache.capacity} slots, {end} are needed")
+        assert not isinstance(mask, tuple) and all(other.spare == cache.spare for other, _ in held)
+        whole = unit.results == "whole"
+        met = Met(
+            unit,
+            tuple(cache.storage if cache and layers else None for cache, layers in places),
+            rows if whole else max(rows, cache.rows),
+            tuple((given.shape[1:], given.dtype) for given in inputs),
+        )
         bucket = next(bucket for bucket in cache.buckets if bucket >= end)
-        frame = self.fixed.frame(row_bucket(rows), bucket, hidden)
-        frame.fill(hidden, positions, mask, past, cache.spare)
-        results = self.fixed.do(block, cache, frame)
-        for layer in block.layers:
-            cache.lengths[layer] = end
-        return tuple(states[:rows].clone() for states in results)
+        frame = self.fixed.frame(rows if whole else row_bucket(rows), bucket, met.inputs)
+        frame.fill(inputs, positions, mask, past, cache.spare)
+        results = self.fixed.do(met, frame)
+        for one, layers in held:
+            for layer in layers:
+                one.lengths[layer] = end
+        return tuple((result[:rows] if unit.results == "each" else result).clone() for result in results)
 
     @contextmanager
     def preparing(self) -> Iterator[None]:

@@ -62,3 +62,22 @@ class KVCache:
     def reset(self) -> None:
         """Forget the sequence."""
         self.truncate(0)
+
+
+class Places(KVCache):
+    """A cache as a captured pass has it: rows go to the slots that a tensor names, the first `bucket` are read."""
+
+    def __init__(self, storage: Tensor, slots: Tensor, bucket: int) -> None:
+        self._hold(storage, bucket)
+        self.slots = slots
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write keys and values [n, kv_heads, head_dim]; views of the bucket, each [kv_heads, bucket, head_dim]."""
+        layer_keys, layer_values = self._keys[layer], self._values[layer]
+        layer_keys.index_copy_(1, self.slots, keys.transpose(0, 1))
+        layer_values.index_copy_(1, self.slots, values.transpose(0, 1))
+        return layer_keys[:, : self.capacity], layer_values[:, : self.capacity]
+
+    def only(self, row: Tensor) -> Places:
+        """The same for a pass of that row [1] alone."""
+        return Places(self.storage, self.slots[row], self.capacity)

@@ -7,7 +7,7 @@ and tied embeddings. `run` takes any contiguous range of layers, which is what e
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.engine.attention import Mask, attend, attention_mask, choose_kernels
+from methods.engine.attention import Mask, attend, choose_kernels
 from methods.engine.kv_cache import KVCache
 from methods.engine.matrix import PACKED_BYTES, Matrix
+from methods.engine.unit import Caches, Rows, Unit
 
 
 @dataclass(frozen=True)
@@ -222,16 +223,6 @@ class Taps:
         return tuple(self._states[layer] for layer in self.layers if layer in self._states)
 
 
-@dataclass(frozen=True)
-class Block:
-    """Layers that rows go through in one pass."""
-
-    run: Callable[[Tensor, Tensor, Mask | None, KVCache | None], tuple[Tensor, ...]]  # states, positions, what to add
-    key: Hashable  # blocks with the same key do the same
-    layers: range  # their places in the cache
-    groups: int  # query heads that share a key head
-
-
 class Llama:
     """The target model: embed, run any range of layers, head.
 
@@ -249,7 +240,7 @@ class Llama:
         self.device = weights.embedding.device
         self.dtype = weights.embedding.dtype
         self.packed = False
-        self._blocks: dict[tuple[int, int, tuple[int, ...]], tuple[Block, tuple[int, ...]]] = {}
+        self._units: dict[Hashable, Unit] = {}
         self.kernels = choose_kernels(self.device, self.dtype, config.head_dim)  # that serve attention, on a GPU
         self.rope = Rope(config, config.context, self.dtype, self.device)
 
@@ -303,50 +294,79 @@ class Llama:
         first, last, _ = layers.indices(self.config.num_layers)
         taps = taps or Taps(())
         taps.see(first, hidden)
-        if first >= last:
-            return hidden
-        key = (first, last, taps.layers)
-        if key not in self._blocks:
-            self._blocks[key] = self._block(*key)
-        block, wanted = self._blocks[key]
-        hidden, *seen = self.through(block, hidden, positions, cache, mask)
-        for layer, states in zip(wanted, seen, strict=True):
-            taps.see(layer, states)
-        return hidden
+        return (
+            hidden if first >= last else self._pass(self.layers, first, last, hidden, positions, cache, mask, taps)[0]
+        )
 
-    def _block(self, first: int, last: int, tapped: tuple[int, ...]) -> tuple[Block, tuple[int, ...]]:
-        """A range of layers, and behind which of them, numbered as taps are, its other states come from."""
-        wanted = tuple(layer for layer in range(first + 1, last + 1) if layer in tapped)
-        layers, groups = range(first, last), self.config.num_heads // self.config.num_kv_heads
-        return Block(partial(self._layers, layers, wanted), (id(self), layers, wanted), layers, groups), wanted
-
-    def through(
-        self, block: Block, hidden: Tensor, positions: Tensor, cache: KVCache | None, mask: Mask | None = None
-    ) -> tuple[Tensor, ...]:
-        """Rows [n, hidden] through a block of this model or of a draft: the states that it gives. As `run`."""
-        past = cache.lengths[block.layers[0]] if cache and block.layers else 0
-        return block.run(hidden, positions, attention_mask(mask, hidden, past, block.groups), cache)
-
-    def _layers(
+    def answer(
         self,
-        indices: range,
-        wanted: tuple[int, ...],
         hidden: Tensor,
         positions: Tensor,
-        mask: Mask | None,
         cache: KVCache | None,
+        first: int = 0,
+        mask: Mask | None = None,
+        taps: Taps | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """`run` from layer `first` to the end and `head` as one: states behind the final norm [n, hidden], logits."""
+        taps = taps or Taps(())
+        taps.see(first, hidden)
+        last = self.config.num_layers
+        final, logits = self._pass(self._answer, first, last, hidden, positions, cache, mask, taps)
+        return final, logits
+
+    def _pass(
+        self,
+        work: Callable[..., tuple[Tensor, ...]],
+        first: int,
+        last: int,
+        hidden: Tensor,
+        positions: Tensor,
+        cache: KVCache | None,
+        mask: Mask | None,
+        taps: Taps,
+    ) -> list[Tensor]:
+        """What is made of layers first to last, less what was tapped: the taps have seen it."""
+        key = (work.__name__, first, last, taps.layers)
+        if key not in self._units:
+            run = partial(work, indices=range(first, last), wanted=taps.layers)
+            self._units[key] = Unit(run, (id(self), *key), (range(first, last),))
+        wanted = [layer for layer in range(first + 1, last + 1) if layer in taps.layers]
+        results = list(self.through(self._units[key], (hidden,), positions, (cache,), mask))
+        for layer in reversed(wanted):
+            taps.see(layer, results.pop())
+        return results
+
+    def through(
+        self, unit: Unit, inputs: Sequence[Tensor], positions: Tensor, caches: Caches, mask: Mask | None = None
     ) -> tuple[Tensor, ...]:
-        """The states behind the last layer, then those before each wanted one."""
+        """Rows at positions [n] through a unit of this model or of a draft: its results. Mask as in `run`.
+
+        All rows are appended to the first cache with layers of the unit; to a later one all of them or only the last.
+        """
+        places = zip(caches, unit.layers, strict=True)
+        return unit.run(*inputs, *(Rows.of(positions, cache, mask, layers) for cache, layers in places))
+
+    def layers(self, hidden: Tensor, rows: Rows, indices: range, wanted: Sequence[int] = ()) -> tuple[Tensor, ...]:
+        """States [n, hidden] behind the last of these layers, and before each wanted one: what a unit does."""
+        if not indices:
+            return (hidden,)
         config, seen = self.config, []
-        rotation = self.rope.at(positions)
+        mask = rows.added(hidden, config.num_heads // config.num_kv_heads)
+        rotation = self.rope.at(rows.positions)
         for layer in indices:
             weights = self.weights.layers[layer]
             normed = rms_norm(hidden, weights.input_norm, config.norm_eps)
-            hidden = self_attention(normed, hidden, weights, config, rotation, mask, cache, layer)
+            hidden = self_attention(normed, hidden, weights, config, rotation, mask, rows.cache, layer)
             hidden = feed_forward(hidden, weights, config)
             if layer + 1 in wanted:
                 seen.append(hidden)
         return hidden, *seen
+
+    def _answer(self, hidden: Tensor, rows: Rows, indices: range, wanted: Sequence[int]) -> tuple[Tensor, ...]:
+        """The same, with the final norm and the head for the states behind the last layer."""
+        hidden, *seen = self.layers(hidden, rows, indices, wanted)
+        final = self.norm(hidden)
+        return final, self.lm_head(final), *seen
 
     def norm(self, hidden: Tensor) -> Tensor:
         """Final RMSNorm, [n, hidden] -> [n, hidden]."""

@@ -12,7 +12,9 @@ import torch
 from bench.train.kangaroo import initialise, write
 from methods.adapters import VARIANTS, Adapter
 from methods.decoder import Decoder
+from methods.engine.fixed import FixedLlama
 from methods.engine.llama import ModelConfig
+from methods.engine.unit import Rows
 from methods.errors import UserError
 from methods.kangaroo import Kangaroo
 from methods.vanilla import Vanilla
@@ -111,6 +113,11 @@ def test_every_variant_drafts_what_its_network_says(target, tmp_path: Path, vari
     prompt, plain = torch.tensor([5, 9, 11, 3]), Decoder(target, Vanilla(target))
     result = Decoder(target, method).generate(prompt, 60)
     assert len(result.tokens) == 60 and result.tokens == plain.generate(prompt, 60).tokens
+    fixed = FixedLlama.of(target)
+    captured = Decoder(fixed, Kangaroo(fixed, exit_layer=1, gamma=3, eta=0.2, variant=variant, checkpoint=tmp_path))
+    with fixed.preparing():
+        captured.generate(prompt[:2], 9)
+    assert captured.generate(prompt, 60) == result and not fixed.unprepared
 
     tokens, head = [*prompt.tolist(), *result.tokens], adapter.lm_head
     head = target.weights.lm_head.weight if head is None else head
@@ -121,7 +128,7 @@ def test_every_variant_drafts_what_its_network_says(target, tmp_path: Path, vari
             so_far = torch.tensor(tokens[: place + 1] + drafted)
             positions = torch.arange(len(so_far))
             states = target.run(target.embed(so_far), positions, None, slice(0, 1))
-            confidence, token = (adapter(states, target.rope, positions)[-1] @ head.T).softmax(-1).max(-1)
+            confidence, token = (adapter(states, target.rope, Rows(positions))[-1] @ head.T).softmax(-1).max(-1)
             drafted.append(int(token if ids is None else ids[token]))
             if confidence < 0.2:
                 break

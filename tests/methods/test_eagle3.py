@@ -16,6 +16,7 @@ from methods.eagle3 import Eagle3, Eagle3Model
 from methods.eagle3_formats import default_taps, empty_weights, published, read_shape
 from methods.engine import checkpoint
 from methods.engine.llama import Llama
+from methods.engine.unit import Rows
 from methods.errors import UserError
 from methods.vanilla import Vanilla
 from tests.methods.eagle3_reference import (
@@ -103,8 +104,8 @@ def logits_of(model: Eagle3Model, tokens: list[int]) -> Tensor:
     target, size = model.target, len(tokens) - 1
     states = tapped(target, torch.tensor(tokens[:-1]), model.taps)
     cache = model.new_cache(32)
-    outputs = model.run(torch.tensor(tokens[1:]), model.features(tuple(states)), torch.arange(size), cache)
-    deeper = model.run(torch.tensor([7]), outputs[-1:], torch.tensor([size]), cache)
+    outputs = model.run(torch.tensor(tokens[1:]), model.features(tuple(states)), Rows.of(torch.arange(size), cache))
+    deeper = model.run(torch.tensor([7]), outputs[-1:], Rows.of(torch.tensor([size]), cache))
     return model.logits(torch.cat((outputs, deeper)))
 
 

@@ -13,6 +13,7 @@ import torch
 
 from methods.decoder import Decoder, Step
 from methods.engine.checkpoint import load_model
+from methods.engine.fixed import FixedLlama
 from methods.errors import UserError
 from methods.kangaroo import Kangaroo
 from methods.vanilla import Vanilla
@@ -161,14 +162,18 @@ def test_the_random_pair_accepts_some_and_rejects_some(random_pair) -> None:
 @pytest.mark.parametrize("exit_layer", range(5))
 def test_tokens_are_vanillas_at_every_exit_layer(random_pair, exit_layer: int) -> None:
     _, engine, folder = random_pair
-    plain = Decoder(engine, Vanilla(engine))
-    decoder = Decoder(
-        engine, Kangaroo(engine, exit_layer=exit_layer, gamma=6, eta=0.2, variant="kangaroo", checkpoint=str(folder))
+    plain, fixed = Decoder(engine, Vanilla(engine)), FixedLlama.of(engine)
+    decoder, captured = (
+        Decoder(own, Kangaroo(own, exit_layer=exit_layer, gamma=6, eta=0.2, variant="kangaroo", checkpoint=str(folder)))
+        for own in (engine, fixed)
     )
+    with fixed.preparing():
+        captured.generate(torch.tensor([5, 9]), 9)
     for prompt in (torch.tensor([7]), torch.arange(20), torch.arange(1, 95) % 48):
         tokens = plain.generate(prompt, 80).tokens
         result = decoder.generate(prompt, 80)
         assert len(result.tokens) == len(tokens) and result.tokens == tokens
+        assert captured.generate(prompt, 80) == result and not fixed.unprepared
         assert all(1 <= step.drafted <= 6 and 1 <= step.emitted <= step.drafted + 1 for step in result.steps)
 
 

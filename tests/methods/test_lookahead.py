@@ -152,8 +152,8 @@ def test_a_step_is_one_target_pass_with_both_branches(pair, monkeypatch: pytest.
     method = lookahead(engine)
     decoder = Decoder(engine, method)
     passes: list[int] = []
-    run = engine.run
-    monkeypatch.setattr(engine, "run", lambda hidden, *a, **k: (passes.append(len(hidden)), run(hidden, *a, **k))[1])
+    through = engine.through
+    monkeypatch.setattr(engine, "through", lambda u, rows, *a: (passes.append(len(rows[0])), through(u, rows, *a))[1])
     result = decoder.generate(torch.tensor(PROMPTS[2]), 40)
     rows = passes[1:]  # behind prefill
     assert len(rows) == len(result.steps)

@@ -207,8 +207,8 @@ def test_a_step_is_one_target_pass_over_a_tree_built_once(pair, monkeypatch: pyt
     _, engine, folder, _ = pair
     decoder = Decoder(engine, medusa(engine, folder))
     passes: list[int] = []
-    run = engine.run
-    monkeypatch.setattr(engine, "run", lambda hidden, *a, **k: (passes.append(len(hidden)), run(hidden, *a, **k))[1])
+    through = engine.through
+    monkeypatch.setattr(engine, "through", lambda u, rows, *a: (passes.append(len(rows[0])), through(u, rows, *a))[1])
     monkeypatch.setattr(draft.Tree, "build", lambda *_: pytest.fail("a tree was laid out while decoding"))
     result = decoder.generate(torch.tensor(PROMPTS[0]), 30)
     assert passes[1:] == [64] * len(result.steps)

@@ -38,6 +38,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Llama:
     [
         *((name, 0.0, engine) for name in METHODS for engine in ("eager", "fixed")),
         *((name, 0.8, "eager") for name in ("eagle", "kangaroo", "pld", "sps")),
+        *((name, 0.8, "fixed") for name in ("eagle", "eagle2", "sps")),
     ],
 )
 def test_every_method(

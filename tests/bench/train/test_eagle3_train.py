@@ -14,6 +14,7 @@ from bench.train import eagle3, packing
 from methods.decoder import Decoder
 from methods.eagle3 import Eagle3, Eagle3Model
 from methods.engine.checkpoint import load_model
+from methods.engine.unit import Rows
 from methods.errors import UserError
 from methods.vanilla import Vanilla
 from tests.bench.train.chat_model import interrupt_at, settings
@@ -45,10 +46,10 @@ def drafted(draft: Eagle3Model, tokens: Tensor, place: int, steps: int) -> list[
     """Outputs [hidden] of the method's own passes: the pairs up to `place`, then one true token after the other."""
     states, cache = tapped(draft.target, tokens[: place + 1], draft.taps), draft.new_cache(64)
     known = draft.features(tuple(states))
-    outputs = [draft.run(tokens[1 : place + 2], known, torch.arange(place + 1), cache)[-1:]]
+    outputs = [draft.run(tokens[1 : place + 2], known, Rows.of(torch.arange(place + 1), cache))[-1:]]
     for step in range(1, steps):
         token, position = tokens[place + 1 + step :][:1], torch.tensor([place + step])
-        outputs.append(draft.run(token, outputs[-1], position, cache))
+        outputs.append(draft.run(token, outputs[-1], Rows.of(position, cache)))
     return [output[0] for output in outputs]
 
 

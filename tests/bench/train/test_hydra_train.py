@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from bench.train import hydra, packing
 from methods.decoder import Decoder
 from methods.engine.checkpoint import load_model
+from methods.engine.unit import Rows
 from methods.errors import UserError
 from methods.hydra import Hydra
 from methods.vanilla import Vanilla
@@ -72,7 +73,7 @@ def test_the_loss_is_the_heads_own_one_place_at_a_time() -> None:
             tokens = torch.from_numpy(conversation.tokens).long()
             positions = torch.arange(len(tokens))
             features = target.norm(target.run(target.embed(tokens), positions, None, slice(0, None)))
-            states = draft.states(features, positions, None)
+            states = draft.states(features, Rows(positions))
             for k, head in enumerate(draft.heads):
                 for at in range(len(tokens) - 2 - k):
                     if conversation.assistant[at + 1 : at + 3 + k].all():

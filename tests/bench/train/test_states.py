@@ -15,6 +15,7 @@ from bench.train.packing import Row, build_row
 from bench.train.states import KeptStates
 from methods.adapters import Adapter
 from methods.engine.llama import Llama
+from methods.engine.unit import Rows
 from tests.tiny import tiny_llama
 
 
@@ -84,6 +85,6 @@ def test_a_loss_over_frequent_tokens_is_the_whole_one_where_all_are_and_evaluati
 def _renormalised(target: Llama, adapter: Adapter, row: Row, few: Tensor) -> float:
     chosen = torch.tensor([i for i in row.predicting().tolist() if row.tokens[i + 1] in few])
     exits, final = Distillation(target, adapter, exit_layer=2, chunk=16).states(row)
-    drafted, head = adapter(exits, target.rope, row.positions, None, row.lengths), target.weights.lm_head.weight
+    drafted, head = adapter(exits, target.rope, Rows(row.positions, sees=row.lengths)), target.weights.lm_head.weight
     wanted = (final @ head.T)[chosen][:, few].softmax(-1)
     return -(wanted * (drafted @ head.T)[chosen][:, few].log_softmax(-1)).sum().item()

@@ -18,6 +18,7 @@ from bench.train import kangaroo, loop, medusa, packing, source
 from bench.train.conversations import Encoded
 from methods.adapters import Adapter
 from methods.engine.checkpoint import load_model, read_tensors
+from methods.engine.unit import Rows
 from methods.errors import UserError
 from methods.kangaroo import Kangaroo
 from methods.medusa import Heads
@@ -90,7 +91,7 @@ def test_loss_equals_the_papers_formula_conversation_by_conversation():
         places = torch.arange(len(tokens))
         exits = target.run(target.embed(tokens), places, None, slice(0, 2))
         big = target.head(target.run(exits, places, None, slice(2, None))).softmax(-1)
-        small = target.lm_head(adapter(exits, target.rope, places)).log_softmax(-1)
+        small = target.lm_head(adapter(exits, target.rope, Rows(places))).log_softmax(-1)
         for n in range(len(tokens) - 1):
             if conversation.assistant[n + 1]:
                 expected -= float((big[n] * small[n]).sum().detach())

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 
+from bench.binder import bind
+from bench.config import installed
+from bench.places import BENCH
 from methods.decoder import Decoder, Generation
+from methods.engine.checkpoint import load_model
 from methods.engine.fixed import ROWS, FixedLlama, SlotCache, row_bucket, slot_buckets
 from methods.engine.graphs import Graphs
 from methods.engine.llama import Llama
@@ -21,6 +27,7 @@ from tests.methods.test_lossless import METHODS, maker
 from tests.methods.test_rest import tokenizer_folder
 from tests.tiny import packed, tiny_llama
 
+JOEY = BENCH / "assets" / "joey"
 PROMPT = (3, 20, 3, 20, 3, 20, 3)
 
 
@@ -31,11 +38,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Llama:
 
 
 def generated(model: Llama, make: Any, prompt: Any, new: int, temperature: float = 0.0) -> Generation:
-    """A sequence on an engine that was prepared by another one, of which no shape is the last's."""
+    """A sequence on an engine that was prepared by another one, of which it has no shape; it captures nothing."""
     decoder = Decoder(model, make(model), temperature=temperature)
     with model.preparing():
         decoder.generate(torch.tensor(prompt[:3]), 9)
-    return decoder.generate(torch.tensor(prompt), new)
+    captured = len(model.fixed.graphs) if isinstance(model, FixedLlama) else 0
+    found = decoder.generate(torch.tensor(prompt), new)
+    if isinstance(model, FixedLlama):
+        assert not model.unprepared and len(model.fixed.graphs) == captured > 1
+    return found
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
@@ -46,7 +57,53 @@ def test_every_method_decodes_as_on_the_eager_engine(
     make, fixed = maker(name, tmp_path), FixedLlama.of(model)
     wanted = generated(model, make, PROMPT, 40, temperature)
     assert generated(fixed, make, PROMPT, 40, temperature) == wanted
-    assert not fixed.unprepared and len(fixed.fixed.graphs) > 1
+
+
+REPLAYS: dict[str, Callable[[Any, int], int]] = {  # of a step, besides the target's, by the method and what it drafted
+    "vanilla": lambda method, drafted: 0,
+    "kangaroo": lambda method, drafted: drafted + 1,  # a drafted token each, and the first layers for the last one
+    "layerskip": lambda method, drafted: drafted + 1,
+    "sps": lambda method, drafted: drafted,
+    "eagle": lambda method, drafted: len(method.levels),
+    "eagle2": lambda method, drafted: method.depth + 1,
+    "eagle3": lambda method, drafted: method.depth + 1,
+    "hydra": lambda method, drafted: 1,
+}
+
+
+@pytest.fixture(scope="module")
+def joey() -> Llama:
+    return packed(load_model(JOEY, dtype="float32"))
+
+
+@pytest.mark.parametrize("name", [*REPLAYS, "kangaroo_tree"])
+def test_joeys_drafts_are_the_eager_engines(name: str, joey: Llama) -> None:
+    node = installed().compose("config", [f"method={name}", "model=joey"]).values["method"]
+    prompt = Tokenizer.from_file(str(JOEY / "tokenizer.json")).encode("Dear Walter: Greetings from Corrin, where").ids
+    wanted, found = (
+        generated(engine, lambda target: bind(node, "method").fetch().make(target=target), prompt, 48)
+        for engine in (joey, FixedLlama.of(joey))
+    )
+    assert found == wanted and (name == "vanilla" or max(step.emitted for step in wanted.steps) > 1)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("name", REPLAYS)
+def test_a_draft_step_is_one_replay(
+    name: str, temperature: float, model: Llama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fixed, replays = FixedLlama.of(model), list[Any]()
+    decoder, do = Decoder(fixed, maker(name, tmp_path)(fixed), temperature=temperature), fixed.fixed.graphs.do
+    with fixed.preparing():
+        decoder.generate(torch.tensor(PROMPT), 9)
+    monkeypatch.setattr(fixed.fixed.graphs, "do", lambda key, work: (replays.append(key), do(key, work))[1])
+    sequence = decoder.begin(torch.tensor(PROMPT), 20)
+    sequence.step()
+    for _ in range(4):
+        replays.clear()
+        sequence.step()
+        assert len(replays) == 1 + REPLAYS[name](decoder.method, sequence.steps[-1].drafted)
+    assert not fixed.unprepared
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -61,14 +118,15 @@ def test_what_is_proven_of_the_eager_engine_holds(name: str, model: Llama, tmp_p
     check_lossless(maker(name, tmp_path), FixedLlama.of(model), [PROMPT])
 
 
-@pytest.mark.parametrize("name", ["vanilla", "kangaroo", "lookahead"])
-@pytest.mark.parametrize("length", [240, 253])
-def test_a_sequence_goes_from_one_bucket_of_slots_to_the_next_and_to_the_last(
-    name: str, length: int, model: Llama, tmp_path: Path
+@pytest.mark.parametrize("name", [*REPLAYS, "kangaroo_tree", "lookahead"])
+def test_a_sequence_goes_from_one_bucket_of_slots_to_the_next_and_fills_the_last(
+    name: str, model: Llama, tmp_path: Path
 ) -> None:
-    prompt, make = [3 + token % 17 for token in range(length)], maker(name, tmp_path)
-    wanted = generated(model, make, prompt, 400)
-    assert wanted.stop == "context" and generated(FixedLlama.of(model), make, prompt, 400) == wanted
+    make, fixed = maker(name, tmp_path), FixedLlama.of(model)
+    for length, new, stop in ((250, 12, "length"), (253, 12, "length"), (372, 400, "context")):
+        prompt = [3 + token % 17 for token in range(length)]
+        wanted = generated(model, make, prompt, new)
+        assert wanted.stop == stop and generated(fixed, make, prompt, new) == wanted
 
 
 def test_buckets() -> None:
@@ -136,16 +194,19 @@ def test_what_a_capture_reads_must_stay_where_it_is() -> None:
     assert graphs.do("another", lambda: work(held)) and (len(graphs), graphs.missed) == (1, 1)
 
 
-def test_a_device_that_refuses_to_capture_is_done_without(model: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["vanilla", "kangaroo", "eagle2"])
+def test_a_device_that_refuses_to_capture_is_done_without(
+    name: str, model: Llama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(work: Any) -> None:
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
     monkeypatch.setattr("methods.engine.graphs.Repeated", refuse)
-    fixed = FixedLlama.of(model)
+    make, fixed = maker(name, tmp_path), FixedLlama.of(model)
     with fixed.preparing():
-        Decoder(fixed, Vanilla(fixed)).generate(torch.tensor([5, 6, 7]), 3)
-    wanted = Decoder(model, Vanilla(model)).generate(torch.tensor([5, 6, 7]), 20)
-    assert Decoder(fixed, Vanilla(fixed)).generate(torch.tensor([5, 6, 7]), 20) == wanted
+        Decoder(fixed, make(fixed)).generate(torch.tensor([5, 6, 7]), 3)
+    wanted = Decoder(model, make(model)).generate(torch.tensor([5, 6, 7]), 20)
+    assert Decoder(fixed, make(fixed)).generate(torch.tensor([5, 6, 7]), 20) == wanted
     assert fixed.unprepared.endswith("were not captured: operation not permitted when stream is capturing")
 
 
