@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.backends.cuda import SDPAParams, can_use_efficient_attention, can_use_flash_attention
 
+from bench.gauge import Gauge
 from bench.measure import timed_generation
 from methods.decoder import Decoder
 from methods.eagle import Eagle
@@ -86,7 +87,7 @@ def test_phases_come_from_events_and_lie_within_the_wall_time(tmp_path: Path) ->
     gpu = on_cuda(tiny_llama())
     decoder = Decoder(gpu, kangaroo(gpu, tmp_path))
     for _ in range(2):
-        timed = timed_generation(decoder, [5, 6, 7], 40, gpu.device)
+        timed = timed_generation(decoder, [5, 6, 7], 40, gpu.device, gauge=Gauge.of(gpu.device))
     assert timed.prefill_s > 0 and timed.draft_s > 0 and timed.verify_s > 0
     assert timed.prefill_s + timed.draft_s + timed.verify_s <= timed.wall_s * 1.01
     assert timed.peak_memory_bytes and timed.peak_memory_bytes > gpu.weight_bytes

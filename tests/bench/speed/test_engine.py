@@ -19,7 +19,7 @@ from tests.tiny import tiny_llama
 def timed(wall_s: float, tokens: int, steps: int) -> Timed:
     each = (tokens - 1) // steps
     generation = Generation(tuple(range(tokens)), tuple(Step(2, each) for _ in range(steps)), "length")
-    return Timed(generation, wall_s, 0.1 * wall_s, 0.2 * wall_s, 0.6 * wall_s, None)
+    return Timed(generation, wall_s, 0.1 * wall_s, 0.2 * wall_s, 0.6 * wall_s)
 
 
 def test_speedups_are_paired_by_question() -> None:
