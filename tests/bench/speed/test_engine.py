@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from bench.measure import Timed
+from bench.predict.costs import Times
 from bench.speed.__main__ import main
 from bench.speed.engine import Pair, pass_costs, shares, summarise
 from methods.decoder import Generation, Step
@@ -58,6 +60,13 @@ def test_a_whole_measurement(tmp_path: Path, capsys) -> None:
     record = json.loads((tmp_path / "results" / "speed" / "custom.json").read_text())
     (section,) = record["sections"]
     assert set(section["methods"]) == {"hf_generate", "kangaroo"} and section["threads"] == 1
+    turns = section["methods"]["kangaroo"]["turns"]
+    assert (
+        Times(**{name: np.array(values) for name, values in turns["method"].items()}).steps.tolist()
+        == turns["method"]["steps"]
+    )
+    assert {len(values) for side in turns.values() for values in side.values()} == {3}, "as bench.predict reads them"
+    assert section["methods"]["kangaroo"]["settings"]["exit_layer"] == 1
     assert all(len(row["ratios"]) == 3 for row in section["methods"].values()), "one question of each subtask"
 
 
