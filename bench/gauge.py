@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from methods.errors import first_line
@@ -124,7 +125,9 @@ class Gauge:
         return 0 if self.cuda is None else self.cuda.memory_allocated(self.device)
 
 
+@cache
 def _card(uuid: str) -> Card | None:
+    """The card, or once a process why it cannot be asked."""
     try:
         import pynvml
     except ImportError:
