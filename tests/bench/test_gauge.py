@@ -14,10 +14,12 @@ from bench.gauge import Card, Gauge, _card
 from bench.measure import timed_generation
 from bench.records.frame import read_run
 from bench.records.lines import choice_of, measured_row, read_rows
+from bench.report.collect import collect
 from bench.report.details import figure_table
+from bench.report.page import write_page
 from bench.words import summary
 from methods.decoder import Generation, Phases, Step
-from tests.bench.report.simulate import Plan, write_run
+from tests.bench.report.simulate import Plan, changed, write_run
 from tests.bench.test_records import place, turn
 
 UUID = "4f1e7a52-0000-1111-2222-333344445555"
@@ -196,6 +198,9 @@ def test_the_report_shows_both_sides_and_warns_of_throttling(tmp_path: Path) -> 
     )
     assert shown["Peak device memory, without the other side's, baseline, MiB"] == "3"
     texts = [warning["text"] for warning in found["warnings"] if "throttled" in warning["text"]]
+    changed(folder, card={"power_limit_milliwatts": 700_000})
+    page = write_page(collect(tmp_path), tmp_path / "report").read_text()
+    assert "The card's power limit: 700 W." in page and "the card throttled in " in page
     turns = found["overall"]["throttled_turns"]
     assert texts == [f"the card throttled in {turns} of {2 * turns} turns (power cap): times are not its usual ones"]
 
