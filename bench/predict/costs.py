@@ -5,9 +5,9 @@ its draft has not run already, and a draft of `a + b * drafted` seconds, and ove
 
 own: least squares over the turns that were recorded: verify over steps and rows, draft over steps and drafted tokens.
 speed: passes as bench.speed timed them, between its numbers of rows by straight lines; vanilla, draft and overhead as
-    in the turns that it ran of the method, and what verifying took there beyond the passes. Of a method that it did
-    not run, draft and overhead take as many vanilla passes as in the run: that holds where both machines are bound
-    alike, and is a guess elsewhere.
+    in the turns that it ran of the method, and verifying by least squares over their steps and passes. Of a method
+    that it did not run, draft and overhead take as many vanilla passes as in the run: that holds where both machines
+    are bound alike, and is a guess elsewhere.
 card: a pass takes the longer of reading its weights at the peak bandwidth and multiplying them at the peak rate. A
     draft reads its extra parameters, and the target layers and head that it runs, once a pass of the draft: Medusa and
     Hydra have one a step, the EAGLEs one a level of their tree, chains one a drafted token; a lookup reads nothing.
@@ -59,6 +59,10 @@ class Draft:
             extra = (settings["level"] - 1) * settings["window"] - 1
         return cls(method, method in CHAINS or settings.get("tree") == "chain", share, extra)
 
+    def rows(self, drafted: Array) -> Array:
+        """Of the passes that verify so many candidates."""
+        return drafted + 1 + self.extra_rows
+
     def verified_share(self) -> float:
         """Raises UserError where it was not recorded."""
         if self.share is None:
@@ -79,10 +83,9 @@ class Costs:
 
 @dataclass(frozen=True)
 class Times:
-    """What turns of one side took, each [turns]: how many steps and drafted tokens, and seconds."""
+    """What turns of one side took: candidates of every step, an array a turn, and seconds [turns]."""
 
-    steps: Array
-    drafted: Array
+    drafted: Sequence[Array]
     prefill_s: Array
     draft_s: Array
     verify_s: Array
@@ -94,17 +97,21 @@ class Times:
         parts = ("prefill_s", "draft_s", "verify_s", "drafted")
         if not rows or any(getattr(row, part) is None for row in rows for part in parts):
             raise UserError("RUN: has no baseline, or no draft and verify times, to predict from")
-        counts = [(len(row.lengths), row.drafted.sum()) for row in rows]
         seconds = [(row.prefill_s, row.draft_s, row.verify_s, row.wall_s) for row in rows]
-        return cls(*np.array(counts, dtype=float).T, *np.array(seconds, dtype=float).T)
+        return cls([row.drafted for row in rows], *np.array(seconds, dtype=float).T)
+
+    @property
+    def steps(self) -> Array:
+        """Their number [turns]."""
+        return np.array([len(steps) for steps in self.drafted], dtype=float)
+
+    def total(self, each: Callable[[Array], Array]) -> Array:
+        """Sums over the steps of a turn [turns] of what is made of their candidates."""
+        return np.array([float(np.sum(each(steps))) for steps in self.drafted])
 
     def decoding_s(self) -> float:
         """Seconds without prefill."""
         return float((self.wall_s - self.prefill_s).sum())
-
-    def rows(self, draft: Draft) -> Array:
-        """Rows of the passes that verified [turns]."""
-        return self.drafted + self.steps * (1 + draft.extra_rows)
 
 
 def _fit(steps: Array, counted: Array, seconds: Array) -> tuple[float, float]:
@@ -121,8 +128,8 @@ def _fit(steps: Array, counted: Array, seconds: Array) -> tuple[float, float]:
 
 def own(answers: Times, baseline: Times, draft: Draft) -> Costs:
     """From the times of both sides."""
-    per_step, per_row = _fit(answers.steps, answers.rows(draft), answers.verify_s)
-    draft_step, draft_token = _fit(answers.steps, answers.drafted, answers.draft_s)
+    per_step, per_row = _fit(answers.steps, answers.total(draft.rows), answers.verify_s)
+    draft_step, draft_token = _fit(answers.steps, answers.total(lambda drafted: drafted), answers.draft_s)
     left = answers.decoding_s() - float(answers.draft_s.sum() + answers.verify_s.sum())
     return Costs(
         vanilla=baseline.decoding_s() / max(baseline.steps.sum(), 1),
@@ -130,6 +137,14 @@ def own(answers: Times, baseline: Times, draft: Draft) -> Costs:
         draft_step=draft_step,
         draft_token=draft_token,
         overhead=left / max(answers.steps.sum(), 1),
+    )
+
+
+def _read_times(side: Mapping[str, Any]) -> Times:
+    """As bench.speed writes them. Raises KeyError, TypeError or ValueError."""
+    drafted = [np.array(steps, dtype=np.int64) for steps in side["drafted"]]
+    return Times(
+        drafted, *(np.array(side[f"{part}_s"], dtype=float) for part in ("prefill", "draft", "verify", "wall"))
     )
 
 
@@ -154,8 +169,8 @@ class Measured:
                 raise UserError(f"cost={file}: has no passes in {dtype}; it has {has}")
             rows, seconds = np.array([(int(count), ms / 1e3) for count, ms in found[0]["pass_ms"].items()]).T
             ran = found[0].get("methods", {}).get(method, {})
-            sides = [{k: np.array(v, dtype=float) for k, v in side.items()} for side in ran.get("turns", {}).values()]
-            turns = (Times(**sides[0]), Times(**sides[1])) if sides else None
+            sides = [_read_times(side) for side in ran["turns"].values()] if "turns" in ran else []
+            turns = (sides[0], sides[1]) if sides else None
             return cls(rows, seconds, turns, ran.get("settings", {}))
         except OSError as error:
             raise UserError(f"cost={file}: cannot be read ({error.strerror})") from error
@@ -173,17 +188,19 @@ class Measured:
         """The method's own here; of one that was not run, the draft and overhead of the recorded turns, scaled."""
         share = draft.verified_share()
         if self.turns is None:
-            ran, found = answers, own(answers, baseline, draft)
+            found = own(answers, baseline, draft)
             scale = self.seconds[0] / (baseline.verify_s.sum() / max(baseline.steps.sum(), 1) or found.vanilla)
-            beyond = 0.0
+            beyond, times = 0.0, 1.0
         else:
             ran, found, scale = self.turns[0], own(*self.turns, draft), 1.0
-            # Choosing, accepting and a longer context: what a pass in a turn takes beyond one by itself.
-            passes = ran.steps * share * self.pass_s(ran.rows(draft) / np.maximum(ran.steps, 1))
-            beyond = float((ran.verify_s - passes).sum() / max(ran.steps.sum(), 1))
+            # A pass in a turn takes longer than one by itself: a longer context, and choosing and accepting behind it.
+            passes = ran.total(lambda drafted: share * self.pass_s(draft.rows(drafted)))
+            beyond, times = _fit(ran.steps, passes, ran.verify_s)
+            if not times and passes.any():  # as many rows in every step, or noise
+                beyond, times = 0.0, float(ran.verify_s.sum() / passes.sum())
         return Costs(
             vanilla=found.vanilla * scale,
-            verify=lambda rows: share * self.pass_s(rows) + beyond,
+            verify=lambda rows: times * share * self.pass_s(rows) + beyond,
             draft_step=found.draft_step * scale,
             draft_token=found.draft_token * scale,
             overhead=found.overhead * scale,

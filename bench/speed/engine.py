@@ -93,12 +93,11 @@ def _rate(timed: Timed) -> float:
     return len(timed.generation.tokens) / timed.wall_s
 
 
-def _turns(turns: list[Timed]) -> dict[str, list[float]]:
+def _turns(turns: list[Timed]) -> dict[str, list[Any]]:
     """What bench.predict makes costs of (see its Times), a value a turn."""
     times = ("prefill_s", "draft_s", "verify_s", "wall_s")
     return {
-        "steps": [len(timed.generation.steps) for timed in turns],
-        "drafted": [sum(step.drafted for step in timed.generation.steps) for timed in turns],
+        "drafted": [[step.drafted for step in timed.generation.steps] for timed in turns],
         **{name: [getattr(timed, name) for timed in turns] for name in times},
     }
 

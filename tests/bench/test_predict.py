@@ -80,13 +80,10 @@ def speed_file(folder: Path, **methods: Any) -> Path:
     return file
 
 
-def turns(
-    steps: Sequence[int], draft: Sequence[float], verify: Sequence[float], wall: Sequence[float]
-) -> dict[str, Any]:
-    """Turns whose drafts have as many tokens as the turn's number says, one more each."""
-    drafted = [count * (number + 1) for number, count in enumerate(steps)]
-    times = {"draft_s": list(draft), "verify_s": list(verify), "wall_s": list(wall)}
-    return {"steps": list(steps), "drafted": drafted, "prefill_s": [1.0] * len(steps), **times}
+def turns(drafted: Sequence[Sequence[int]], draft: Any, verify: Any, left: Any) -> dict[str, Any]:
+    """Turns that spend so many seconds drafting, verifying, and beside both."""
+    wall = [1 + sum(parts) for parts in zip(draft, verify, left, strict=True)]
+    return {"drafted": drafted, "prefill_s": [1.0] * len(drafted), "draft_s": draft, "verify_s": verify, "wall_s": wall}
 
 
 def test_passes_of_bench_speed_replace_verification(tmp_path: Path) -> None:
@@ -98,19 +95,21 @@ def test_passes_of_bench_speed_replace_verification(tmp_path: Path) -> None:
     assert costs.verify(np.array([1, 2, 7])) == pytest.approx(0.75 * np.array([0.020, 0.022, 0.032]))
 
 
-def test_turns_of_bench_speed_give_draft_vanilla_and_what_verifying_takes_beyond_a_pass(tmp_path: Path) -> None:
-    # One and two tokens a draft; a step drafts in 2 ms and 1 ms a token, verifies 5 ms beyond its passes, and has 3 ms
-    # left over.
-    steps, draft, passes = (10, 20), (0.03, 0.08), (10 * 0.75 * 0.022, 20 * 0.75 * 0.024)
-    verify = [seconds + 0.005 * count for seconds, count in zip(passes, steps, strict=True)]
-    wall = [1 + d + v + 0.003 * count for d, v, count in zip(draft, verify, steps, strict=True)]
-    plain = turns((50,), (0.0,), (0.4,), (1.5,)) | {"drafted": [0]}
-    method = {"settings": {"exit_layer": 2}, "turns": {"method": turns(steps, draft, verify, wall), "vanilla": plain}}
+def test_turns_of_bench_speed_give_draft_vanilla_and_what_verifying_takes(tmp_path: Path) -> None:
+    # A step drafts in 2 ms and 1 ms a token, verifies in 1.5 passes and 5 ms, and has 3 ms left over.
+    drafted, passes = [[1] * 10, [2, 4] * 10], (10 * 0.75 * 0.022, 10 * 0.75 * (0.024 + 0.028))
+    verify = [1.5 * seconds + 0.005 * len(steps) for seconds, steps in zip(passes, drafted, strict=True)]
+    draft = [0.002 * len(steps) + 0.001 * sum(steps) for steps in drafted]
+    plain = turns([[0] * 50], [0.0], [0.4], [0.1])
+    method = {
+        "settings": {"exit_layer": 2},
+        "turns": {"method": turns(drafted, draft, verify, [0.03, 0.06]), "vanilla": plain},
+    }
     run = Recorded(write_run(tmp_path / "run"), str(speed_file(tmp_path, kangaroo=method)))
     costs = run.costs(run.answers, run.baseline)
     assert [costs.vanilla, costs.draft_step, costs.draft_token] == pytest.approx([0.010, 0.002, 0.001])
     assert costs.overhead == pytest.approx(0.003) and not run.notes()
-    assert costs.verify(np.array([1, 7])) == pytest.approx([0.75 * 0.020 + 0.005, 0.75 * 0.032 + 0.005])
+    assert costs.verify(np.array([1, 7])) == pytest.approx([1.5 * 0.75 * 0.020 + 0.005, 1.5 * 0.75 * 0.032 + 0.005])
     other = speed_file(tmp_path, kangaroo={**method, "settings": {"exit_layer": 3}})
     with pytest.raises(UserError, match=r"measured with method\.exit_layer=3; RUN has 2"):
         Recorded(tmp_path / "run", str(other))
