@@ -16,6 +16,7 @@ from bench import environment
 from bench.binder import Bound, bind, file_hashes
 from bench.chat import Chat, chat_files
 from bench.digests import sha256
+from bench.gauge import Gauge
 from bench.measure import Generator
 from bench.places import ROOT, locate
 from bench.settings import Model, Run
@@ -40,6 +41,7 @@ class Sides:
     baseline: Generator | None
     extra_parameters: int
     datastore_bytes: int | None
+    gauge: Gauge
     carries_over: str | None = None  # the setting by which the method learns from one question for the next
 
 
@@ -204,14 +206,18 @@ def _sides(parts: Parts, target: Llama) -> Sides:
     settings = parts.settings
     context, temperature, seed = settings.model.context, settings.temperature, settings.seed
     decoder = partial(Decoder, target, context=context, temperature=temperature, seed=seed)
-    made = parts.method.make(target=target)
+    gauge = Gauge.of(target.device)
+    with gauge.holding("method"):
+        made = parts.method.make(target=target)
+        # Another library's generate is measured as it is; a method of ours is put into the loop.
+        method = made if hasattr(made, "generate") else decoder(made)
     carries_over = getattr(made, "carries_over", None)
     if carries_over and (settings.repeats > 1 or settings.shard != WHOLE):
         raise UserError(
             f"{carries_over}: questions learn from those before, so each must come once and all in one process; "
             f"repeats={settings.repeats} must be 1, shard={settings.shard} must be {WHOLE}"
         )
-    # Another library's generate is measured as it is; a method of ours is put into the loop.
-    method = made if hasattr(made, "generate") else decoder(made)
-    baseline = decoder(Vanilla(target)) if settings.baseline == "paired" else None
-    return Sides(target, method, baseline, made.extra_parameters, getattr(made, "datastore_bytes", None), carries_over)
+    with gauge.holding("baseline"):
+        baseline = decoder(Vanilla(target)) if settings.baseline == "paired" else None
+    datastore_bytes = getattr(made, "datastore_bytes", None)
+    return Sides(target, method, baseline, made.extra_parameters, datastore_bytes, gauge, carries_over)

@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
+from bench.gauge import Gauge
 from methods.decoder import Generation, Phases
 
 Clock = Callable[[], float]
@@ -32,7 +33,13 @@ class Timed:
     prefill_s: float
     draft_s: float
     verify_s: float
-    peak_memory_bytes: int | None  # on the GPU, weights included; None on a CPU
+    # Read by a Gauge around the turn; None where there is none, or the device does not say.
+    peak_memory_bytes: int | None = None  # of this side, the target's weights included
+    energy_millijoules: int | None = None  # of the whole card
+    sm_mhz: int | None = None  # this and what follows: as the turn ended
+    memory_mhz: int | None = None
+    temperature_c: int | None = None
+    throttled: str | None = None  # why clocks were low, or "none"
 
 
 class _CpuSpan:
@@ -92,19 +99,24 @@ def timed_generation(
     max_new_tokens: int,
     device: torch.device,
     clock: Clock = time.perf_counter,
+    gauge: Gauge | None = None,
+    side: str = "",
 ) -> Timed:
-    """Generate once. wall runs from prompt ids on the device to output ids on the host, synchronised at both ends."""
+    """Generate once. wall runs from prompt ids on the device to output ids on the host, synchronised at both ends.
+
+    gauge: what else is read of the device, before and behind that, for this side.
+    """
     cuda = device.type == "cuda"
     prompt = torch.tensor(prompt_ids, dtype=torch.int64, device=device)
     timer = PhaseTimer(device, clock)
     if cuda:
-        torch.cuda.reset_peak_memory_stats(device)
         torch.cuda.synchronize(device)
+    if gauge is not None:
+        gauge.begin(side)
     started = clock()
     generation = generator.generate(prompt, max_new_tokens, timer)
     if cuda:
         torch.cuda.synchronize(device)
     wall_s = clock() - started
-    seconds = {f"{name}_s": span.seconds() for name, span in timer.spans.items()}
-    peak = torch.cuda.max_memory_allocated(device) if cuda else None
-    return Timed(generation, wall_s, **seconds, peak_memory_bytes=peak)
+    seconds: dict[str, Any] = {f"{name}_s": span.seconds() for name, span in timer.spans.items()}
+    return Timed(generation, wall_s, **seconds, **(gauge.end() if gauge else {}))

@@ -16,8 +16,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from bench.gauge import NOT_THROTTLED
 from bench.questions.spec_bench import SUBTASKS
-from bench.records.frame import CTAR_POSITIONS, Run, ordered_subtasks
+from bench.records.frame import CTAR_POSITIONS, Run, ordered_subtasks, turn_frame
 
 SCHEMA_VERSION = 1
 CONFIDENCE = 0.95
@@ -190,9 +191,8 @@ def summarise_turns(answers: pd.DataFrame, baseline: pd.DataFrame | None) -> dic
     row |= _speedups(answers, baseline)
     row |= {"step_ms": _milliseconds(decode_seconds_per_step(answers))} | phase_split(answers)
     row |= {name: int(verdicts.get(name, 0)) for name in ("equal", "near_tie", "mismatch", "unchecked")}
-    row["peak_memory_bytes"] = _largest(answers)
-    row["baseline_peak_memory_bytes"] = _largest(baseline)
-    return row
+    row |= _readings(answers)
+    return row | {f"baseline_{name}": value for name, value in _readings(baseline).items()}
 
 
 def _speedups(answers: pd.DataFrame, baseline: pd.DataFrame | None) -> dict[str, Any]:
@@ -236,9 +236,19 @@ def _milliseconds(seconds: float | None) -> float | None:
     return None if seconds is None else 1e3 * seconds
 
 
-def _largest(turns: pd.DataFrame | None) -> int | None:
-    peak = np.nan if turns is None or not len(turns) else turns.peak_memory_bytes.max()
-    return int(peak) if np.isfinite(peak) else None
+def _readings(turns: pd.DataFrame | None) -> dict[str, int | float | None]:
+    """What the device said of one side's turns."""
+    turns = turn_frame([]) if turns is None else turns
+    largest = (turns.peak_memory_bytes.max(), turns.temperature_c.max())
+    peak, temperature = (int(value) if np.isfinite(value) else None for value in largest)
+    energy, tokens = turns.energy_millijoules.sum(skipna=False), turns.new_tokens.sum()
+    return {
+        "peak_memory_bytes": peak,
+        "joules_per_token": _known(energy / 1e3 / tokens) if tokens else None,
+        "sm_mhz": _known(turns.sm_mhz.mean()),
+        "temperature_c": temperature,
+        "throttled_turns": int((turns.throttled != NOT_THROTTLED).sum()) if turns.throttled.notna().all() else None,
+    }
 
 
 def question_table(run: Run) -> pd.DataFrame:

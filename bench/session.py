@@ -124,7 +124,8 @@ def _ask(
         )
     extra = {"extra_parameters": sides.extra_parameters, "datastore_bytes": sides.datastore_bytes}
     kernels = {"attention": [str(kernel) for kernel in sides.target.kernels]}
-    directory.write_info({**info, **extra, **kernels, **memory_facts(sides.target)})
+    card = {"card": sides.gauge.card and sides.gauge.card.facts()}
+    directory.write_info({**info, **extra, **kernels, **card, **memory_facts(sides.target)})
     for kernel in sides.target.kernels:
         if kernel.name == "plain":
             print(f"attention, {kernel}", file=sys.stderr)
@@ -162,21 +163,21 @@ def _warm_up(settings: Run, sides: Sides, chat: Chat, questions: list[Question])
             for name, side in (("method", sides.method), ("baseline", sides.baseline)):
                 with suppress(TurnFailed):  # the recorded turns will say so, one by one
                     if side is not None:
-                        _generated(name, side, ids, settings.max_new_tokens, sides.target)
+                        _generated(name, side, ids, settings.max_new_tokens, sides)
 
 
-def _generated(name: str, side: Generator, ids: list[int], max_new_tokens: int, target: Llama) -> Timed:
+def _generated(name: str, side: Generator, ids: list[int], max_new_tokens: int, sides: Sides) -> Timed:
     """One generation of one side. Raises TurnFailed when the prompt does not fit the model, or something goes wrong."""
     if not ids:
         raise TurnFailed("failed", "the prompt has no tokens")
-    if max(ids) >= target.config.vocab_size:
-        known = f"the model's vocabulary of {target.config.vocab_size}"
+    if max(ids) >= (size := sides.target.config.vocab_size):
+        known = f"the model's vocabulary of {size}"
         raise TurnFailed("failed", f"token {max(ids)} of the prompt is beyond {known}: is this its tokenizer?")
     if len(ids) >= side.context:
         raise TurnFailed("skipped", f"prompt of {len(ids)} tokens leaves no room in a context of {side.context}")
     try:
         with _turn_fits_memory(name):
-            return timed_generation(side, ids, max_new_tokens, target.device)
+            return timed_generation(side, ids, max_new_tokens, sides.target.device, gauge=sides.gauge, side=name)
     except NonFiniteLogits as error:
         raise TurnFailed("failed", f"{name}: {error}") from error
 
@@ -219,7 +220,7 @@ class Conversation:
         order = [("method", self.sides.method), ("baseline", self.sides.baseline)]
         for name, side in order if self.method_first else reversed(order):
             if side is not None:
-                yield name, _generated(name, side, ids, self.settings.max_new_tokens, self.sides.target)
+                yield name, _generated(name, side, ids, self.settings.max_new_tokens, self.sides)
 
     def _text(self, timed: Timed) -> str:
         return self.chat.decode(timed.generation.tokens)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.gauge import NOT_THROTTLED
 from bench.metrics import summarise
 from bench.records.frame import CTAR_POSITIONS, Run, read_run
 
@@ -49,11 +51,24 @@ def run_warnings(run: Run, found: dict[str, Any]) -> list[dict[str, str]]:
         texts.append(f"{plural('draft', count)} with a confidence that is not a number: are the draft's weights whole?")
     if len(run.answers) and found["overall"]["repeats"] == 1:
         texts.append("one repeat: the spread over repeats is unknown")
+    texts += _throttled(run)
     if (run.info.get("git") or {}).get("dirty"):
         texts.append("the working tree had uncommitted changes")
     if isinstance(unpinned := run.info.get("unpinned"), list) and unpinned:
         texts.append(f"not pinned to a commit: {', '.join(map(str, unpinned))} is what the hub had")
     return [{"scope": "run", "figure": "", "text": text} for text in [*texts, *run.notes]]
+
+
+def _throttled(run: Run) -> list[str]:
+    """In how many turns of both sides the card was slower than asked for, and why."""
+    sides = [run.answers, *([] if run.baseline is None else [run.baseline])]
+    known = [why for side in sides for why in side.throttled if isinstance(why, str)]
+    found = Counter(why for why in known if why != NOT_THROTTLED)
+    reasons = ", ".join(dict.fromkeys(part for why, _ in found.most_common() for part in why.split("; ")))
+    turns = plural("turn", len(known))
+    return (
+        [f"the card throttled in {found.total()} of {turns} ({reasons}): times are not its usual ones"] if found else []
+    )
 
 
 def _incomplete_repeats(run: Run) -> list[str]:

@@ -71,6 +71,10 @@ class Second(Tensor):
         """What torch gives of a plain tensor only."""
         return self.cpu().tolist()
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """A file has the values, as of any device."""
+        return self.cpu().__reduce_ex__(protocol)
+
 
 def _perform(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     name, met = operation.overloadpacket.__name__, list[Tensor]()

@@ -1,4 +1,4 @@
-"""python -m bench.predict RUN [cost=FILE] [card=NAME]: what a recorded run would gain on another machine."""
+"""python -m bench.predict RUN... [cost=FILE] [card=NAME]: what recorded runs would gain on another machine."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 from bench.command import again, command
 from methods.errors import UserError, nearest
 
-USAGE = """usage: python -m bench.predict RUN [cost=FILE] [card=NAME] [held_out=true]
+USAGE = """usage: python -m bench.predict RUN... [cost=FILE] [card=NAME] [held_out=true]
        python -m bench.predict paper
 
-  RUN             a run directory, with its baseline
-  cost=FILE       what a target pass costs by rows: a JSON file that bench.speed wrote
+  RUN             a run directory, with its baseline; of one method's runs with trees of several sizes the best is said
+  cost=FILE       what a pass by rows, a draft and vanilla cost: a file that bench.speed methods=[METHOD] wrote
   card=NAME       a card of bench/reference/cards.csv by its published peaks; without cost= and card=: all of them
   held_out=true   predict one half of the questions from the other, beside what was measured
   paper           the paper's Table 1: what its CR gives on a V100's roofline, beside its printed speedups
@@ -27,7 +27,8 @@ def main(arguments: Sequence[str]) -> int:
     if {"-h", "--help"} & set(arguments) or not arguments:
         print(USAGE)
         return 0
-    where, *rest = arguments
+    runs = [argument for argument in arguments if "=" not in argument]
+    rest = [argument for argument in arguments if "=" in argument]
     given = {"cost": "", "card": "", "held_out": "false"}
     for argument in rest:
         key, _, value = argument.partition("=")
@@ -36,21 +37,23 @@ def main(arguments: Sequence[str]) -> int:
         if not value or (key == "held_out" and value not in ("true", "false")):
             raise UserError(f"{argument}: expected {'held_out=true or false' if key == 'held_out' else f'{key}=VALUE'}")
         given[key] = value
-    if where == "paper":
-        if rest:
-            raise UserError(f"{rest[0]}: paper takes no settings")
+    if "paper" in runs:
+        if len(arguments) > 1:
+            raise UserError("paper takes no runs and no settings")
         from bench.predict.paper import table
 
         print(table())
         return 0
+    if not runs:
+        raise UserError("RUN is missing: give run directories")
     from bench.predict.tables import held_out, predictions
 
     if given["held_out"] == "true":
         if given["card"]:
             raise UserError(f"card={given['card']}: held_out=true predicts the machine of the run; valid: cost=FILE")
-        print(held_out(Path(where), given["cost"]))
+        print(held_out([Path(run) for run in runs], given["cost"]))
     else:
-        print(predictions(Path(where), given["cost"], given["card"]))
+        print(predictions([Path(run) for run in runs], given["cost"], given["card"]))
     return 0
 
 

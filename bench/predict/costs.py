@@ -4,8 +4,10 @@ A vanilla step is one pass of one row. A step of a method is a pass over `drafte
 its draft has not run already, and a draft of `a + b * drafted` seconds, and overhead.
 
 own: least squares over the turns that were recorded: verify over steps and rows, draft over steps and drafted tokens.
-speed: passes as bench.speed timed them, between its numbers of rows by straight lines; draft and overhead take as many
-    vanilla passes as they took in the run. That holds where both machines are bound alike, and is a guess elsewhere.
+speed: passes as bench.speed timed them, between its numbers of rows by straight lines; vanilla, draft and overhead as
+    in the turns that it ran of the method, and verifying by least squares over their steps and passes. Of a method
+    that it did not run, draft and overhead take as many vanilla passes as in the run: that holds where both machines
+    are bound alike, and is a guess elsewhere.
 card: a pass takes the longer of reading its weights at the peak bandwidth and multiplying them at the peak rate. A
     draft reads its extra parameters, and the target layers and head that it runs, once a pass of the draft: Medusa and
     Hydra have one a step, the EAGLEs one a level of their tree, chains one a drafted token; a lookup reads nothing.
@@ -57,6 +59,10 @@ class Draft:
             extra = (settings["level"] - 1) * settings["window"] - 1
         return cls(method, method in CHAINS or settings.get("tree") == "chain", share, extra)
 
+    def rows(self, drafted: Array) -> Array:
+        """Of the passes that verify so many candidates."""
+        return drafted + 1 + self.extra_rows
+
     def verified_share(self) -> float:
         """Raises UserError where it was not recorded."""
         if self.share is None:
@@ -75,9 +81,41 @@ class Costs:
     overhead: float
 
 
-def _fit(rows: Sequence[Row], seconds: Array, counted: Array) -> tuple[float, float]:
+@dataclass(frozen=True)
+class Times:
+    """What turns of one side took: candidates of every step, an array a turn, and seconds [turns]."""
+
+    drafted: Sequence[Array]
+    prefill_s: Array
+    draft_s: Array
+    verify_s: Array
+    wall_s: Array
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> Times:
+        """Of recorded turns. Raises UserError where there are none, or phases or drafted tokens were not recorded."""
+        parts = ("prefill_s", "draft_s", "verify_s", "drafted")
+        if not rows or any(getattr(row, part) is None for row in rows for part in parts):
+            raise UserError("RUN: has no baseline, or no draft and verify times, to predict from")
+        seconds = [(row.prefill_s, row.draft_s, row.verify_s, row.wall_s) for row in rows]
+        return cls([row.drafted for row in rows], *np.array(seconds, dtype=float).T)
+
+    @property
+    def steps(self) -> Array:
+        """Their number [turns]."""
+        return np.array([len(steps) for steps in self.drafted], dtype=float)
+
+    def total(self, each: Callable[[Array], Array]) -> Array:
+        """Sums over the steps of a turn [turns] of what is made of their candidates."""
+        return np.array([float(np.sum(each(steps))) for steps in self.drafted])
+
+    def decoding_s(self) -> float:
+        """Seconds without prefill."""
+        return float((self.wall_s - self.prefill_s).sum())
+
+
+def _fit(steps: Array, counted: Array, seconds: Array) -> tuple[float, float]:
     """Seconds a step and seconds a counted unit; without variation of their ratio all goes to the step."""
-    steps = np.array([len(row.lengths) for row in rows], dtype=float)
     ratios = counted[steps > 0] / steps[steps > 0]
     if not len(ratios) or np.ptp(ratios) < 1e-9:
         return float(seconds.sum() / max(steps.sum(), 1)), 0.0
@@ -88,57 +126,85 @@ def _fit(rows: Sequence[Row], seconds: Array, counted: Array) -> tuple[float, fl
     return float(step), float(unit)
 
 
-def own(answers: Sequence[Row], baseline: Sequence[Row], draft: Draft) -> Costs:
-    """From recorded times. Raises UserError where phases, drafted tokens or the baseline were not recorded."""
-    parts = ("prefill_s", "draft_s", "verify_s", "drafted")
-    if not baseline or any(getattr(row, part) is None for row in answers for part in parts):
-        raise UserError("RUN: has no baseline, or no draft and verify times, to predict from")
-    if any(row.prefill_s is None for row in baseline):
-        raise UserError("RUN: the baseline has no prefill times to predict from")
-    drafted = np.array([row.drafted.sum() for row in answers], dtype=float)
-    steps = np.array([len(row.lengths) for row in answers], dtype=float)
-    drafting, verifying = (np.array([getattr(row, part) for row in answers]) for part in ("draft_s", "verify_s"))
-    left = sum(row.wall_s - (row.prefill_s or 0) for row in answers) - drafting.sum() - verifying.sum()
-    rows = drafted + steps * (1 + draft.extra_rows)
-    per_step, per_row = _fit(answers, verifying, rows)
-    draft_step, draft_token = _fit(answers, drafting, drafted)
-    theirs = sum(len(row.lengths) for row in baseline)
-    vanilla = sum(row.wall_s - (row.prefill_s or 0) for row in baseline) / max(theirs, 1)
-    overhead = left / max(steps.sum(), 1)
-    return Costs(vanilla, lambda rows: per_step + per_row * rows, draft_step, draft_token, overhead)
-
-
-def of_speed(pass_ms: Mapping[str, float], measured: Costs, baseline: Sequence[Row], draft: Draft) -> Costs:
-    """bench.speed's passes; draft and overhead as many vanilla passes as in the run."""
-    share = draft.verified_share()
-    rows, seconds = np.array([(int(count), ms / 1e3) for count, ms in pass_ms.items()]).T
-
-    def verify(wanted: Array) -> Array:
-        inside = np.interp(wanted, rows, seconds)
-        slope = (seconds[-1] - seconds[-2]) / (rows[-1] - rows[-2]) if len(rows) > 1 else 0.0
-        return share * (inside + np.maximum(wanted - rows[-1], 0) * slope)
-
-    verifying = sum(row.verify_s or 0 for row in baseline) / max(sum(len(row.lengths) for row in baseline), 1)
-    scale = seconds[0] / (verifying or measured.vanilla)
+def own(answers: Times, baseline: Times, draft: Draft) -> Costs:
+    """From the times of both sides."""
+    per_step, per_row = _fit(answers.steps, answers.total(draft.rows), answers.verify_s)
+    draft_step, draft_token = _fit(answers.steps, answers.total(lambda drafted: drafted), answers.draft_s)
+    left = answers.decoding_s() - float(answers.draft_s.sum() + answers.verify_s.sum())
     return Costs(
-        measured.vanilla * scale, verify, measured.draft_step * scale, measured.draft_token * scale,
-        measured.overhead * scale,
-    )  # fmt: skip
+        vanilla=baseline.decoding_s() / max(baseline.steps.sum(), 1),
+        verify=lambda rows: per_step + per_row * rows,
+        draft_step=draft_step,
+        draft_token=draft_token,
+        overhead=left / max(answers.steps.sum(), 1),
+    )
 
 
-def read_speed(file: Path, dtype: str | None, threads: int | None) -> dict[str, float]:
-    """pass_ms of the section of bench.speed's file with this dtype and, on a CPU, these threads. Raises UserError."""
-    try:
-        sections = json.loads(file.read_text(encoding="utf-8"))["sections"]
-        found = [s for s in sections if s["dtype"] in (dtype, "auto")]
-        found = [s for s in found if s["threads"] == threads] or found
-        if not found:
-            raise UserError(f"cost={file}: has no passes in {dtype}; it has {sorted({s['dtype'] for s in sections})}")
-        return {str(int(count)): float(ms) for count, ms in found[0]["pass_ms"].items()}
-    except OSError as error:
-        raise UserError(f"cost={file}: cannot be read ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"cost={file}: not a file that bench.speed wrote ({type(error).__name__}: {error})") from error
+def _read_times(side: Mapping[str, Any]) -> Times:
+    """As bench.speed writes them. Raises KeyError, TypeError or ValueError."""
+    drafted = [np.array(steps, dtype=np.int64) for steps in side["drafted"]]
+    return Times(
+        drafted, *(np.array(side[f"{part}_s"], dtype=float) for part in ("prefill", "draft", "verify", "wall"))
+    )
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What bench.speed found: seconds of a pass by rows and, where it ran the method, both sides' turns."""
+
+    rows: Array
+    seconds: Array
+    turns: tuple[Times, Times] | None
+    settings: Mapping[str, Any]  # the method's
+
+    @classmethod
+    def read(cls, file: Path, method: str, dtype: str | None, threads: int | None) -> Measured:
+        """Of the section with this dtype and, on a CPU, these threads. Raises UserError."""
+        try:
+            sections = json.loads(file.read_text(encoding="utf-8"))["sections"]
+            found = [s for s in sections if s["dtype"] in (dtype, "auto")]
+            found = [s for s in found if s["threads"] == threads] or found
+            if not found:
+                has = sorted({s["dtype"] for s in sections})
+                raise UserError(f"cost={file}: has no passes in {dtype}; it has {has}")
+            rows, seconds = np.array([(int(count), ms / 1e3) for count, ms in found[0]["pass_ms"].items()]).T
+            ran = found[0].get("methods", {}).get(method, {})
+            sides = [_read_times(side) for side in ran["turns"].values()] if "turns" in ran else []
+            turns = (sides[0], sides[1]) if sides else None
+            return cls(rows, seconds, turns, ran.get("settings", {}))
+        except OSError as error:
+            raise UserError(f"cost={file}: cannot be read ({error.strerror})") from error
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            why = f"{type(error).__name__}: {error}"
+            raise UserError(f"cost={file}: not a file that bench.speed wrote ({why})") from error
+
+    def pass_s(self, wanted: Array) -> Array:
+        """Seconds of passes of so many rows: by straight lines, the last of which goes on."""
+        inside, last = np.interp(wanted, self.rows, self.seconds), self.rows[-1]
+        slope = np.diff(self.seconds[-2:]) / np.diff(self.rows[-2:]) if len(self.rows) > 1 else 0.0
+        return inside + np.maximum(wanted - last, 0) * slope
+
+    def costs(self, draft: Draft, answers: Times, baseline: Times) -> Costs:
+        """The method's own here; of one that was not run, the draft and overhead of the recorded turns, scaled."""
+        share = draft.verified_share()
+        if self.turns is None:
+            found = own(answers, baseline, draft)
+            scale = self.seconds[0] / (baseline.verify_s.sum() / max(baseline.steps.sum(), 1) or found.vanilla)
+            beyond, times = 0.0, 1.0
+        else:
+            ran, found, scale = self.turns[0], own(*self.turns, draft), 1.0
+            # A pass in a turn takes longer than one by itself: a longer context, and choosing and accepting behind it.
+            passes = ran.total(lambda drafted: share * self.pass_s(draft.rows(drafted)))
+            beyond, times = _fit(ran.steps, passes, ran.verify_s)
+            if not times and passes.any():  # as many rows in every step, or noise
+                beyond, times = 0.0, float(ran.verify_s.sum() / passes.sum())
+        return Costs(
+            vanilla=found.vanilla * scale,
+            verify=lambda rows: times * share * self.pass_s(rows) + beyond,
+            draft_step=found.draft_step * scale,
+            draft_token=found.draft_token * scale,
+            overhead=found.overhead * scale,
+        )
 
 
 @dataclass(frozen=True)

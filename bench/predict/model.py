@@ -44,7 +44,7 @@ def steps_of(rows: Sequence[Row]) -> tuple[Array, Array]:
 
 def predict(drafted: Array, emitted: Array, costs: Costs, draft: Draft) -> Prediction:
     """drafted, emitted [steps]."""
-    verify = float(np.sum(costs.verify(drafted + 1 + draft.extra_rows)))
+    verify = float(np.sum(costs.verify(draft.rows(drafted))))
     drafting = float(costs.draft_step * len(drafted) + costs.draft_token * drafted.sum())
     overhead = costs.overhead * len(drafted)
     whole, tokens = verify + drafting + overhead, float(emitted.sum())

@@ -24,7 +24,7 @@ KINDS = {
     **dict.fromkeys(("model", "method", "dtype", "engine", "started", "command", "commit", "questions_sha256"), str),
     **dict.fromkeys(("cpu", "gpu", "driver", "cuda", "platform", "python", "questions_file"), str),
     **dict.fromkeys(("cores", "threads", "memory_bytes", "extra_parameters", "datastore_bytes", "weight_bytes"), int),
-    **dict.fromkeys(("config", "git", "packages", "checkpoint_sha256", "chat_sha256", "files"), dict),
+    **dict.fromkeys(("config", "git", "packages", "checkpoint_sha256", "chat_sha256", "files", "card"), dict),
     **dict.fromkeys(("layers", "head_bytes", "kv_bytes_per_token", "read_bytes_per_s"), int),
     "demonstration": bool,
     "unpinned": list,

@@ -24,17 +24,8 @@ COLUMNS = [
     *("question_id", "category", "subtask", "repeat", "turn", "new_tokens", "prompt_tokens"),
     *("wall_s", "prefill_s", "draft_s", "verify_s", "steps", "drafted", "emitted"),
     *(f"over_{w}" for w in CTAR_POSITIONS),
-    *(
-        "peak_memory_bytes",
-        "verdict",
-        "position",
-        "margin",
-        "text",
-        "prompt_sha256",
-        "token_ids",
-        "lengths",
-        "doubtful",
-    ),
+    *("peak_memory_bytes", "energy_millijoules", "sm_mhz", "temperature_c"),
+    *("verdict", "position", "margin", "text", "prompt_sha256", "token_ids", "lengths", "doubtful", "throttled"),
 ]
 FAILURE_COLUMNS = ["question_id", "subtask", "repeat", "turn", "status", "error"]
 
@@ -79,6 +70,7 @@ def turn_frame(rows: Sequence[Row]) -> pd.DataFrame:
 
 def _cells(row: Row) -> list[Any]:
     times = (_number(value) for value in (row.prompt_tokens, row.wall_s, row.prefill_s, row.draft_s, row.verify_s))
+    readings = map(_number, (row.peak_memory_bytes, row.energy_millijoules, row.sm_mhz, row.temperature_c))
     steps = [np.nan] * 9
     if row.lengths is not None:
         drafted = np.nan if row.drafted is None else int(row.drafted.sum())
@@ -88,8 +80,8 @@ def _cells(row: Row) -> list[Any]:
     fidelity = [found.verdict, _number(found.position), _number(found.margin)] if found else [None, np.nan, np.nan]
     return [
         *(row.question_id, row.category, row.subtask, row.repeat, row.turn, row.new_tokens),
-        *(*times, *steps, _number(row.peak_memory_bytes), *fidelity),
-        *(row.text, row.prompt_sha256, row.token_ids, row.lengths, row.doubtful or 0),
+        *(*times, *steps, *readings, *fidelity),
+        *(row.text, row.prompt_sha256, row.token_ids, row.lengths, row.doubtful or 0, row.throttled),
     ]
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -77,11 +78,22 @@ class Row:
     prefill_s: float | None = None
     draft_s: float | None = None
     verify_s: float | None = None
-    peak_memory_bytes: int | None = None
+    peak_memory_bytes: int | None = None  # of this side; this and the readings below see bench.measure.Timed
+    energy_millijoules: int | None = None
+    sm_mhz: int | None = None
+    memory_mhz: int | None = None
+    temperature_c: int | None = None
+    throttled: str | None = None
     doubtful: int | None = None  # drafts with a confidence that is not a number
     fidelity: Fidelity | None = None
 
 
+# What a device says of a turn. Peaks of older records have another name, are of both sides together, and are not read.
+READINGS: dict[str, tuple[str, type]] = {
+    "own_peak_memory_bytes": ("peak_memory_bytes", int),
+    **{name: (name, int) for name in ("energy_millijoules", "sm_mhz", "memory_mhz", "temperature_c")},
+    "throttled": ("throttled", str),
+}
 # Lists of a choice with one value a turn: the field of a row, and what it holds (float: seconds).
 LISTS: dict[str, tuple[str, type]] = {
     "turns": ("text", str),
@@ -93,10 +105,10 @@ LISTS: dict[str, tuple[str, type]] = {
     "prefill_s": ("prefill_s", float),
     "draft_s": ("draft_s", float),
     "verify_s": ("verify_s", float),
-    "peak_memory_bytes": ("peak_memory_bytes", int),
     "doubtful": ("doubtful", int),
+    **READINGS,
 }
-OPTIONAL = ("doubtful", "fidelity")  # written only where one turn has some
+OPTIONAL = ("doubtful", "fidelity", *READINGS)  # written only where one turn has some
 NEEDED = ("turns", "new_tokens", "wall_time")
 WORDS = {str: "text", int: "an integer", float: "a number of seconds"}
 
@@ -119,7 +131,7 @@ def measured_row(place: Place, number: int, turn: Turn) -> Row:
         prompt_tokens=len(turn.prompt_ids),
         prompt_sha256=prompt_hash(turn.prompt_ids),
         stop=generation.stop,
-        doubtful=generation.doubtful,
+        doubtful=generation.doubtful or None,
         fidelity=turn.fidelity,
     )
 
@@ -142,7 +154,7 @@ def choice_of(rows: Sequence[Row]) -> dict[str, Any]:
         "status": ["ok"] * len(rows),
         "fidelity": [asdict(row.fidelity) if row.fidelity else None for row in rows],
     }
-    return {key: value for key, value in choice.items() if key not in OPTIONAL or any(value)}
+    return {key: value for key, value in choice.items() if key not in OPTIONAL or set(map(type, value)) - {NoneType}}
 
 
 def key_of(record: Mapping[str, Any]) -> tuple[int | str, int]:

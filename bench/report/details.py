@@ -45,11 +45,17 @@ FIGURES: tuple[tuple[str, Callable[[Row], str]], ...] = (
     ("Verify, ms per step", _figure("verify_ms", "{:.3f}")),
     ("Overhead, ms per step", _figure("overhead_ms", "{:.3f}")),
     ("Overhead by wall time", _figure("overhead_share", "{:.1f} %", 100)),
-    (
-        "Peak device memory, both sides' weights and caches included, MiB",
-        _figure("peak_memory_bytes", "{:,.0f}", 2**-20),
+    *(
+        (f"{name}{whose}{unit}", _figure(f"{side}{key}", form, factor))
+        for name, unit, key, form, factor in (
+            ("Peak device memory, without the other side's", ", MiB", "peak_memory_bytes", "{:,.0f}", 2**-20),
+            ("Energy of the card by token", ", J", "joules_per_token", "{:.3f}", 1),
+            ("Mean clock as a turn ended", ", MHz", "sm_mhz", "{:,.0f}", 1),
+            ("Highest temperature", ", °C", "temperature_c", "{}", 1),
+            ("Turns that ended throttled", "", "throttled_turns", "{}", 1),
+        )
+        for whose, side in (("", ""), (", baseline", "baseline_"))
     ),
-    ("The same while the baseline ran, MiB", _figure("baseline_peak_memory_bytes", "{:,.0f}", 2**-20)),
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,10 @@ def _group_view(number: int, group: Group, payload: dict[str, Any]) -> dict[str,
         ],
         "figures": [(scope, _every_figure(group, scope)) for scope in scopes],
         "notes": group_notes(group),
-        "memory": _memory(group),
+        "memory": _span((e.metrics["overall"]["baseline_memory_share"] for e in group.entries), 100, "%"),
+        "power": _span(
+            ((e.run.info.get("card") or {}).get("power_limit_milliwatts") for e in group.entries), 1e-3, "W"
+        ),
         "divergences": [(entry, first_divergences(entry.run)) for entry in group.entries],
         "published": _published(group),
         "paper_order": PAPER_ORDER,
@@ -105,11 +109,10 @@ def _group_view(number: int, group: Group, payload: dict[str, Any]) -> dict[str,
     }
 
 
-def _memory(group: Group) -> str:
-    """Shares of what memory gives that the runs' baselines reach, such as `62 %` or `58 to 62 %`; empty if unknown."""
-    found = [entry.metrics["overall"]["baseline_memory_share"] for entry in group.entries]
-    known = sorted(round(100 * share) for share in found if share is not None)
-    return f"{' to '.join(str(share) for share in dict.fromkeys((known[0], known[-1])))} %" if known else ""
+def _span(values: Iterable[Any], factor: float, unit: str) -> str:
+    """From the least to the largest of the runs' values, such as `62 %` or `58 to 62 %`; empty if none is known."""
+    known = sorted(round(factor * value) for value in values if isinstance(value, (int, float)))
+    return f"{' to '.join(str(value) for value in dict.fromkeys((known[0], known[-1])))} {unit}" if known else ""
 
 
 def _every_figure(group: Group, scope: str) -> list[tuple[str, list[str]]]:

@@ -101,7 +101,7 @@ def section(speed: Speed, runs: Sequence[Run], folder: Path) -> dict[str, Any]:
     for run in runs:
         sides = build(Parts.gather(run, rehearsed=True), target)
         pairs = list(paired(sides, prompts, speed.max_new_tokens, speed.repeats))
-        found["methods"][run.method_name] = summarise(pairs)
+        found["methods"][run.method_name] = {"settings": run.method, **summarise(pairs)}
     return found
 
 

@@ -84,12 +84,22 @@ def summarise(pairs: list[Pair]) -> dict[str, Any]:
         "vanilla_tokens_per_s": statistics.median(_rate(pair.vanilla) for pair in pairs),
         "shares": shares([pair.method for pair in pairs]),
         "vanilla_shares": shares([pair.vanilla for pair in pairs]),
+        "turns": {"method": _turns([p.method for p in pairs]), "vanilla": _turns([p.vanilla for p in pairs])},
         "equal": all(pair.method.generation.tokens == pair.vanilla.generation.tokens for pair in pairs),
     }
 
 
 def _rate(timed: Timed) -> float:
     return len(timed.generation.tokens) / timed.wall_s
+
+
+def _turns(turns: list[Timed]) -> dict[str, list[Any]]:
+    """What bench.predict makes costs of (see its Times), a value a turn."""
+    times = ("prefill_s", "draft_s", "verify_s", "wall_s")
+    return {
+        "drafted": [[step.drafted for step in timed.generation.steps] for timed in turns],
+        **{name: [getattr(timed, name) for timed in turns] for name in times},
+    }
 
 
 def shares(turns: list[Timed]) -> dict[str, float]:

@@ -71,8 +71,11 @@ def build_drafter(target: Llama, *, hidden: int, layers: int, heads: int, seed: 
         tied=True,
         eos_token_ids=target.config.eos_token_ids,
     )
+    drawn = empty_weights(config, torch.float32, torch.device("cpu"))  # a seed means the same on every device
+    randomise(drawn, seed)
     weights = empty_weights(config, torch.float32, target.device)
-    randomise(weights, seed)
+    for tensor, values in zip(weights.tensors(), drawn.tensors(), strict=True):
+        tensor.copy_(values)
     return Llama(config, weights)
 
 

@@ -18,7 +18,8 @@ from bench.words import figure_warnings, format_table, summarise_run, summary
 from methods.errors import UserError
 from tests.bench.report.simulate import MACHINE, Plan, Truth, write_run
 
-EMPTY = ["steps", "emitted", "drafted", "prefill_s", "draft_s", "verify_s", "peak_memory_bytes"]
+EMPTY = ["steps", "emitted", "drafted", "prefill_s", "draft_s", "verify_s"]
+EMPTY += ["peak_memory_bytes", "energy_millijoules", "sm_mhz", "temperature_c", "throttled"]
 
 
 def lines(path: Path) -> list[dict]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bench.predict.__main__ import main
-from bench.predict.costs import Draft, card_named, on_card, own
+from bench.predict.costs import Draft, Times, card_named, on_card, own
 from bench.predict.model import by_length, predict, steps_of
 from bench.predict.paper import rows as paper_rows
 from bench.predict.tables import Recorded
@@ -51,7 +51,7 @@ def write_run(folder: Path, method: str = "kangaroo", questions: int = 12, **inf
 
 def test_known_costs_are_found_and_the_prediction_is_exact(tmp_path: Path) -> None:
     run = Recorded(write_run(tmp_path / "run"))
-    costs = own(run.answers, run.baseline, run.draft)
+    costs = own(Times.of(run.answers), Times.of(run.baseline), run.draft)
     assert [costs.draft_step, costs.draft_token] == pytest.approx([DRAFT, TOKEN])
     assert [costs.vanilla, costs.overhead] == pytest.approx([VANILLA, OVERHEAD])
     drafted, emitted = steps_of(run.answers)
@@ -64,7 +64,7 @@ def test_known_costs_are_found_and_the_prediction_is_exact(tmp_path: Path) -> No
 
 def test_a_chain_is_cut_and_a_tree_is_not(tmp_path: Path) -> None:
     run = Recorded(write_run(tmp_path / "run"))
-    costs = own(run.answers, run.baseline, run.draft)
+    costs = run.costs(run.answers, run.baseline)
     drafted, emitted = np.array([6, 2]), np.array([7, 1])
     found = by_length(drafted, emitted, costs, run.draft)
     assert list(found) == [1, 2, 3, 4, 5, 6] and found[6] == predict(drafted, emitted, costs, run.draft)
@@ -72,15 +72,56 @@ def test_a_chain_is_cut_and_a_tree_is_not(tmp_path: Path) -> None:
     assert not by_length(drafted, emitted, costs, Draft("medusa", False, 1.0, 0))
 
 
+def speed_file(folder: Path, **methods: Any) -> Path:
+    """As bench.speed writes: a vanilla pass takes twice as long as in the runs."""
+    section = {"dtype": "float16", "threads": None, "pass_ms": {"1": 20.0, "4": 26.0}, "methods": methods}
+    file = folder / "speed.json"
+    file.write_text(json.dumps({"sections": [section]}))
+    return file
+
+
+def turns(drafted: Sequence[Sequence[int]], draft: Any, verify: Any, left: Any) -> dict[str, Any]:
+    """Turns that spend so many seconds drafting, verifying, and beside both."""
+    wall = [1 + sum(parts) for parts in zip(draft, verify, left, strict=True)]
+    return {"drafted": drafted, "prefill_s": [1.0] * len(drafted), "draft_s": draft, "verify_s": verify, "wall_s": wall}
+
+
 def test_passes_of_bench_speed_replace_verification(tmp_path: Path) -> None:
-    run = Recorded(write_run(tmp_path / "run"))
-    sections = [{"dtype": "float16", "threads": None, "pass_ms": {"1": 20.0, "4": 26.0}}]
-    file = tmp_path / "speed.json"
-    file.write_text(json.dumps({"sections": sections}))
-    costs = run.costs(str(file), run.answers, run.baseline)
+    run = Recorded(write_run(tmp_path / "run"), str(speed_file(tmp_path)))
+    costs = run.costs(run.answers, run.baseline)
+    assert "no turns of it" in run.notes()[0]
     assert costs.vanilla == pytest.approx(2 * VANILLA) and costs.draft_token == pytest.approx(2 * TOKEN)
     # of 8 layers the draft ran 2; beyond the last number of rows the last line goes on
     assert costs.verify(np.array([1, 2, 7])) == pytest.approx(0.75 * np.array([0.020, 0.022, 0.032]))
+
+
+def test_turns_of_bench_speed_give_draft_vanilla_and_what_verifying_takes(tmp_path: Path) -> None:
+    # A step drafts in 2 ms and 1 ms a token, verifies in 1.5 passes and 5 ms, and has 3 ms left over.
+    drafted, passes = [[1] * 10, [2, 4] * 10], (10 * 0.75 * 0.022, 10 * 0.75 * (0.024 + 0.028))
+    verify = [1.5 * seconds + 0.005 * len(steps) for seconds, steps in zip(passes, drafted, strict=True)]
+    draft = [0.002 * len(steps) + 0.001 * sum(steps) for steps in drafted]
+    plain = turns([[0] * 50], [0.0], [0.4], [0.1])
+    method = {
+        "settings": {"exit_layer": 2},
+        "turns": {"method": turns(drafted, draft, verify, [0.03, 0.06]), "vanilla": plain},
+    }
+    run = Recorded(write_run(tmp_path / "run"), str(speed_file(tmp_path, kangaroo=method)))
+    costs = run.costs(run.answers, run.baseline)
+    assert [costs.vanilla, costs.draft_step, costs.draft_token] == pytest.approx([0.010, 0.002, 0.001])
+    assert costs.overhead == pytest.approx(0.003) and not run.notes()
+    assert costs.verify(np.array([1, 7])) == pytest.approx([1.5 * 0.75 * 0.020 + 0.005, 1.5 * 0.75 * 0.032 + 0.005])
+    other = speed_file(tmp_path, kangaroo={**method, "settings": {"exit_layer": 3}})
+    with pytest.raises(UserError, match=r"measured with method\.exit_layer=3; RUN has 2"):
+        Recorded(tmp_path / "run", str(other))
+
+
+def test_of_trees_the_best_is_said_where_several_were_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = (write_run(tmp_path / name, "medusa", questions) for name, questions in (("a", 12), ("b", 3)))
+    assert main([str(first)]) == 0
+    assert "a step records no order of a tree's candidates" in capsys.readouterr().out
+    assert main([str(first), str(second)]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("joey / medusa, its own machine: of ") and " candidates a step the best is " in last
 
 
 def test_a_card_reads_what_a_draft_needs() -> None:
@@ -101,8 +142,11 @@ def test_the_papers_table_is_predicted_as_a_bound() -> None:
 def test_a_half_predicts_the_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_run(tmp_path / "run")
     assert main([str(folder), "held_out=true"]) == 0
-    lines = capsys.readouterr().out.splitlines()[-2:]
-    assert all(line.split()[-1] in ("+0.0%", "-0.0%") for line in lines), "costs are known, so its steps give its speed"
+    *_, first, second, verdict = capsys.readouterr().out.splitlines()
+    assert verdict.startswith("within 7%: ") and "of 2 halves" in verdict
+    assert all(line.split()[-1] in ("+0.0%", "-0.0%") for line in (first, second)), (
+        "costs are known, so its steps give its speed"
+    )
 
 
 @pytest.mark.parametrize("name", ["kangaroo", "medusa", "lookahead", "rest"])
@@ -122,7 +166,8 @@ def test_runs_from_before_are_read(name: str, capsys: pytest.CaptureFixture[str]
         (["{run}", "held_out=maybe"], "held_out=true or false"),
         (["{run}", "card=V100"], "no weight_bytes"),
         (["{run}/none"], "not a run directory"),
-        (["paper", "card=V100"], "paper takes no settings"),
+        (["paper", "card=V100"], "paper takes no runs and no settings"),
+        (["card=V100"], "RUN is missing"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path: Path, capsys: Any, arguments: list[str], message: str) -> None:

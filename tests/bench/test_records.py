@@ -47,7 +47,7 @@ def opened(root: Path, *, resume: bool = True, **machine: Any) -> RunDirectory:
 def turn(emitted: tuple[int, ...] = (3, 1)) -> Turn:
     tokens = tuple(range(sum(emitted) + 1))
     generation = Generation(tokens, tuple(Step(drafted=6, emitted=n) for n in emitted), "eos")
-    return Turn((1, 2), "text", Timed(generation, 1.0, 0.1, 0.2, 0.3, None), Fidelity("equal"))
+    return Turn((1, 2), "text", Timed(generation, 1.0, 0.1, 0.2, 0.3), Fidelity("equal"))
 
 
 def place(question_id: int, repeat: int = 0) -> Place:
@@ -294,7 +294,7 @@ def test_steps_that_disagree_with_the_tokens_are_never_written(tmp_path: Path) -
     directory = opened(tmp_path)
     good = turn()
     generation = Generation(good.timed.generation.tokens[:-1], good.timed.generation.steps, "eos")
-    bad = Turn(good.prompt_ids, "text", Timed(generation, 1.0, 0.1, 0.2, 0.3, None))
+    bad = Turn(good.prompt_ids, "text", Timed(generation, 1.0, 0.1, 0.2, 0.3))
     with pytest.raises(AssertionError, match="disagree"):
         directory.write(place(1), {}, [bad], None)
     assert not directory.answers.exists()
@@ -318,7 +318,7 @@ def test_doubtful_drafts_are_counted_where_there_are_some() -> None:
     assert "doubtful" not in choice_of(rows)
     timed = turn().timed
     told = replace(turn(), timed=replace(timed, generation=replace(timed.generation, doubtful=2)))
-    assert choice_of([rows[0], measured_row(place(1), 1, told)])["doubtful"] == [0, 2]
+    assert choice_of([rows[0], measured_row(place(1), 1, told)])["doubtful"] == [None, 2]
 
 
 def test_prompts_have_one_hash() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.backends.cuda import SDPAParams, can_use_efficient_attention, can_use_flash_attention
 
+from bench.gauge import Gauge
 from bench.measure import timed_generation
 from methods.decoder import Decoder
 from methods.eagle import Eagle
@@ -86,10 +87,20 @@ def test_phases_come_from_events_and_lie_within_the_wall_time(tmp_path: Path) ->
     gpu = on_cuda(tiny_llama())
     decoder = Decoder(gpu, kangaroo(gpu, tmp_path))
     for _ in range(2):
-        timed = timed_generation(decoder, [5, 6, 7], 40, gpu.device)
+        timed = timed_generation(decoder, [5, 6, 7], 40, gpu.device, gauge=Gauge.of(gpu.device))
     assert timed.prefill_s > 0 and timed.draft_s > 0 and timed.verify_s > 0
     assert timed.prefill_s + timed.draft_s + timed.verify_s <= timed.wall_s * 1.01
     assert timed.peak_memory_bytes and timed.peak_memory_bytes > gpu.weight_bytes
+
+
+def test_the_driver_says_what_a_turn_took() -> None:
+    pytest.importorskip("pynvml")
+    gpu = on_cuda(tiny_llama())
+    gauge = Gauge.of(gpu.device)
+    assert gauge.card is not None and gauge.card.facts()["power_limit_milliwatts"]
+    timed = timed_generation(Decoder(gpu, Vanilla(gpu)), [5, 6, 7], 40, gpu.device, gauge=gauge)
+    assert timed.sm_mhz and timed.temperature_c and timed.throttled
+    assert timed.energy_millijoules is None or timed.energy_millijoules >= 0
 
 
 def test_a_step_waits_for_the_device_once_a_verify_and_once_a_drafted_token(tmp_path: Path) -> None:

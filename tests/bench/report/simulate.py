@@ -210,7 +210,6 @@ def _line(envelope: dict[str, Any], repeat: int, ids: list[np.ndarray], lengths:
         "prefill_s": [PREFILL_S] * len(ids),
         "draft_s": [d * drafting for d in decode],
         "verify_s": [d * (0.97 - drafting) for d in decode],
-        "peak_memory_bytes": [None] * len(ids),
         "status": ["ok"] * len(ids),
     }
     if verdicts is not None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from bench.measure import Timed
+from bench.predict.costs import Measured
 from bench.speed.__main__ import main
 from bench.speed.engine import Pair, pass_costs, shares, summarise
 from methods.decoder import Generation, Step
@@ -19,7 +20,7 @@ from tests.tiny import tiny_llama
 def timed(wall_s: float, tokens: int, steps: int) -> Timed:
     each = (tokens - 1) // steps
     generation = Generation(tuple(range(tokens)), tuple(Step(2, each) for _ in range(steps)), "length")
-    return Timed(generation, wall_s, 0.1 * wall_s, 0.2 * wall_s, 0.6 * wall_s, None)
+    return Timed(generation, wall_s, 0.1 * wall_s, 0.2 * wall_s, 0.6 * wall_s)
 
 
 def test_speedups_are_paired_by_question() -> None:
@@ -58,6 +59,11 @@ def test_a_whole_measurement(tmp_path: Path, capsys) -> None:
     record = json.loads((tmp_path / "results" / "speed" / "custom.json").read_text())
     (section,) = record["sections"]
     assert set(section["methods"]) == {"hf_generate", "kangaroo"} and section["threads"] == 1
+    turns = section["methods"]["kangaroo"]["turns"]
+    assert {len(values) for side in turns.values() for values in side.values()} == {3}
+    read = Measured.read(tmp_path / "results" / "speed" / "custom.json", "kangaroo", "float32", 1).turns
+    assert read is not None and read[0].steps.tolist() == [len(steps) for steps in turns["method"]["drafted"]]
+    assert section["methods"]["kangaroo"]["settings"]["exit_layer"] == 1
     assert all(len(row["ratios"]) == 3 for row in section["methods"].values()), "one question of each subtask"
 
 
