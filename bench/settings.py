@@ -264,6 +264,7 @@ class Speed:
     model: Model
     methods: str | list[str]
     engine: Literal["auto", "fixed", "eager"]
+    llama_cpp: bool
     dtypes: str | list[str]
     threads: int | list[int | None] | None
     questions: QuestionSet
@@ -283,6 +284,10 @@ class Speed:
             values = self.listed(name)
             if not values or any(isinstance(value, int) and value < 1 for value in values):
                 raise UserError(f"{name}={values}: must be a list, not empty, of names or numbers from 1")
+        if self.llama_cpp and self.model.weights == "random":
+            raise UserError("llama_cpp=true: model.weights=random are in no file; valid: checkpoint")
+        if self.llama_cpp:
+            check_least(2, max_new_tokens=self.max_new_tokens)  # the first token is prefill's
 
     def listed(self, name: str) -> list[Any]:
         """A setting that may be one value or several."""

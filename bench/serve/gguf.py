@@ -1,7 +1,8 @@
 """python -m bench.serve.gguf bench/assets/joey joey.gguf
 
 A Llama checkpoint with a byte-level BPE tokenizer as a GGUF file in float32, for llama.cpp's server: the inverse of
-methods.engine.gguf, for joey and its drafter. Other models come as GGUF, or by llama.cpp's own converter.
+methods.engine.gguf, for joey and its drafter. Other models come as GGUF, or by llama.cpp's own converter. A GGUF file
+instead of a folder is dequantised.
 """
 
 from __future__ import annotations
@@ -15,21 +16,26 @@ import numpy as np
 
 from bench.command import again, command
 from bench.files import replace_file
-from methods.engine.gguf import CONFIG_KEYS, GLOBAL_NAMES, LAYER_NAMES, SUFFIX
+from methods.engine.gguf import CONFIG_KEYS, GLOBAL_NAMES, LAYER_NAMES, SUFFIX, is_gguf, read_header
 from methods.errors import UserError
 
-USAGE = "usage: python -m bench.serve.gguf FOLDER FILE.gguf [TOKENIZER_FOLDER]"
+USAGE = "usage: python -m bench.serve.gguf FOLDER|FILE FILE.gguf [TOKENIZER_FOLDER]"
 PLAIN, CONTROL = 1, 3  # kinds of tokens
-FILE_TYPES = {"F32": 0, "F16": 1}
+ARCHITECTURE, FILE_TYPE, ALL_F32 = "general.architecture", "general.file_type", 0
 
 
 def write(folder: Path, file: Path, tokenizer: Path | None = None) -> None:
-    """Write a checkpoint folder as GGUF. tokenizer: the folder with tokenizer.json, where it is another one.
+    """Write a checkpoint, a folder or a GGUF file, as GGUF in float32. tokenizer: the folder with a folder's
+    tokenizer.json, where it is another one.
 
     Raises UserError for what is no Llama checkpoint, or has another kind of tokenizer.
     """
     from methods.engine.config import read_json
 
+    if is_gguf(folder):
+        read_header(folder)
+        replace_file(file, lambda path: _dequantise(folder, path))
+        return
     config = read_json(folder / "config.json")
     source = tokenizer or folder
     tokens = read_json(source / "tokenizer.json")
@@ -49,7 +55,7 @@ def _write(path: Path, folder: Path, config: dict[str, Any], tokens: dict[str, A
     import gguf
 
     writer = gguf.GGUFWriter(path, "llama")
-    writer.add_file_type(FILE_TYPES["F32"])
+    writer.add_file_type(ALL_F32)
     for key, name in CONFIG_KEYS.items():
         if (value := config.get(name)) is not None:
             (writer.add_float32 if isinstance(value, float) else writer.add_uint32)(f"llama.{key}", value)
@@ -66,6 +72,28 @@ def _write(path: Path, folder: Path, config: dict[str, Any], tokens: dict[str, A
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
+    writer.close()
+
+
+def _dequantise(source: Path, path: Path) -> None:
+    """Copy metadata and, one at a time, tensors."""
+    import gguf
+
+    reader = gguf.GGUFReader(source)
+    fields = [field for name, field in reader.fields.items() if not name.startswith("GGUF.")]  # the header's counts
+    writer = gguf.GGUFWriter(path, reader.fields[ARCHITECTURE].contents())
+    for field in fields:
+        if field.name == FILE_TYPE:
+            writer.add_file_type(ALL_F32)
+        elif field.name != ARCHITECTURE:
+            writer.add_key_value(field.name, field.contents(), field.types[0], field.types[-1])
+    for one in reader.tensors:
+        writer.add_tensor_info(one.name, one.shape[::-1].tolist(), np.dtype(np.float32), 4 * int(one.n_elements))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for one in reader.tensors:
+        writer.write_tensor_data(gguf.quants.dequantize(one.data, one.tensor_type).astype(np.float32, copy=False))
     writer.close()
 
 

@@ -1,11 +1,13 @@
 """python -m bench.serve.llama_cpp model=joey.gguf port=8080 ngram=4
 
 llama.cpp's own server, out of the wheel xllamacpp, until it is stopped. draft=FILE drafts with a small model, ngram=N
-by the last N tokens' earlier occurrence; neither: plain. slots: requests at a time, context: tokens for each of them.
+by the last N tokens' earlier occurrence; neither: plain. slots: requests at a time, context: tokens for each of them;
+cache: what keys and values are kept in, f16 as llama.cpp has it, or f32.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 import time
@@ -17,7 +19,8 @@ from bench.command import again, command
 from methods.errors import UserError, nearest
 
 DEFAULTS = {"model": "", "port": "", "draft": "", "ngram": "", "length": "8", "slots": "4", "context": "1024",
-            "threads": "1"}  # fmt: skip
+            "threads": "1", "cache": "f16"}  # fmt: skip
+CACHES = ("f16", "f32")
 NUMBERS = ("port", "length", "slots", "context", "threads")
 LOOKS_EVERY_S = 0.5
 
@@ -29,16 +32,21 @@ def main(arguments: Sequence[str]) -> int:
         print(__doc__)
         return 0
     values = parse(arguments)
-    try:
-        import xllamacpp
-    except ImportError as error:
-        raise UserError("bench.serve.llama_cpp needs xllamacpp: pip install 'speculative-bench[llama_cpp]'") from error
+    check_installed("bench.serve.llama_cpp")
+    import xllamacpp
+
     parent = os.getppid()
     server = xllamacpp.Server(parameters(xllamacpp, values))
     print(f"llama.cpp of xllamacpp {xllamacpp.__version__} at {server.listening_address}", flush=True)
     while os.getppid() == parent:
         time.sleep(LOOKS_EVERY_S)
     return 0
+
+
+def check_installed(who: str) -> None:
+    """Raises UserError where the wheel is missing."""
+    if importlib.util.find_spec("xllamacpp") is None:
+        raise UserError(f"{who} needs xllamacpp: pip install 'speculative-bench[llama_cpp]'")
 
 
 def parse(arguments: Sequence[str]) -> dict[str, str]:
@@ -52,6 +60,8 @@ def parse(arguments: Sequence[str]) -> dict[str, str]:
     for key in NUMBERS:
         if not values[key].isdecimal():
             raise UserError(f"{key}={values[key]}: must be a number")
+    if values["cache"] not in CACHES:
+        raise UserError(f"cache={values['cache']}: valid: {', '.join(CACHES)}")
     for key in ("model", "draft"):
         if (values[key] or key == "model") and not Path(values[key]).is_file():
             raise UserError(f"{key}={values[key]}: no such file; wanted: a GGUF file")
@@ -67,6 +77,7 @@ def parameters(library: Any, values: dict[str, str]) -> Any:
     found.port, found.n_parallel = int(values["port"]), int(values["slots"])
     found.n_ctx = int(values["context"]) * found.n_parallel
     found.cpuparams.n_threads = found.cpuparams_batch.n_threads = int(values["threads"])
+    found.cache_type_k = found.cache_type_v = getattr(library.ggml_type, f"GGML_TYPE_{values['cache'].upper()}")
     found.warmup = True
     found.fit_params = False  # it would shrink the context where memory is short, unasked
     kinds, speculative = library.common_speculative_type, found.speculative

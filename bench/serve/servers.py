@@ -95,27 +95,18 @@ class Server:
 
     def kill(self) -> None:
         """End a launched server and all that it started."""
-        if self.process is None:
-            return
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            with suppress(ProcessLookupError):
-                os.killpg(self.process.pid, number)
-            with suppress(subprocess.TimeoutExpired):
-                self.process.wait(STOPS_WITHIN_S)
-                break
+        if self.process is not None:
+            end(self.process)
         self.process = None
 
     def _launch(self, command: str) -> None:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         words = [word.replace("{port}", str(port)) for word in _words(command, self.key)]
-        with self.log.open("ab") as log:
-            try:
-                self.process = subprocess.Popen(
-                    words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, preexec_fn=_mortal
-                )
-            except OSError as error:
-                raise UserError(f"server.{self.key}: {words[0]} cannot be started ({error.strerror})") from error
+        try:
+            self.process = begin(words, self.log)
+        except OSError as error:
+            raise UserError(f"server.{self.key}: {words[0]} cannot be started ({error.strerror})") from error
 
     async def _probe(self) -> None:
         """What /v1/models says, and the engine and version that follow from it."""
@@ -147,18 +138,11 @@ class Server:
                 why = "it has no /v1/models; wanted: a server with the OpenAI API"
             except Failed as error:
                 why = str(error)
-            if self.process is not None and self.process.poll() is not None:
-                last = self._last_words()
-                raise UserError(
-                    f"server.{self.key}: ended with status {self.process.returncode} ({last}); see {self.log}"
-                )
+            if self.process is not None:
+                check_alive(self.process, f"server.{self.key}", self.log)
             if time.monotonic() >= until:
                 raise UserError(f"server.{self.key}={self.launch or self.url}: {why}")
             await asyncio.sleep(LOOKS_EVERY_S)
-
-    def _last_words(self) -> str:
-        lines = self.log.read_text(errors="replace").split("\n")
-        return next((line.strip()[:200] for line in reversed(lines) if line.strip()), "it said nothing")
 
     async def counters(self) -> Counters:
         """The engine's own counters, where it publishes those that are known here."""
@@ -196,6 +180,32 @@ def both(settings: Servers, folder: Path) -> Iterator[dict[str, Server]]:
     finally:
         for server in servers.values():
             server.kill()
+
+
+def begin(words: list[str], log: Path) -> subprocess.Popen[bytes]:
+    """Start a server whose output goes behind what the log has. Raises OSError where there is no such command."""
+    with log.open("ab") as opened:
+        return subprocess.Popen(
+            words, stdin=subprocess.DEVNULL, stdout=opened, stderr=opened, start_new_session=True, preexec_fn=_mortal
+        )
+
+
+def check_alive(process: subprocess.Popen[bytes], key: str, log: Path) -> None:
+    """Raises UserError, with the last line that it said, for a server that has ended."""
+    if process.poll() is not None:
+        lines = log.read_text(errors="replace").split("\n")
+        last = next((line.strip()[:200] for line in reversed(lines) if line.strip()), "it said nothing")
+        raise UserError(f"{key}: ended with status {process.returncode} ({last}); see {log}")
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a server and all that it started."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(STOPS_WITHIN_S)
+            break
 
 
 def _mortal() -> None:

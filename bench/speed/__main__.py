@@ -47,6 +47,7 @@ def measure(conf: Conf, overrides: Sequence[str]) -> None:
     from bench.assembly import DEFAULT_THREADS, fitting, rehearse, target_folder
     from bench.files import make_folder
     from bench.settings import Run, Speed
+    from bench.speed import peer
     from bench.types import settings_of
     from methods.engine.checkpoint import pick_device
     from methods.errors import UserError
@@ -70,25 +71,30 @@ def measure(conf: Conf, overrides: Sequence[str]) -> None:
     results = make_folder(speed.results_dir)
     folder = target_folder(speed.model)
     device = pick_device(speed.model.device)
+    file = peer.weights_file(folder, results) if speed.llama_cpp else None
     sections = []
     for model in models:
         for threads in speed.listed("threads") if device.type == "cpu" else [None]:
             torch.set_num_threads(threads or DEFAULT_THREADS)
             with fitting(model, folder):
-                found = section(speed, [replace(run, model=model) for run in runs], folder)
+                found = section(speed, [replace(run, model=model) for run in runs], folder, file)
             found |= {"dtype": model.dtype, "threads": torch.get_num_threads()}
             sections.append(found)
             print(format_section(found, str(device)), flush=True)
-    file = make_folder(str(results / "speed")) / f"{speed.model.name}.json"
+    written = make_folder(str(results / "speed")) / f"{speed.model.name}.json"
     record = {"config": asdict(speed), **environment.describe(device.type, DEFAULT_THREADS), "sections": sections}
-    file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    print(f"raw values in {file}")
+    written.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(f"raw values in {written}")
 
 
-def section(speed: Speed, runs: Sequence[Run], folder: Path) -> dict[str, Any]:
-    """Everything measured for one dtype and the threads that are set now; runs: each method's, with that dtype."""
+def section(speed: Speed, runs: Sequence[Run], folder: Path, file: Path | None) -> dict[str, Any]:
+    """Everything measured for one dtype and the threads that are set now; runs: each method's, with that dtype.
+
+    file: the weights for llama.cpp, which is measured too.
+    """
     from bench.assembly import Parts, build, load_target, on_engine
-    from bench.speed.engine import make_prompts, memory_facts, paired, pass_costs, summarise
+    from bench.speed import peer
+    from bench.speed.engine import make_prompts, memory_facts, paired, pass_costs, summarise, turn
 
     target = on_engine(speed.engine, load_target(runs[0].model, folder, seed=0))
     prompts = make_prompts(speed, folder, target)
@@ -100,8 +106,12 @@ def section(speed: Speed, runs: Sequence[Run], folder: Path) -> dict[str, Any]:
     }
     for run in runs:
         sides = build(Parts.gather(run, rehearsed=True), target)
-        pairs = list(paired(sides, prompts, speed.max_new_tokens, speed.repeats))
+        assert sides.baseline is not None
+        method, vanilla = (turn(side, target, speed.max_new_tokens) for side in (sides.method, sides.baseline))
+        pairs = list(paired(method, vanilla, prompts, speed.repeats, target))
         found["methods"][run.method_name] = {"settings": run.method, **summarise(pairs)}
+    if file is not None:
+        found["llama_cpp"] = peer.measured(speed, target, prompts, file)
     return found
 
 
@@ -126,17 +136,32 @@ def format_section(found: dict[str, Any], device: str) -> str:
         first = next(iter(found["methods"].values()))
         lines.append(_method_line("vanilla", first["vanilla_tokens_per_s"], "1", 1.0, first["vanilla_shares"]))
     for name, row in found["methods"].items():
-        low, high = row["interval"]
-        interval = "" if low is None else f" [{low:.2f}, {high:.2f}]"
-        speedup = f"{row['speedup_paired']:.2f}{interval}"
+        speedup = _with_interval(row["speedup_paired"], row["interval"])
         line = _method_line(name, row["tokens_per_s"], speedup, row["cr"], row["shares"])
         lines.append(line + ("" if row["equal"] else "  tokens differ from vanilla's"))
+    if "llama_cpp" in found:
+        lines.append(_llama_cpp_line(found["llama_cpp"]))
     return "\n".join(lines)
 
 
 def _method_line(name: str, rate: float, speedup: str, cr: float | None, parts: dict[str, float]) -> str:
     shown = "".join(f"{parts[part]:>{width}.1%}" for part, width in zip(parts, (9, 8, 8, 10), strict=True))
     return f"  {name:<18}{rate:>9.0f}{speedup:>27}{'' if cr is None else f'{cr:.2f}':>7}{shown}"
+
+
+def _llama_cpp_line(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return f"  {'llama.cpp':<18}   not measured: float32 on a CPU alone is"
+    return (
+        f"  {'llama.cpp':<18}{row['tokens_per_s']:>9.1f} after prefill; vanilla {row['vanilla_tokens_per_s']:.1f}, "
+        f"over it {_with_interval(row['vanilla_over_it'], row['interval'])}; "
+        f"{row['equal_tokens']} of {row['tokens']} tokens equal"
+    )
+
+
+def _with_interval(ratio: float, interval: list[float | None]) -> str:
+    low, high = interval
+    return f"{ratio:.2f}" + ("" if low is None else f" [{low:.2f}, {high:.2f}]")
 
 
 if __name__ == "__main__":

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from bench.assembly import Sides
-    from bench.measure import Timed
+    from bench.measure import Generator, Timed
     from bench.settings import Speed
     from methods.engine.llama import Llama
+
+Turn = Callable[[list[int]], "Timed"]  # answers a prompt of token ids
 
 
 @dataclass(frozen=True)
@@ -49,36 +50,31 @@ def make_prompts(speed: Speed, folder: Path, target: Llama) -> list[list[int]]:
     return [chat.prompt_ids([*question.opening, Message("user", question.turns[0])]) for question in first]
 
 
-def paired(sides: Sides, prompts: list[list[int]], max_new_tokens: int, repeats: int) -> Iterator[Pair]:
-    """Both sides on every prompt, taking turns at going first; the first round warms up and is dropped."""
+def turn(generator: Generator, target: Llama, max_new_tokens: int) -> Turn:
+    """A side of this process."""
     from bench.measure import timed_generation
 
-    assert sides.baseline is not None
+    return partial(timed_generation, generator, max_new_tokens=max_new_tokens, device=target.device)
+
+
+def paired(method: Turn, vanilla: Turn, prompts: list[list[int]], repeats: int, target: Llama) -> Iterator[Pair]:
+    """Both sides on every prompt, taking turns at going first; the first round warms up and is dropped."""
     for repeat in range(repeats + 1):
-        with nullcontext() if repeat else sides.target.preparing():
+        with nullcontext() if repeat else target.preparing():
             for question, prompt in enumerate(prompts):
-                order = [sides.method, sides.baseline][:: 1 if (repeat + question) % 2 else -1]
-                timed = {id(s): timed_generation(s, prompt, max_new_tokens, sides.target.device) for s in order}
+                order = [method, vanilla][:: 1 if (repeat + question) % 2 else -1]
+                timed = {id(turn): turn(prompt) for turn in order}
                 if repeat:
-                    yield Pair(question, timed[id(sides.method)], timed[id(sides.baseline)])
+                    yield Pair(question, timed[id(method)], timed[id(vanilla)])
 
 
 def summarise(pairs: list[Pair]) -> dict[str, Any]:
     """Paired speedup over vanilla with its interval, CR, and where the time of both sides went."""
-    import numpy as np
+    from bench.metrics import compression_ratio
 
-    from bench.metrics import compression_ratio, geometric_mean, ratio_interval
-
-    ratios: dict[int, list[float]] = {}
-    for pair in pairs:
-        ratios.setdefault(pair.question, []).append(_rate(pair.method) / _rate(pair.vanilla))
-    by_question = np.array([geometric_mean(np.array(values)) for values in ratios.values()])
-    interval = ratio_interval(by_question)
     lengths = [step.emitted for pair in pairs for step in pair.method.generation.steps]
     return {
-        "speedup_paired": geometric_mean(by_question),
-        "interval": [interval.low, interval.high] if interval else [None, None],
-        "ratios": list(ratios.values()),
+        **by_question("speedup_paired", pairs, lambda pair: _rate(pair.method) / _rate(pair.vanilla)),
         "cr": compression_ratio(lengths),
         "tokens_per_s": statistics.median(_rate(pair.method) for pair in pairs),
         "vanilla_tokens_per_s": statistics.median(_rate(pair.vanilla) for pair in pairs),
@@ -86,6 +82,24 @@ def summarise(pairs: list[Pair]) -> dict[str, Any]:
         "vanilla_shares": shares([pair.vanilla for pair in pairs]),
         "turns": {"method": _turns([p.method for p in pairs]), "vanilla": _turns([p.vanilla for p in pairs])},
         "equal": all(pair.method.generation.tokens == pair.vanilla.generation.tokens for pair in pairs),
+    }
+
+
+def by_question(name: str, pairs: list[Pair], ratio: Callable[[Pair], float]) -> dict[str, Any]:
+    """`name`: geometric mean over questions of a pair's ratio; with its 95 % interval and every ratio."""
+    import numpy as np
+
+    from bench.metrics import geometric_mean, ratio_interval
+
+    ratios: dict[int, list[float]] = {}
+    for pair in pairs:
+        ratios.setdefault(pair.question, []).append(ratio(pair))
+    means = np.array([geometric_mean(np.array(values)) for values in ratios.values()])
+    interval = ratio_interval(means)
+    return {
+        name: geometric_mean(means),
+        "interval": [interval.low, interval.high] if interval else [None, None],
+        "ratios": list(ratios.values()),
     }
 
 

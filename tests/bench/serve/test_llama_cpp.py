@@ -17,9 +17,12 @@ import torch
 
 from bench.chat import Chat, Message
 from bench.serve import gguf, llama_cpp
-from methods.engine.checkpoint import load_model
+from methods.engine.checkpoint import load_model, published_weights
+from methods.engine.gguf import read_header
 from methods.errors import UserError
 from tests.bench.small_run import lines, write_questions
+from tests.gguf_file import write_gguf
+from tests.tiny import reference_model
 
 ROOT = Path(__file__).parents[3]
 JOEY = ROOT / "bench" / "assets" / "joey"
@@ -50,6 +53,24 @@ def test_the_file_holds_the_checkpoint(files: dict[str, Path], name: str, folder
     assert torch.equal(*logits) and written.config.eos_token_ids == original.config.eos_token_ids
 
 
+@pytest.mark.parametrize(
+    ("family", "kind"), [("llama_gqa", "Q4_1"), ("llama_gqa", "F16"), ("llama3", "Q8_0"), ("qwen3", "Q4_0")]
+)
+def test_a_file_is_copied_in_float32(tmp_path: Path, family: str, kind: str) -> None:
+    """Each tensor is what the engine reads out of the original, bit by bit, and all else that the file says stays."""
+    original = write_gguf(tmp_path / "original.gguf", reference_model(family), kind, general__file_type=3)
+    copy = tmp_path / "copy.gguf"
+    gguf.write(original, copy)
+    theirs, ours = (read_header(file) for file in (original, copy))
+    assert {entry.kind for entry in ours.tensors.values()} == {0} and list(ours.tensors) == list(theirs.tensors)
+    assert ours.metadata == theirs.metadata | {"general.file_type": 0}
+    mine, reference = (
+        published_weights(load_model(file, dtype="float32", device="cpu", weights="checkpoint", seed=0))
+        for file in (copy, original)
+    )
+    assert all(torch.equal(mine[name].view(torch.int32), reference[name].view(torch.int32)) for name in mine)
+
+
 def test_the_files_tokenizer_is_the_checkpoints(files: dict[str, Path]) -> None:
     ours, theirs = Chat(files["joey"]), Chat(JOEY)
     for line in (JOEY / "question.jsonl").read_text().splitlines()[::10]:
@@ -74,6 +95,7 @@ def test_arguments_of_the_server_are_checked(tmp_path: Path) -> None:
     given = [f"model={tmp_path}/m.gguf", "port=1"]
     assert llama_cpp.parse(given)["slots"] == "4"
     for wrong, said in (("ngrams=1", "ngrams=1: unknown argument; did you mean ngram"), ("slots=x", "must be a number"),
+                        ("cache=f8", "cache=f8: valid: f16, f32"),
                         ("draft=none", "draft=none: no such file")):  # fmt: skip
         with pytest.raises(UserError, match=said):
             llama_cpp.parse([*given, wrong])

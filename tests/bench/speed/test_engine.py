@@ -86,6 +86,7 @@ def test_random_weights_need_no_tokenizer(tmp_path: Path) -> None:
         ("rows=[]", "rows=[]: must be a list, not empty"),
         ("threads=0", "threads=[0]: must be a list, not empty, of names or numbers from 1"),
         ("threads=[a]", 'threads=["a"]: must be an integer'),
+        ("llama_cpp=maybe", "llama_cpp=maybe: must be true or false"),
         ("passes=0", "passes=0: must be an integer of at least 1"),
         ("method.gama=3", "method.gama: none of methods=['vanilla'] has this key"),
         (f"results_dir={__file__}", "File exists"),
