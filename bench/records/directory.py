@@ -30,6 +30,7 @@ KINDS = {
     "unpinned": list,
     **dict.fromkeys(("config.repeats", "config.limit", "config.max_new_tokens", "config.seed"), int),
     **dict.fromkeys(("config.shard", "config.baseline", "config.method_name"), str),
+    **dict.fromkeys(("config.model", "config.method"), dict),
 }
 WORDS = {str: "text", int: "an integer", dict: "an object", list: "a list", bool: "true or false"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,11 +14,13 @@ from hydra.utils import get_object
 
 from bench.binder import draft_key
 from bench.config import choices, installed
-from methods.decoder import Decoder, Prefill, Verification
+from methods import proof
+from methods.decoder import Decoder, Generation, Prefill, Verification
 from methods.draft import Draft, Resumed, Tree
 from methods.engine.llama import Llama
 from methods.proof import Make, check_lossless, check_side_by_side
 from methods.sam import Sam
+from methods.vanilla import Vanilla
 from tests.methods.test_rest import tokenizer_folder
 from tests.tiny import tiny_llama
 
@@ -29,6 +32,24 @@ METHODS = [name for name in choices("method") if not name.startswith("hf_")]
 def model(tmp_path_factory: pytest.TempPathFactory) -> Llama:
     tiny = tiny_llama(vocab_size=48, eos_token_ids=(2,))
     return Llama(tiny.config, tiny.weights, tokenizer_folder(tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def vanilla_once() -> Iterator[None]:
+    """What vanilla says is found out once for all methods: they have one model, and copies that end elsewhere."""
+    generated, known = proof._generated, {}
+
+    def once(model: Llama, make: Make, prompt: Sequence[int], *case: Any, **settings: Any) -> Generation:
+        if make is not Vanilla:
+            return generated(model, make, prompt, *case, **settings)
+        key = (id(model.weights), model.config, tuple(prompt), case, tuple(settings.items()))
+        if key not in known:
+            known[key] = generated(model, make, prompt, *case, **settings)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(proof, "_generated", once)
+        yield
 
 
 def drawn(name: str, folder: Path) -> dict[str, Any]:

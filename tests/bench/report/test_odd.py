@@ -40,7 +40,10 @@ def test_a_run_json_with_fields_of_another_kind_keeps_no_other_run_out(tmp_path:
 
 @pytest.mark.parametrize(
     ("config", "own"),
-    [({"repeats": "x"}, {}), ({"limit": [1]}, {}), ({"shard": 2}, {}), ({}, {"unpinned": 5}), ({"seed": 1.5}, {})],
+    [
+        *(({"repeats": "x"}, {}), ({"limit": [1]}, {}), ({"shard": 2}, {}), ({}, {"unpinned": 5}), ({"seed": 1.5}, {})),
+        *(({"method": 5}, {}), ({"model": ["x"]}, {})),
+    ],
 )
 def test_a_setting_of_another_kind_leaves_the_run_out_by_name(tmp_path: Path, config: Any, own: Any) -> None:
     write_run(tmp_path, Plan(**TINY))
@@ -51,6 +54,17 @@ def test_a_setting_of_another_kind_leaves_the_run_out_by_name(tmp_path: Path, co
     assert [entry.run.method for group in found.groups for entry in group.entries] == ["kangaroo"]
     key = next(iter(own), f"config.{next(iter(config), '')}")
     assert any(f"{file}: {key} is " in text for text in found.warnings)
+
+
+def test_a_run_that_lost_its_dtype_stands_beside_no_other(tmp_path: Path) -> None:
+    write_run(tmp_path, Plan(**TINY))
+    file = write_run(tmp_path, Plan(method="medusa", **TINY)) / "run.json"
+    whole = json.loads(file.read_text())
+    file.write_text(json.dumps({**whole, "dtype": None}))
+    assert len(collect(tmp_path).groups) == 1, "the configuration has it still"
+    file.write_text(json.dumps({**whole, "dtype": None, "config": {**whole["config"], "model": {"name": "joey"}}}))
+    found = {group.entries[0].run.method: group.machine_label for group in collect(tmp_path).groups}
+    assert "float32" in found["kangaroo"] and "float32" not in found["medusa"]
 
 
 @pytest.mark.parametrize("lengths", [5, "x", {"a": 1}, [[1, 2]], [None], ["2"], [2.5], [-1], [10**30], [True]])

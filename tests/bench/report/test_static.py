@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 import subprocess
 import sys
 import warnings
@@ -96,6 +97,14 @@ def test_latex_is_ascii_and_as_wide_as_the_page(tmp_path):
         tables = text.count(r"\begin{tabular}")
         assert tables and text.count("\\resizebox{\\textwidth}{!}{%\n\\begin{tabular}") == tables
         assert text.count("\\end{tabular}}\n") == tables
+    if shutil.which("pdflatex") is None:
+        pytest.skip("no pdflatex; the rest holds")
+    document = [r"\documentclass[10pt]{article}\usepackage{booktabs,graphicx}\begin{document}"]
+    document += [rf"\begin{{table}}\input{{{name}}}\end{{table}}" for name in ("table1", "table2")]
+    (tmp_path / "all.tex").write_text("\n".join([*document, r"\end{document}"]))
+    command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "all.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace")
+    assert done.returncode == 0 and "Overfull" not in done.stdout, done.stdout[-3000:]
 
 
 def test_figures_are_readable_at_column_width_with_embedded_fonts(results):
