@@ -121,7 +121,7 @@ class Generator(torch.Generator):
 
 
 @cache
-def _register() -> torch.library.Library:
+def register() -> torch.library.Library:
     """Make the device known to this process, for good."""
     _setup_privateuseone_for_python_backend(NAME)
     library = torch.library.Library("aten", "IMPL")
@@ -146,7 +146,7 @@ def _register() -> torch.library.Library:
 
 def connect(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     """The device, for one test, with no wait counted yet."""
-    _register()
+    register()
     monkeypatch.setattr(torch, "Generator", Generator)
     waits.clear()
     return torch.device(NAME, 0)

@@ -14,8 +14,9 @@ from bench.train import eagle, eagle3, hydra, kangaroo, medusa, sps
 from bench.train.loop import Run
 from bench.train.packing import Row
 from tests.bench.train.chat_model import interrupt_at, settings
-from tests.second_device import Strayed, waits
+from tests.second_device import Strayed, register, waits
 
+register()  # at collection: autograd counts the devices at a process's first backward
 STEP = Run.train_step
 FEATURES = {"bias": True, "feature": 1.0, "token": 0.1, "noise": 0.2}
 SHAPE = {"hidden": 16, "layers": 2, "heads": 2}
