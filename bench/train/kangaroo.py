@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bench.binder import file_hashes
 from bench.files import replace_tensors, replace_text
 from bench.train import loop
 from bench.train.loss import Sums, as_is, cross_entropy
@@ -17,6 +18,7 @@ from bench.train.packing import Row
 from bench.train.source import DataSource, ModelSource, frequent
 from bench.train.states import KeptStates
 from methods.adapters import PUBLISHED, VARIANTS, Adapter, check_variant
+from methods.draft_vocabulary import OFFSETS
 from methods.engine.config import ModelConfig, published_config
 from methods.engine.llama import Llama
 from methods.engine.unit import Rows
@@ -117,6 +119,18 @@ def _shape(config: ModelConfig, kv_heads: int | None) -> ModelConfig:
     return replace(config, num_kv_heads=kv_heads)
 
 
+def _copy(folder: Path, adapter: Adapter, target: Llama) -> None:
+    """The weights of an adapter that was trained before. Raises UserError for one of another form."""
+    if not (folder / "config.json").is_file():
+        raise UserError(f"train.start_from={folder}: holds no adapter (config.json)")
+    tensors = Adapter.load(folder, target, adapter.variant).published()
+    own = adapter.published()
+    for name, tensor in tensors.items():
+        if name not in own or own[name].shape != tensor.shape:
+            raise UserError(f"train.start_from={folder}: {name} is {tuple(tensor.shape)}, not as these settings say")
+    adapter.load_published({name: tensor for name, tensor in tensors.items() if name != OFFSETS})
+
+
 def train(
     *,
     model: dict[str, Any],
@@ -132,6 +146,7 @@ def train(
     keep_states: bool = False,
     kv_heads: int | None = None,
     loss_vocab: int | None = None,
+    start_from: str | None = None,
 ) -> list[loop.Point]:
     """Train an adapter for a model and write it to `output`. Raises UserError for settings or data that do not fit."""
     check_variant(variant)
@@ -150,6 +165,8 @@ def train(
         vocabulary=frequent(examples, draft_vocab, source.target),
     )
     initialise(adapter, source.target, seed)
+    if start_from is not None:
+        _copy(Path(start_from).expanduser(), adapter, source.target)
     dtype = loop.saved_dtype(save_dtype, source.target.config.dtype)
     folder = Path(output) / "states" / f"{source.fingerprint()}-{exit_layer}"
     module = Distillation(
@@ -160,7 +177,12 @@ def train(
         kept=KeptStates(folder) if keep_states else None,
         frequent=frequent(examples, loss_vocab, source.target, key="train.loss_vocab"),
     )
-    extra = {"keep_states": keep_states or None, "kv_heads": kv_heads, "loss_vocab": loss_vocab}
+    extra = {
+        "keep_states": keep_states or None,
+        "kv_heads": kv_heads,
+        "loss_vocab": loss_vocab,
+        "start_from": start_from and file_hashes(Path(start_from).expanduser()),
+    }
     job = loop.Job(
         title=f"Adapter {variant} for {source.name}, exit layer {exit_layer}",
         module=module,

@@ -359,3 +359,19 @@ def test_an_adapter_may_have_more_key_heads_than_its_target(world, tmp_path):
     target = load_model(world / "model", device="cpu")
     assert target.config.num_kv_heads == 2
     assert Adapter.load(tmp_path, target, "kangaroo").config.num_kv_heads == 4
+
+
+def test_an_adapter_goes_on_from_another(world, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    kangaroo.train(variant="kangaroo", exit_layer=1, **arguments(world, first, loss_vocab=50))
+    begun = arguments(world, second, start_from=str(first), loop_settings=settings(lr=1e-12))
+    kangaroo.train(variant="kangaroo", exit_layer=1, **begun)
+    target = load_model(world / "model", device="cpu")
+    before, after = (Adapter.load(folder, target, "kangaroo").published() for folder in (first, second))
+    assert all(torch.allclose(before[name], tensor, atol=1e-6) for name, tensor in after.items())
+    for changes, message in (
+        ({"start_from": str(tmp_path / "none")}, "train.start_from=.*none: holds no adapter"),
+        ({"start_from": str(first), "kv_heads": 4}, "start_from=.*first: layers.0.self_attn.k_proj.weight is"),
+    ):
+        with pytest.raises(UserError, match=message):
+            kangaroo.train(variant="kangaroo", exit_layer=1, **arguments(world, tmp_path / "third", **changes))
