@@ -115,7 +115,10 @@ class Times:
 
 
 def _fit(steps: Array, counted: Array, seconds: Array) -> tuple[float, float]:
-    """Seconds a step and seconds a counted unit; without variation of their ratio all goes to the step."""
+    """Seconds a step and seconds a counted unit; without variation of their ratio all goes to the step.
+
+    Least squares divide the time and may lose some where one turn was slow; the sum of all is kept.
+    """
     ratios = counted[steps > 0] / steps[steps > 0]
     if not len(ratios) or np.ptp(ratios) < 1e-9:
         return float(seconds.sum() / max(steps.sum(), 1)), 0.0
@@ -123,7 +126,9 @@ def _fit(steps: Array, counted: Array, seconds: Array) -> tuple[float, float]:
     if unit < 0 or step < 0:  # noise: through the origin, by what is not negative
         unit = 0.0 if unit < 0 else float(seconds.sum() / max(counted.sum(), 1))
         step = 0.0 if unit else float(seconds.sum() / max(steps.sum(), 1))
-    return float(step), float(unit)
+    whole = float(step * steps.sum() + unit * counted.sum())
+    kept = float(seconds.sum()) / whole if whole else 1.0
+    return float(step) * kept, float(unit) * kept
 
 
 def own(answers: Times, baseline: Times, draft: Draft) -> Costs:
