@@ -39,6 +39,13 @@ class Recorded:
             if here != there and f"method.{key}" not in files and not isinstance(here, dict):
                 raise UserError(f"cost={cost}: measured with method.{key}={there}; RUN has {here}")
 
+    def same_machine(self, cost: str) -> None:
+        """Raises UserError where the costs are another machine's or engine's than the turns."""
+        for key, there in (self.measured.machine if self.measured else {}).items():
+            here = self.info.get(key) or ("eager" if key == "engine" else None)
+            if here != there:
+                raise UserError(f"cost={cost}: measured with {key} {there}; RUN has {here}, and held_out=true compares")
+
     def costs(self, answers: Sequence[Row], baseline: Sequence[Row]) -> Costs:
         """The run's own, or what bench.speed measured in their place."""
         sides = Times.of(answers), Times.of(baseline)
@@ -109,6 +116,7 @@ def held_out(folders: Sequence[Path], cost: str) -> str:
     notes, errors = list[str](), (list[tuple[float, str]](), list[tuple[float, str]]())
     for folder in folders:
         run = Recorded(folder, cost)
+        run.same_machine(cost)
         notes += run.notes()
         places: dict[str, dict[int | str, int]] = {}
         for row in run.answers:

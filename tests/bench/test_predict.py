@@ -85,9 +85,10 @@ def test_a_chain_is_cut_and_a_tree_is_not(tmp_path: Path) -> None:
     assert not by_length(drafted, emitted, costs, Draft("medusa", False, 1.0, 0))
 
 
-def speed_file(folder: Path, **methods: Any) -> Path:
+def speed_file(folder: Path, engine: str | None = None, **methods: Any) -> Path:
     """As bench.speed writes: a vanilla pass takes twice as long as in the runs."""
     section = {"dtype": "float16", "threads": None, "pass_ms": {"1": 20.0, "4": 26.0}, "methods": methods}
+    section |= {"engine": engine} if engine else {}
     file = folder / "speed.json"
     file.write_text(json.dumps({"sections": [section]}))
     return file
@@ -163,6 +164,15 @@ def test_a_half_predicts_the_other(tmp_path: Path, capsys: pytest.CaptureFixture
     assert all(line.split()[-1] in ("+0.0%", "-0.0%") for line in (first, second)), (
         "costs are known, so its steps give its speed"
     )
+
+
+def test_halves_are_compared_on_one_machine_and_engine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Costs of elsewhere predict elsewhere; what they predict is not what a run measured here."""
+    folder, cost = write_run(tmp_path / "run"), speed_file(tmp_path, engine="fixed")
+    assert main([str(folder), f"cost={cost}"]) == 0
+    assert main([str(folder), f"cost={cost}", "held_out=true"]) == 2
+    assert "measured with engine fixed; RUN has eager" in capsys.readouterr().err
+    assert main([str(folder), f"cost={speed_file(tmp_path, engine='eager')}", "held_out=true"]) == 0
 
 
 @pytest.mark.parametrize("name", ["kangaroo", "medusa", "lookahead", "rest"])
