@@ -84,7 +84,9 @@ def test_joeys_drafts_are_the_eager_engines(name: str, joey: Llama) -> None:
         generated(engine, lambda target: bind(node, "method").fetch().make(target=target), prompt, 48)
         for engine in (joey, FixedLlama.of(joey))
     )
-    assert found == wanted and (name == "vanilla" or max(step.emitted for step in wanted.steps) > 1)
+    assert found == wanted
+    if name in {*REPLAYS, "kangaroo_tree"} - {"vanilla"}:  # what looks up finds little behind one prompt
+        assert max(step.emitted for step in wanted.steps) > 1
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
