@@ -23,7 +23,7 @@ from bench.records.frame import CTAR_POSITIONS, Run, ordered_subtasks, turn_fram
 SCHEMA_VERSION = 1
 CONFIDENCE = 0.95
 RESAMPLES = 2000
-BULKY = ("text", "prompt_sha256", "token_ids", "lengths")
+BULKY = ("text", "prompt_sha256", "token_ids", "lengths", "candidates")
 
 VERDICTS = ("unchecked", "equal", "near_tie", "mismatch")
 SPEED_FIGURES = (

@@ -103,9 +103,8 @@ class TreeDraft(SelfDraft):
         """
         device = exits.device
         drafted, parents, kept = beam.chosen(self.method.nodes - 1)
-        numbers, above, before = (
-            part.tolist() for part in torch.cat((kept, parents, ran)).split((len(kept), len(kept), len(ran)))
-        )
+        read, count = torch.cat((kept, parents, ran)).tolist(), len(kept)  # at once: the host waits for a read
+        numbers, above, before = read[:count], read[count : 2 * count], read[2 * count :]
         row = {number: place for place, number in enumerate(before, 1)}
         held = sorted((place for place, number in enumerate(numbers) if number in row), key=lambda p: row[numbers[p]])
         order = held + [place for place, number in enumerate(numbers) if number not in row]

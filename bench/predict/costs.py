@@ -35,6 +35,7 @@ HEADLESS = ("eagle", "eagle2")  # draft with the target's head, once a level
 CHAINED = ("kangaroo", "layerskip", "sps")  # one pass of the draft a drafted token
 CHAINS = (*CHAINED, "pld", "sam", "hf_prompt_lookup")  # what they draft is a chain
 EAGLE_LEVELS = 5  # of its published tree, and of its chain
+MACHINE = ("cpu", "gpu", "threads", "engine")
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -115,7 +116,10 @@ class Times:
 
 
 def _fit(steps: Array, counted: Array, seconds: Array) -> tuple[float, float]:
-    """Seconds a step and seconds a counted unit; without variation of their ratio all goes to the step."""
+    """Seconds a step and seconds a counted unit; without variation of their ratio all goes to the step.
+
+    Least squares divide the time and may lose some where one turn was slow; the sum of all is kept.
+    """
     ratios = counted[steps > 0] / steps[steps > 0]
     if not len(ratios) or np.ptp(ratios) < 1e-9:
         return float(seconds.sum() / max(steps.sum(), 1)), 0.0
@@ -123,7 +127,9 @@ def _fit(steps: Array, counted: Array, seconds: Array) -> tuple[float, float]:
     if unit < 0 or step < 0:  # noise: through the origin, by what is not negative
         unit = 0.0 if unit < 0 else float(seconds.sum() / max(counted.sum(), 1))
         step = 0.0 if unit else float(seconds.sum() / max(steps.sum(), 1))
-    return float(step), float(unit)
+    whole = float(step * steps.sum() + unit * counted.sum())
+    kept = float(seconds.sum()) / whole if whole else 1.0
+    return float(step) * kept, float(unit) * kept
 
 
 def own(answers: Times, baseline: Times, draft: Draft) -> Costs:
@@ -156,12 +162,14 @@ class Measured:
     seconds: Array
     turns: tuple[Times, Times] | None
     settings: Mapping[str, Any]  # the method's
+    machine: Mapping[str, Any]  # where that was, as in a run's run.json; without what was not recorded
 
     @classmethod
     def read(cls, file: Path, method: str, dtype: str | None, threads: int | None) -> Measured:
         """Of the section with this dtype and, on a CPU, these threads. Raises UserError."""
         try:
-            sections = json.loads(file.read_text(encoding="utf-8"))["sections"]
+            record = json.loads(file.read_text(encoding="utf-8"))
+            sections = record["sections"]
             found = [s for s in sections if s["dtype"] in (dtype, "auto")]
             found = [s for s in found if s["threads"] == threads] or found
             if not found:
@@ -171,7 +179,8 @@ class Measured:
             ran = found[0].get("methods", {}).get(method, {})
             sides = [_read_times(side) for side in ran["turns"].values()] if "turns" in ran else []
             turns = (sides[0], sides[1]) if sides else None
-            return cls(rows, seconds, turns, ran.get("settings", {}))
+            machine = {key: (record | found[0])[key] for key in MACHINE if key in record | found[0]}
+            return cls(rows, seconds, turns, ran.get("settings", {}), machine)
         except OSError as error:
             raise UserError(f"cost={file}: cannot be read ({error.strerror})") from error
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:

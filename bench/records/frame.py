@@ -25,7 +25,18 @@ COLUMNS = [
     *("wall_s", "prefill_s", "draft_s", "verify_s", "steps", "drafted", "emitted"),
     *(f"over_{w}" for w in CTAR_POSITIONS),
     *("peak_memory_bytes", "energy_millijoules", "sm_mhz", "temperature_c"),
-    *("verdict", "position", "margin", "text", "prompt_sha256", "token_ids", "lengths", "doubtful", "throttled"),
+    *(
+        "verdict",
+        "position",
+        "margin",
+        "text",
+        "prompt_sha256",
+        "token_ids",
+        "lengths",
+        "candidates",
+        "doubtful",
+        "throttled",
+    ),
 ]
 FAILURE_COLUMNS = ["question_id", "subtask", "repeat", "turn", "status", "error"]
 
@@ -63,7 +74,7 @@ def ordered_subtasks(names: Sequence[str]) -> list[str]:
 def turn_frame(rows: Sequence[Row]) -> pd.DataFrame:
     """One line a turn. steps: their number; drafted, emitted: tokens in all; over_w: steps that emitted more than w.
 
-    lengths: emitted tokens of each step, an int array. Numbers that were not recorded are NaN.
+    lengths, candidates: emitted and drafted tokens of each step, int arrays. Numbers that were not recorded are NaN.
     """
     return pd.DataFrame([_cells(row) for row in rows], columns=COLUMNS)
 
@@ -81,7 +92,7 @@ def _cells(row: Row) -> list[Any]:
     return [
         *(row.question_id, row.category, row.subtask, row.repeat, row.turn, row.new_tokens),
         *(*times, *steps, *readings, *fidelity),
-        *(row.text, row.prompt_sha256, row.token_ids, row.lengths, row.doubtful or 0, row.throttled),
+        *(row.text, row.prompt_sha256, row.token_ids, row.lengths, row.drafted, row.doubtful or 0, row.throttled),
     ]
 
 

@@ -13,7 +13,7 @@ LEFT_OUT = ["text", "token_ids"]  # large, and in answers.jsonl
 
 
 def records_frame(collection: Collection) -> pd.DataFrame:
-    """Answers and baseline of all runs, one row a turn; `lengths` holds the tokens that each step emitted."""
+    """Answers and baseline of all runs, one row a turn; `lengths`, `candidates`: what each step emitted, drafted."""
     frames = []
     for group in collection.groups:
         for entry in group.entries:

@@ -14,15 +14,19 @@ from methods.errors import UserError
 
 
 def on_cards(entry: Entry, subtask: str) -> dict[str, Prediction]:
-    """By card, from the mean step of a subtask; empty where the run does not say what its draft and target read.
+    """By card, from the steps of a subtask; empty where the run does not say what its draft and target read.
 
-    Means are enough while a pass is bound by memory throughout, or by compute throughout.
+    Every step by itself: where some passes are bound by memory and others by compute, the mean step is too cheap.
     """
     row = entry.row(subtask)
     if row is None or row["cr"] is None or row["drafted_per_step"] is None:
         return {}
+    answers = entry.run.answers
+    asked = answers[~answers.question_id.isin(entry.run.failures.question_id)]
+    if subtask != "overall":
+        asked = asked[asked.subtask == subtask]
     info = {**entry.run.info, "extra_parameters": entry.metrics["extra_parameters"]}
-    draft, step = Draft.of(info), (np.array([row["drafted_per_step"]]), np.array([row["cr"]]))
+    draft, step = Draft.of(info), (np.concatenate([*asked.candidates]), np.concatenate([*asked.lengths]))
     try:
         return {name: predict(*step, on_card(card, info, draft), draft) for name, card in cards().items()}
     except UserError:  # what is not known is not drawn, and the caption says so

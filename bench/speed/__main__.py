@@ -44,7 +44,7 @@ def measure(conf: Conf, overrides: Sequence[str]) -> None:
     import torch
 
     from bench import environment
-    from bench.assembly import DEFAULT_THREADS, fitting, rehearse, target_folder
+    from bench.assembly import DEFAULT_THREADS, fitting, pick_engine, rehearse, target_folder
     from bench.files import make_folder
     from bench.settings import Run, Speed
     from bench.speed import peer
@@ -78,7 +78,11 @@ def measure(conf: Conf, overrides: Sequence[str]) -> None:
             torch.set_num_threads(threads or DEFAULT_THREADS)
             with fitting(model, folder):
                 found = section(speed, [replace(run, model=model) for run in runs], folder, file)
-            found |= {"dtype": model.dtype, "threads": torch.get_num_threads()}
+            found |= {
+                "dtype": model.dtype,
+                "threads": torch.get_num_threads(),
+                "engine": pick_engine(speed.engine, device),
+            }
             sections.append(found)
             print(format_section(found, str(device)), flush=True)
     written = make_folder(str(results / "speed")) / f"{speed.model.name}.json"

@@ -76,7 +76,7 @@ def joey() -> Llama:
     return packed(load_model(JOEY, dtype="float32"))
 
 
-@pytest.mark.parametrize("name", [*REPLAYS, "kangaroo_tree"])
+@pytest.mark.parametrize("name", [name for name in METHODS if not name.startswith("hf_")])
 def test_joeys_drafts_are_the_eager_engines(name: str, joey: Llama) -> None:
     node = installed().compose("config", [f"method={name}", "model=joey"]).values["method"]
     prompt = Tokenizer.from_file(str(JOEY / "tokenizer.json")).encode("Dear Walter: Greetings from Corrin, where").ids
@@ -84,7 +84,9 @@ def test_joeys_drafts_are_the_eager_engines(name: str, joey: Llama) -> None:
         generated(engine, lambda target: bind(node, "method").fetch().make(target=target), prompt, 48)
         for engine in (joey, FixedLlama.of(joey))
     )
-    assert found == wanted and (name == "vanilla" or max(step.emitted for step in wanted.steps) > 1)
+    assert found == wanted
+    if name in {*REPLAYS, "kangaroo_tree"} - {"vanilla"}:  # what looks up finds little behind one prompt
+        assert max(step.emitted for step in wanted.steps) > 1
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
