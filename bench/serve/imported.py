@@ -25,7 +25,7 @@ from methods.errors import UserError
 UNKNOWN = "imported: machine, settings, prompts and whether answers are the plain server's are not in these files"
 SPECFORGE = ("batch_size", "steps", "topk", "num_draft_tokens", "metrics")
 VLLM = ("duration", "completed", "max_concurrency")
-VLLM_TIMES = {"ttft": "ttft_ms", "itl": "gap_ms", "e2el": "wall_ms"}  # its names of times, and ours
+VLLM_TIMES = {"ttft": "ttft_ms", "tpot": "token_ms", "itl": "gap_ms", "e2el": "wall_ms"}  # its names of times, and ours
 SPECDEC = ("engine", "concurrency", "speculative_algorithm")
 SPECDEC_TIMES = {"TTFT Time": "ttft_ms", "E2E Request Time": "wall_ms"}
 CONFIGURATION = "configuration.json"  # what every folder of specdec_bench has
