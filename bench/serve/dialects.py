@@ -132,6 +132,8 @@ class VLLM(OpenAI):
 class LlamaCpp(OpenAI):
     """/completion, llama.cpp's own, which alone gives token ids; conversations through the OpenAI API."""
 
+    sampling: Mapping[str, Any] = {"top_p": 1.0, "top_k": 0, "min_p": 0.0}  # it has defaults of its own
+
     def path(self, request: Request) -> str:
         return super().path(request) if request.chat else "/completion"
 
@@ -172,6 +174,8 @@ class SGLang(OpenAI):
     The salt goes under two names: extra_key keeps prompts apart in the prefix cache, and later so does cache_salt.
     """
 
+    sampling: Mapping[str, Any] = {"top_p": 1.0, "top_k": -1, "min_p": 0.0}
+
     def path(self, request: Request) -> str:
         return super().path(request) if request.chat else "/generate"
 
@@ -181,7 +185,7 @@ class SGLang(OpenAI):
             return super().body(request) | salt | dict(request.extra)
         sampling = {"max_new_tokens": request.max_new_tokens, "temperature": request.temperature}
         if request.temperature:
-            sampling |= {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "sampling_seed": request.seed}
+            sampling |= {**self.sampling, "sampling_seed": request.seed}
         top = {"return_logprob": True, "top_logprobs_num": request.top} if request.top else {}
         return {
             "input_ids": list(request.prompt),

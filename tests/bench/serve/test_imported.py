@@ -214,7 +214,10 @@ def test_what_is_none_is_one_line(tmp_path: Path, more: dict[str, Any], said: st
 
 def test_other_json_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text('{"a": 1}')
-    with pytest.raises(UserError, match=r"x\.json: a result of another form|neither a result of vllm bench serve"):
+    with pytest.raises(UserError, match=r"^import: \S*x\.json: neither a result of vllm bench serve"):
         import_comparisons([tmp_path / "x.json"], [])
+    for nothing in ({"duration": 0.0}, {"total_output_tokens": 0}):
+        with pytest.raises(UserError, match=r"tokens in \d s: nothing was measured"):
+            import_comparisons([vllm(tmp_path, "n.json", detailed=False, **nothing)], [])
     with pytest.raises(UserError, match="no result of vllm bench serve"):
         import_comparisons([vllm(tmp_path, "o.json")], [tmp_path / "x.json"])

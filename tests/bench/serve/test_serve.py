@@ -19,7 +19,7 @@ pytest.importorskip("aiohttp", reason="bench.serve needs aiohttp")
 
 from bench.questions.formats import Question
 from bench.serve.__main__ import main
-from bench.serve.dialects import DIALECTS
+from bench.serve.dialects import DIALECTS, Request
 from bench.serve.records import read_records
 from bench.serve.session import blocks_of
 from bench.settings import Serve
@@ -162,6 +162,14 @@ def test_greedy_and_sampled_requests_and_caches_are_said_to_each_engine(model: P
         for name in {"vllm": ("cache_salt",), "sglang": ("cache_salt", "extra_key")}.get(dialect, ()):
             salts = [one[name] for one in ours.asked]
             assert len({*salts}) == len(salts) > 1
+
+
+@pytest.mark.parametrize(("dialect", "everything"), [("vllm", -1), ("sglang", -1), ("llama_cpp", 0)])
+def test_temperature_alone_shapes_a_sampled_conversation(dialect: str, everything: int) -> None:
+    """Engines, or the model's own files, have other defaults."""
+    asked = Request("m", [{"role": "user", "content": "w1"}], 4, temperature=0.7, seed=3)
+    body = DIALECTS[dialect].body(asked)
+    assert (body["top_p"], body["top_k"], body["min_p"], body["seed"]) == (1.0, everything, 0.0, 3)
 
 
 @pytest.mark.parametrize(("cache", "salted"), [(False, True), (True, False)])
