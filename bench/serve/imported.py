@@ -273,7 +273,7 @@ def _specforge(path: Path, result: Any, model: str) -> Iterator[Comparison]:
     if not isinstance(result, dict):
         raise UserError(f"import: {path}: no result in itself; of specdec_bench, give the folder")
     found = {name: rows for name, rows in result.items() if name != "model"}
-    rows = [row for listed in found.values() for row in (listed if isinstance(listed, list) else [None])]
+    rows: list[Any] = [row for listed in found.values() for row in (listed if isinstance(listed, list) else [None])]
     if not rows or not all(isinstance(row, dict) and row.keys() >= {*SPECFORGE} for row in rows):
         raise UserError(f"import: {path}: neither a result of vllm bench serve, specdec_bench nor SpecForge")
     settings = dict.fromkeys((row["steps"], row["topk"], row["num_draft_tokens"]) for row in rows if row["steps"])
