@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,15 @@ def _gpu(device: str) -> dict[str, Any]:
 
     driver = _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0") or None
     return {"gpu": torch.cuda.get_device_properties(0).name, "driver": driver, "cuda": torch.version.cuda}
+
+
+def cards() -> dict[str, str | None]:
+    """Every NVIDIA card of this machine, whoever uses it, and their driver; None where its nvidia-smi tells of none."""
+    said = _said("nvidia-smi", "--query-gpu=driver_version,memory.total,name", "--format=csv,noheader") or ""
+    rows = [parts for line in said.splitlines() if len(parts := line.split(", ", 2)) == 3]
+    counts = Counter(f"{name}, {memory}" for _, memory, name in rows)
+    gpu = "; ".join(f"{count} × {card}" for card, count in counts.items())
+    return {"gpu": gpu or None, "driver": rows[0][0] if rows else None}
 
 
 def _version(package: str) -> str | None:

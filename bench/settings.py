@@ -6,6 +6,7 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from bench.config import Composed
 from bench.places import BENCH, locate
@@ -216,13 +217,18 @@ class Servers:
             if (url is None) == (launch is None):
                 found = "none" if url is None else "both"
                 raise UserError(f"server.{side}url, server.{side}launch: {found} given; wanted: one of the two")
-            if url is not None and not url.startswith(("http://", "https://")):
+            if url is not None and not is_url(url):
                 raise UserError(f"server.{side}url={url}: wanted: http://HOST:PORT")
         for key in ("timeout_s", "start_s"):
             if not getattr(self, key) > 0:
                 raise UserError(f"server.{key}={getattr(self, key)}: must be a number of seconds above 0")
         if self.key is not None and self.key not in os.environ:
             raise UserError(f"server.key={self.key}: there is no such environment variable; set it to the API key")
+
+    @property
+    def launched(self) -> bool:
+        """Whether a server runs on this machine, started here."""
+        return self.launch is not None or self.baseline_launch is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,6 +299,15 @@ class Speed:
         """A setting that may be one value or several."""
         value = getattr(self, name)
         return value if isinstance(value, list) else [value]
+
+
+def is_url(text: str) -> bool:
+    """Whether a text names a host, and if a port, one that there is, over HTTP."""
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def check_name(key: str, name: str) -> None:

@@ -19,7 +19,7 @@ from bench.files import replace_file
 from bench.records.frame import CTAR_POSITIONS
 from bench.report.ablations import figure_exit_layer, figure_exit_layer_share, figure_threshold, step_cost
 from bench.report.collect import PUBLISHED, Collection, Group, ctar_curves, file_name, measured_rows
-from bench.report.servers import load_curve
+from bench.report.servers import crossing_span, load_curve
 from bench.report.style import (
     COLOURS,
     COLUMN,
@@ -34,6 +34,7 @@ from bench.report.style import (
     shared_legend,
 )
 from bench.report.tables import PAPER_ORDER, title
+from bench.serve.words import crossing_label
 
 
 def write_figures(collection: Collection, out: Path) -> list[Path]:
@@ -162,11 +163,12 @@ def figure1_speedup(group: Group) -> Figure | None:
 def figure_load(found: Mapping[str, Any]) -> Figure | None:
     """Speedup of a pair of servers and ratio of their throughputs by requests at a time, with 95 % intervals.
 
-    found: the pair's metrics. The bar on the line at 1 is the interval of the load at which the speedup falls to 1.
+    found: the pair's metrics. The bar on the line at 1 is the interval of the load at which the speedup falls to 1, the
+    stroke in it that load. Only the throughputs stand aside, so that the speedup's curve meets 1 where the stroke is.
     """
     figure, axes = plt.subplots(figsize=(COLUMN, 2.4), layout="constrained")
     for number, key in enumerate(("speedup", "throughput_ratio")):
-        shift = 1.03 ** (2 * number - 1)  # side by side, so that both intervals are seen
+        shift = 1.06**number  # side by side, so that both intervals are seen
         rows = [row for row in found["levels"] if row[key] is not None]
         if rows:
             x, y = load_curve(rows, key)
@@ -182,10 +184,11 @@ def figure_load(found: Mapping[str, Any]) -> Figure | None:
         return None
     levels = sorted(row["level"] for row in found["levels"])
     axes.axhline(1, color="#222222", linewidth=0.6)
-    if found["crossing"] and (at := found["crossing"]["at"]):
-        ends = found["crossing"]["low"] or levels[0], found["crossing"]["high"] or levels[-1]
-        axes.plot(ends, [1, 1], color=COLOURS[0], linewidth=3, alpha=0.4, solid_capstyle="butt")
-        axes.plot(at, 1, color=COLOURS[0], marker="|", markersize=7)
+    if span := crossing_span(found["crossing"]):
+        axes.plot(span, [1, 1], color=COLOURS[0], linewidth=3, alpha=0.4, solid_capstyle="butt",
+                  label=crossing_label(found["crossing"]))  # fmt: skip
+        if at := found["crossing"]["at"]:
+            axes.plot(at, 1, color=COLOURS[0], marker="|", markersize=9)
     axes.set_xscale("log", base=2)
     axes.set_xticks(levels, [str(level) for level in levels])
     axes.minorticks_off()

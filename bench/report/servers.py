@@ -17,15 +17,17 @@ from bench.records.frame import CTAR_POSITIONS
 from bench.report.svg import WIDTH, Canvas, marker, ticks
 from bench.report.tables import csv_text
 from bench.serve.acceptance import DEFINITIONS, TRACE
+from bench.serve.dialects import WRITTEN_FROM
 from bench.serve.metrics import PERCENTILES, SIDES, Comparison
-from bench.serve.words import crossing_text, lossless_text
+from bench.serve.words import crossing_label, crossing_text, lossless_text
 from bench.words import show, show_interval
 
 SHOWN = 5  # divergences
 AROUND = 60  # characters of them
 STEPS = 12  # points of a curve from one level to the next
 # Names of a side's times, and how a table heads them.
-TIMES = (("ttft_ms", "First token, ms"), ("gap_ms", "Between events, ms"), ("wall_ms", "Whole answer, ms"))
+TIMES = (("ttft_ms", "First token, ms"), ("token_ms", "Each further token, ms"), ("gap_ms", "Between events, ms"),
+         ("wall_ms", "Whole answer, ms"))  # fmt: skip
 
 
 def view(comparison: Comparison) -> dict[str, Any]:
@@ -43,7 +45,8 @@ def view(comparison: Comparison) -> dict[str, Any]:
         "divergences": divergences(comparison),
         "facts": [
             *((f"{side} server", _facts(servers.get(side) or {})) for side in SIDES),
-            ("hardware, as given", ((info.get("config") or {}).get("server") or {}).get("hardware") or "not given"),
+            *_forms(info, found["engine"]),
+            ("servers' hardware", _hardware(info)),
             ("client", f"{info.get('cpu') or 'unknown'}, {info.get('cores') or '?'} cores"),
             ("command", info.get("command") or ""),
             ("recorded in", str(comparison.records.folder)),
@@ -51,6 +54,24 @@ def view(comparison: Comparison) -> dict[str, Any]:
             ("/v1/models", json.dumps(info.get("models"), sort_keys=True)),
         ],
     }
+
+
+def _forms(info: dict[str, Any], engine: str | None) -> list[tuple[str, str]]:
+    """What the reading of this engine's answers was written from."""
+    known = None if info.get("imported") else WRITTEN_FROM.get(engine or "")
+    return [("answers are read as in", known)] if known else []
+
+
+def _hardware(info: dict[str, Any]) -> str:
+    """As given in words; of servers that were started here, the machine's too. All its cards: who used which, the
+    launch command tells."""
+    server = (info.get("config") or {}).get("server") or {}
+    given = [server["hardware"]] if server.get("hardware") else []
+    if server.get("launch") or server.get("baseline_launch"):
+        memory = f"{info['memory_bytes'] / 2**30:.0f} GiB" if info.get("memory_bytes") else ""
+        parts = [info.get("gpu"), info.get("driver") and f"driver {info['driver']}", info.get("cpu"), memory]
+        given.append("as found where they were started: " + ", ".join(filter(None, parts)))
+    return "; ".join(given) or "not given"
 
 
 def _facts(server: dict[str, Any]) -> str:
@@ -137,6 +158,12 @@ def speedup_chart(found: dict[str, Any]) -> Markup | None:
         canvas.text(canvas.x(log2(level)), base + 13, str(level))
     canvas.text((canvas.left + WIDTH - canvas.right) / 2, canvas.height - 5, "requests at a time", "axis")
     canvas.line(canvas.left, canvas.y(1), WIDTH - canvas.right, canvas.y(1), "one")
+    if reach := crossing_span(found["crossing"]):
+        x1, x2 = (canvas.x(log2(end)) for end in reach)
+        canvas.bar(x1, canvas.y(1) - 2, x2 - x1, 4, "verify", crossing_text(found["crossing"]))
+        if at := found["crossing"]["at"]:
+            canvas.line(canvas.x(log2(at)), canvas.y(1) - 7, canvas.x(log2(at)), canvas.y(1) + 7, "one")
+        canvas.text(WIDTH - canvas.right, canvas.top + 10, crossing_label(found["crossing"]), "name", "end")
     points = [(canvas.x(log2(row["level"])), canvas.y(row[key])) for row in rows]
     path = [f"{canvas.x(log2(x)):.1f} {canvas.y(y):.1f}" for x, y in zip(*load_curve(rows, key), strict=True)]
     canvas.add(f'<path class="curve m0" d="M{"L".join(path)}"/>')
@@ -145,12 +172,15 @@ def speedup_chart(found: dict[str, Any]) -> Markup | None:
             canvas.line(x, canvas.y(row[f"{key}_low"]), x, canvas.y(row[f"{key}_high"]), "whisker")
         hint = f"{row['level']} at a time: {show_interval(row, key, digits=3)}"
         canvas.add(f'<path class="mark m0" d="{marker(0, x, y)}"><title>{hint}</title></path>')
-    crossing = found["crossing"]
-    if crossing and crossing["at"]:
-        ends = [crossing["low"] or levels[0], crossing["high"] or levels[-1]]
-        x1, x2 = (canvas.x(log2(end)) for end in ends)
-        canvas.bar(x1, canvas.y(1) - 2, x2 - x1, 4, "verify", crossing_text(crossing))
     return canvas.render()
+
+
+def crossing_span(found: dict[str, Any] | None) -> tuple[float, float] | None:
+    """Ends of a crossing's interval, as far as the levels go; None where it lies wholly beyond them."""
+    if not found or found["low"] is None or found["high"] == 0:
+        return None
+    first, last = found["levels"]
+    return found["low"] or first, found["high"] or last
 
 
 def write_servers(servers: Sequence[Comparison], out: Path) -> list[Path]:

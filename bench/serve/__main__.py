@@ -10,8 +10,9 @@ import sys
 from collections.abc import Sequence
 
 from bench.command import command, goes_on
+from methods.errors import UserError
 
-LEVELS = re.compile(r"^concurrency=(\d+(?:,\d+)+)$")  # a list without the brackets that a shell would take
+LEVELS = re.compile(r"^concurrency=([^\[]*,.*)$")  # a list without the brackets that a shell would take
 USAGE = """usage: python -m bench.serve server.url=URL server.baseline_url=URL [model=NAME] [key=value ...]
        python -m bench.serve server.launch=COMMAND server.baseline_launch=COMMAND ...      started here, at {{port}}
 models, whose tokenizers make the prompts: {models}; server.prompt=chat needs none
@@ -29,11 +30,20 @@ def main(arguments: Sequence[str]) -> int:
     if {"-h", "--help"} & set(overrides):
         print(USAGE.format(models=", ".join(conf.choices("model"))))
         return 0
-    composed = [LEVELS.sub(r"concurrency=[\1]", text) for text in overrides]
-    settings = settings_of(Serve, conf.compose("serve", composed).values)
+    settings = settings_of(Serve, conf.compose("serve", [_bracketed(text) for text in overrides]).values)
     from bench.serve.session import run  # imports torch
 
     return run(settings, " ".join(["python -m bench.serve", *overrides]))
+
+
+def _bracketed(text: str) -> str:
+    """concurrency=1,2 as Hydra wants it; all else as it is. Raises UserError for what is no list of numbers."""
+    if not (found := LEVELS.match(text)):
+        return text
+    numbers = [part.strip() for part in found[1].split(",")]
+    if not all(map(str.isdecimal, numbers)):
+        raise UserError(f"{text}: must be numbers from 1, each once, such as 1,2,4")
+    return f"concurrency=[{','.join(numbers)}]"
 
 
 if __name__ == "__main__":

@@ -52,9 +52,11 @@ class Answer:
 
     def take(self, piece: Piece, after_s: float) -> None:
         """Add what an event says."""
-        fresh = piece.text[len(self.text) :] if piece.whole else piece.text
         ids, known = piece.ids, self.token_ids or []
-        if ids is not None and piece.whole and len(ids) == piece.total:
+        # SGLang repeats the answer in each event, or not with --incremental-streaming-output
+        repeats = piece.whole and not (known and ids is not None and len(known) + len(ids) == piece.total)
+        fresh = piece.text[len(self.text) :] if repeats else piece.text
+        if repeats and ids is not None:
             ids = ids[len(known) :]
         if fresh or ids:
             self.times_s.append(after_s)

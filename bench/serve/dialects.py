@@ -1,6 +1,6 @@
 """How each engine is asked and answers: a request's body, and what one event of its stream says.
 
-Written from the engines' documentation: vLLM 0.32, SGLang 0.5, llama.cpp of October 2026. Only llama.cpp's has been
+Written from the engines' documentation and source, in the versions that WRITTEN_FROM names. Only llama.cpp's has been
 run against the engine itself.
 """
 
@@ -12,6 +12,13 @@ from typing import Any, Protocol
 
 from bench.serve.acceptance import Acceptance, of_llama_cpp, of_sglang, of_vllm
 
+# What each form was written from, as the page says it.
+WRITTEN_FROM = {
+    "vllm": "vLLM 0.32's documentation; not run against vLLM itself",
+    "sglang": "SGLang 0.5's source; not run against SGLang itself",
+    "llama_cpp": "xllamacpp 2026.10's llama.cpp, and run against it",
+    "openai": "the OpenAI API's documentation",
+}
 ENDINGS = {"stop": "eos", "eos": "eos", "word": "eos", "length": "length", "limit": "length"}
 
 
@@ -39,7 +46,7 @@ class Request:
 
 @dataclass(slots=True)
 class Piece:
-    """What an event says. total: tokens of the answer up to it; whole: text is the answer's so far, not only new.
+    """What an event says. total: tokens of the answer up to it; whole: text and ids may be the answer's so far.
 
     None: it does not say.
     """
@@ -125,6 +132,8 @@ class VLLM(OpenAI):
 class LlamaCpp(OpenAI):
     """/completion, llama.cpp's own, which alone gives token ids; conversations through the OpenAI API."""
 
+    sampling: Mapping[str, Any] = {"top_p": 1.0, "top_k": 0, "min_p": 0.0}  # it has defaults of its own
+
     def path(self, request: Request) -> str:
         return super().path(request) if request.chat else "/completion"
 
@@ -160,23 +169,30 @@ class LlamaCpp(OpenAI):
 
 
 class SGLang(OpenAI):
-    """/generate, SGLang's own, which gives token ids and meta_info; conversations through the OpenAI API."""
+    """/generate, SGLang's own, which gives token ids and meta_info; conversations through the OpenAI API.
+
+    The salt goes under two names: extra_key keeps prompts apart in the prefix cache, and later so does cache_salt.
+    """
+
+    sampling: Mapping[str, Any] = {"top_p": 1.0, "top_k": -1, "min_p": 0.0}
 
     def path(self, request: Request) -> str:
         return super().path(request) if request.chat else "/generate"
 
     def body(self, request: Request) -> dict[str, Any]:
+        salt = {} if request.salt is None else {"extra_key": request.salt, "cache_salt": request.salt}
         if request.chat:
-            return super().body(request)
+            return super().body(request) | salt | dict(request.extra)
         sampling = {"max_new_tokens": request.max_new_tokens, "temperature": request.temperature}
         if request.temperature:
-            sampling |= {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "sampling_seed": request.seed}
+            sampling |= {**self.sampling, "sampling_seed": request.seed}
         top = {"return_logprob": True, "top_logprobs_num": request.top} if request.top else {}
         return {
             "input_ids": list(request.prompt),
             "sampling_params": sampling,
             "stream": True,
             **top,
+            **salt,
             **request.extra,
         }
 

@@ -20,6 +20,7 @@ from methods.engine.gguf import CONFIG_KEYS, GLOBAL_NAMES, LAYER_NAMES, SUFFIX, 
 from methods.errors import UserError
 
 USAGE = "usage: python -m bench.serve.gguf FOLDER|FILE FILE.gguf [TOKENIZER_FOLDER]"
+WEIGHTS = "model.safetensors"
 PLAIN, CONTROL = 1, 3  # kinds of tokens
 ARCHITECTURE, FILE_TYPE, ALL_F32 = "general.architecture", "general.file_type", 0
 
@@ -45,6 +46,8 @@ def write(folder: Path, file: Path, tokenizer: Path | None = None) -> None:
         )
     if tokens["model"]["type"] != "BPE" or (tokens.get("pre_tokenizer") or {}).get("type") != "ByteLevel":
         raise UserError(f"{source}: its tokenizer is not supported; valid: byte-level BPE")
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(f"{folder}: no {WEIGHTS} in this folder; wanted: a checkpoint whose weights are one file")
     template = source / "chat_template.jinja"
     replace_file(
         file, lambda path: _write(path, folder, config, tokens, template.read_text() if template.is_file() else None)
@@ -101,7 +104,7 @@ def _weights(folder: Path) -> list[tuple[str, np.ndarray]]:
     import torch
     from safetensors.torch import load_file
 
-    loaded = load_file(folder / "model.safetensors")
+    loaded = load_file(folder / WEIGHTS)
     return [(name, tensor.to(torch.float32).numpy()) for name, tensor in loaded.items()]
 
 

@@ -25,7 +25,7 @@ from methods.errors import UserError
 UNKNOWN = "imported: machine, settings, prompts and whether answers are the plain server's are not in these files"
 SPECFORGE = ("batch_size", "steps", "topk", "num_draft_tokens", "metrics")
 VLLM = ("duration", "completed", "max_concurrency")
-VLLM_TIMES = {"ttft": "ttft_ms", "itl": "gap_ms", "e2el": "wall_ms"}  # its names of times, and ours
+VLLM_TIMES = {"ttft": "ttft_ms", "tpot": "token_ms", "itl": "gap_ms", "e2el": "wall_ms"}  # its names of times, and ours
 SPECDEC = ("engine", "concurrency", "speculative_algorithm")
 SPECDEC_TIMES = {"TTFT Time": "ttft_ms", "E2E Request Time": "wall_ms"}
 CONFIGURATION = "configuration.json"  # what every folder of specdec_bench has
@@ -45,6 +45,10 @@ class _Part:
     said: Sequence[str] | None = None
     requests: Lines = field(default_factory=list)
     percentiles: dict[str, float] = field(default_factory=dict)  # of what is not told request by request
+
+    def __post_init__(self) -> None:
+        if not (self.tokens > 0 and self.wall_s > 0):
+            raise ValueError(f"{self.tokens:g} tokens in {self.wall_s:g} s: nothing was measured")
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,8 @@ def import_comparisons(
 def _right_form(path: Path) -> Iterator[None]:
     try:
         yield
+    except UserError:  # a ValueError too, and says all
+        raise
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, ZeroDivisionError) as error:
         raise UserError(f"import: {path}: a result of another form ({type(error).__name__}: {error})") from error
 
@@ -267,10 +273,10 @@ def _specforge(path: Path, result: Any, model: str) -> Iterator[Comparison]:
     if not isinstance(result, dict):
         raise UserError(f"import: {path}: no result in itself; of specdec_bench, give the folder")
     found = {name: rows for name, rows in result.items() if name != "model"}
-    rows = [(name, row) for name, listed in found.items() for row in listed]
-    if not rows or not all(key in row for _, row in rows for key in SPECFORGE):
+    rows: list[Any] = [row for listed in found.values() for row in (listed if isinstance(listed, list) else [None])]
+    if not rows or not all(isinstance(row, dict) and row.keys() >= {*SPECFORGE} for row in rows):
         raise UserError(f"import: {path}: neither a result of vllm bench serve, specdec_bench nor SpecForge")
-    settings = dict.fromkeys((row["steps"], row["topk"], row["num_draft_tokens"]) for _, row in rows if row["steps"])
+    settings = dict.fromkeys((row["steps"], row["topk"], row["num_draft_tokens"]) for row in rows if row["steps"])
     for setting in settings:
         blocks: Lines = []
         for number, name in enumerate(found):

@@ -21,7 +21,8 @@ from methods.errors import UserError, nearest
 DEFAULTS = {"model": "", "port": "", "draft": "", "ngram": "", "length": "8", "slots": "4", "context": "1024",
             "threads": "1", "cache": "f16"}  # fmt: skip
 CACHES = ("f16", "f32")
-NUMBERS = ("port", "length", "slots", "context", "threads")
+NUMBERS = ("port", "length", "slots", "context", "threads", "ngram")
+PORTS = range(1, 1 << 16)
 LOOKS_EVERY_S = 0.5
 
 
@@ -58,8 +59,12 @@ def parse(arguments: Sequence[str]) -> dict[str, str]:
             raise UserError(f"{argument}: unknown argument; {nearest(key, values)}")
         values[key] = value
     for key in NUMBERS:
-        if not values[key].isdecimal():
-            raise UserError(f"{key}={values[key]}: must be a number")
+        if (values[key] or key != "ngram") and not (values[key].isdecimal() and int(values[key])):
+            raise UserError(f"{key}={values[key]}: must be a number from 1")
+    if int(values["port"]) not in PORTS:
+        raise UserError(f"port={values['port']}: must be at most {PORTS[-1]}")
+    if values["draft"] and values["ngram"]:
+        raise UserError(f"ngram={values['ngram']}: draft={values['draft']} is given too; wanted: one of the two")
     if values["cache"] not in CACHES:
         raise UserError(f"cache={values['cache']}: valid: {', '.join(CACHES)}")
     for key in ("model", "draft"):

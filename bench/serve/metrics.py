@@ -28,7 +28,8 @@ PERCENTILES = (50, 90, 99)
 VERDICTS = ("equal", "near_tie", "divergent")
 COLUMNS = [
     *("question_id", "subtask", "repeat", "turn", "level", "block", "side", "status"),
-    *("prompt_sha256", "new_tokens", "wall_s", "ttft_s", "times_s", "cached_tokens", "miscounted", "acceptance"),
+    *("prompt_sha256", "new_tokens", "wall_s", "ttft_s", "times_s", "counts", "cached_tokens", "miscounted"),
+    "acceptance",
 ]
 BLOCK_COLUMNS = [
     *("level", "repeat", "block", "side", "wall_s", "client_cpu_share", "acceptance", "counted_tokens"),
@@ -118,6 +119,7 @@ def _level(requests: pd.DataFrame, blocks: pd.DataFrame, verdicts: pd.DataFrame)
         row[f"{name}tokens_per_s"] = _known(rate.mean()) if len(rate) else None
         gaps = [np.diff(times) for times in side.times_s]
         row |= _percentiles(f"{name}ttft_ms", side.ttft_s) | _percentiles(f"{name}wall_ms", side.wall_s)
+        row |= _percentiles(f"{name}token_ms", _seconds_by_token(side))
         row |= _percentiles(f"{name}gap_ms", np.concatenate([*gaps, []]))
         row[f"{name}cached_share"] = _share(side.cached_tokens)
         told = blocks.percentiles[blocks.side == label]  # those of several blocks have no common percentile
@@ -134,6 +136,20 @@ def _level(requests: pd.DataFrame, blocks: pd.DataFrame, verdicts: pd.DataFrame)
     if blocks.tokens.notna().all():  # imported: answers were compared by nobody here, and may be told in sum only
         row |= dict.fromkeys((*VERDICTS, "unchecked", *(() if len(requests) else ("questions", "failed", "turns"))))
     return row, rates
+
+
+def _seconds_by_token(side: pd.DataFrame) -> list[float]:
+    """Of each answer, seconds from its first event to its last by the tokens that came after the first.
+
+    An event brings a whole step's tokens, so the time between events says nothing of how fast tokens come. An event
+    that does not say how many tokens it brought is taken for one.
+    """
+    found = []
+    for times_s, counts, tokens in zip(side.times_s, side.counts, side.new_tokens, strict=True):
+        after = tokens - (counts[0] if isinstance(counts, list) else 1)
+        if len(times_s) > 1 and after > 0:
+            found.append((times_s[-1] - times_s[0]) / after)
+    return found
 
 
 def _percentiles(name: str, seconds: Any) -> dict[str, float | None]:
@@ -284,6 +300,8 @@ def _row_warnings(row: dict[str, Any], sampled: bool) -> list[str]:
         texts.append(f"{plural('question', row['questions'])}: too few to keep so many requests under way")
     if row["speedup_low"] is not None and row["speedup_low"] <= 1 <= row["speedup_high"]:
         texts.append("the speedup's interval includes 1: not shown to differ from the plain server")
+    if row["blocks"] == 1 and row["throughput_ratio"] is not None and row["equal"] is not None:
+        texts.append("one block: the throughput has no interval; a smaller block= or repeats= gives one")
     if (row["client_cpu_share"] or 0) > BUSY:
         texts.append(
             f"the client itself used {row['client_cpu_share']:.0%} of a processor: it may be what was measured"

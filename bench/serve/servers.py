@@ -28,12 +28,13 @@ PREFIX = {"speculative": "", "baseline": "baseline_"}  # of a side's settings
 STOPS_WITHIN_S = 20.0
 END_WITH_PARENT = 1  # prctl(2)'s PR_SET_PDEATHSIG
 LOOKS_EVERY_S = 0.1
-# Pages on which engines tell their version, and the key where they do.
+# Pages on which engines tell their version, the newest first, and the key where they do.
 VERSIONS = {
-    "vllm": ("/version", "version"),
-    "sglang": ("/get_server_info", "version"),
-    "llama_cpp": ("/props", "build_info"),
+    "vllm": (("/version",), "version"),
+    "sglang": (("/server_info", "/get_server_info"), "version"),
+    "llama_cpp": (("/props",), "build_info"),
 }
+WHEEL = "xllamacpp-"  # how bench.serve.llama_cpp's tag of a model begins; that build knows no version of its own
 
 
 @dataclass
@@ -123,10 +124,19 @@ class Server:
         self.model = wanted
         owner = OWNERS.get(str(named[wanted].get("owned_by")), "openai")
         self.engine = owner if self.settings.engine == "auto" else self.settings.engine
-        said, (page, key) = None, VERSIONS.get(self.engine, ("", ""))
-        with suppress(Failed):  # a version that is not told is missing, and that is all
-            said = await self.ready.get(page) if page else None
-        self.version = str(said[key]) if isinstance(said, Mapping) and key in said else None
+        tags = named[wanted].get("tags") or ()
+        wheel = next((tag for tag in tags if isinstance(tag, str) and tag.startswith(WHEEL)), None)
+        self.version = wheel or await self._version()
+
+    async def _version(self) -> str | None:
+        """What the engine calls its version; one that is not told is missing, and that is all."""
+        pages, key = VERSIONS.get(self.engine, ((), ""))
+        for page in pages:
+            with suppress(Failed):
+                said = await self.ready.get(page)
+                if isinstance(said, Mapping) and key in said:
+                    return str(said[key])
+        return None
 
     async def _models(self) -> Any:
         """Raises UserError when the server is not there; a launched one has some time to begin."""

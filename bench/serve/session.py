@@ -106,6 +106,7 @@ def _information(settings: Serve, command: str, file: Path) -> dict[str, Any]:
         "questions_file": str(file),
         "questions_sha256": file_sha256(file),
         **environment.describe("cpu", 1),
+        **(environment.cards() if settings.server.launched else {}),  # of a server elsewhere nothing is known
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

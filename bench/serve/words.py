@@ -11,8 +11,18 @@ def crossing_text(found: dict[str, Any] | None) -> str:
     """One sentence on where speculation stops paying."""
     if found is None:
         return "Where the speedup falls to 1: needs two levels and two questions."
-    at, low, high = (_bound(found[key], found["levels"]) for key in ("at", "low", "high"))
+    at, low, high = _bounds(found)
     return f"Requests at a time at which the speedup falls to 1: {at} (95 % interval: {low} to {high})."
+
+
+def crossing_label(found: dict[str, Any]) -> str:
+    """The same for a figure."""
+    at, low, high = _bounds(found)
+    return f"falls to 1 at {at} [{low}, {high}]"
+
+
+def _bounds(found: dict[str, Any]) -> list[str]:
+    return [_bound(found[key], found["levels"]) for key in ("at", "low", "high")]
 
 
 def _bound(value: float | None, levels: list[int]) -> str:

@@ -14,7 +14,7 @@ import pytest
 from bench.report.collect import collect
 from bench.report.command import main
 from bench.report.figures import figure_load, write_figures
-from bench.report.servers import load_curve, speedup_chart
+from bench.report.servers import crossing_span, load_curve, speedup_chart, view
 
 NAME = "<b>ngram"
 
@@ -90,6 +90,12 @@ def test_the_load_is_a_figure_that_crosses_1_where_the_page_says(report: Path) -
     assert figure is not None
     (axes,) = figure.axes
     assert [text.get_text() for text in axes.get_xticklabels()] == ["1", "8"] and "ngram on vllm" in axes.get_title()
+    lines = {str(line.get_label()): line for line in axes.get_lines()}
+    bar = lines["falls to 1 at 2.8 [2.8, 2.8]"].get_xdata()
+    assert bar == pytest.approx([one.metrics["crossing"][end] for end in ("low", "high")])
+    x, y = axes.get_lines()[0].get_data()  # the curve as it is drawn meets 1 at the stroke in the bar
+    (stroke,) = [line.get_xdata()[0] for line in axes.get_lines() if line.get_marker() == "|"]
+    assert np.interp(-1, -np.asarray(y), x) == pytest.approx(stroke, rel=0.01)
     rows = [{**row, "speedup": None, "throughput_ratio": None} for row in one.metrics["levels"]]
     assert figure_load({**one.metrics, "levels": rows}) is None and figure_load({**one.metrics, "levels": []}) is None
 
@@ -102,6 +108,40 @@ def test_the_pages_chart_takes_levels_in_any_order_and_throughput_where_speed_is
     chart = str(speedup_chart({**one.metrics, "crossing": None, "levels": [{**row, **unknown} for row in levels]}))
     assert "throughput ratio over the plain server" in chart and "1 at a time: 1.000" in chart
     assert speedup_chart({**one.metrics, "levels": []}) is None
+
+
+@pytest.mark.parametrize(
+    ("at", "low", "high", "span", "label"),
+    [
+        (2.0, 1.5, 4.0, (1.5, 4.0), "falls to 1 at 2.0 [1.5, 4.0]"),
+        (None, 5.0, None, (5.0, 8), "falls to 1 at &gt; 8 [5.0, &gt; 8]"),
+        (0.0, 0.0, 3.0, (1, 3.0), "falls to 1 at ≤ 1 [≤ 1, 3.0]"),
+        (None, None, None, None, None),
+        (0.0, 0.0, 0.0, None, None),
+    ],
+)
+def test_a_crossing_beyond_the_levels_shows_what_of_its_interval_is_among_them(
+    report: Path, at: Any, low: Any, high: Any, span: Any, label: Any
+) -> None:
+    (one,) = collect(report.parent).servers
+    crossing = {"at": at, "low": low, "high": high, "levels": [1, 8]}
+    assert crossing_span(crossing) == span and crossing_span(None) is None
+    found = {**one.metrics, "crossing": crossing}
+    chart, figure = str(speedup_chart(found)), figure_load(found)
+    assert figure is not None and ("falls to 1 at" in chart) is (label is not None)
+    bars = [line for line in figure.axes[0].get_lines() if str(line.get_label()).startswith("falls")]
+    assert len(bars) == (span is not None) and (label is None or label in chart)
+
+
+def test_a_launched_servers_machine_is_shown_and_what_its_answers_are_read_by(report: Path) -> None:
+    (one,) = collect(report.parent).servers
+    facts = dict(view(one)["facts"])
+    assert facts["servers' hardware"] == "8 boards" and facts["answers are read as in"].startswith("vLLM 0.32's")
+    server = one.records.info["config"]["server"]
+    server |= {"launch": "serve {port}"}
+    one.records.info.update(gpu="2 × Card A", driver="550.54", cpu="Some", memory_bytes=2**35)
+    said = dict(view(one)["facts"])["servers' hardware"]
+    assert said == "8 boards; as found where they were started: 2 × Card A, driver 550.54, Some, 32 GiB"
 
 
 def test_pairs_of_one_name_have_a_figure_each(tmp_path: Path) -> None:

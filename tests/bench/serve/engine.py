@@ -1,4 +1,8 @@
-"""A local server that answers as an engine does, from a known text, and that can be told to misbehave."""
+"""A local server that answers as an engine does, from a known text, and that can be told to misbehave.
+
+Its forms are those of vLLM 0.32's documentation, SGLang 0.5's source and the llama.cpp of xllamacpp 2026.10; only the
+last was seen to send them.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +35,7 @@ class Engine:
     others: tuple[str, ...] = ()  # further models of /v1/models
     per_request: bool = False  # vLLM's --per-request-spec-decode-metrics
     release: str = "0.32.0"
+    incremental: bool = False  # SGLang's --incremental-streaming-output
     key: str | None = None  # what it wants to be told
     speculative: bool = False
     fault: str | None = None
@@ -133,7 +138,10 @@ class Engine:
                 meta |= {"spec_verify_ct": steps, "spec_accept_token_num": accepted, "spec_draft_token_num": 4 * steps}
             meta |= {"finish_reason": {"type": "length", "length": total}} if last else {}
             whole = "".join(f" t{id_}" for id_ in done)
-            yield {"text": whole, "output_ids": [*done], "meta_info": meta}
+            if self.incremental:
+                yield {"text": text, "output_ids": part, "meta_info": meta}
+            else:
+                yield {"text": whole, "output_ids": [*done], "meta_info": meta}
             return
         if self.dialect == "llama_cpp" and "n_predict" in body:
             yield {"index": 0, "content": text, "tokens": part, "stop": False, "id_slot": -1}
@@ -170,7 +178,7 @@ class Engine:
             app = web.Application(client_max_size=1 << 26)
             app.router.add_get("/v1/models", self.models)
             app.router.add_get("/metrics", self.metrics)
-            app.router.add_get("/version", self.version)
+            app.router.add_get("/server_info" if self.dialect == "sglang" else "/version", self.version)
             for path in ("/v1/completions", "/v1/chat/completions", "/completion", "/generate"):
                 app.router.add_post(path, self.answer)
             runner = web.AppRunner(app, access_log=None, shutdown_timeout=0)

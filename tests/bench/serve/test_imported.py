@@ -48,7 +48,9 @@ def test_detailed_results_have_every_figure(tmp_path: Path) -> None:
     first, second = found.metrics["levels"]
     assert first["speedup"] == pytest.approx(2.0) and first["throughput_ratio"] == pytest.approx(2.0)
     assert first["cr"] == pytest.approx(60 / 30) and first["ctar"][:4] == pytest.approx([16 / 30, 10 / 30, 4 / 30, 0])
-    assert first["gap_ms_p50"] == pytest.approx(10) and first["ttft_ms_p50"] == pytest.approx(125)
+    assert first["gap_ms_p50"] == first["token_ms_p50"] == pytest.approx(10) and first["ttft_ms_p50"] == pytest.approx(
+        125
+    )
     assert second["speedup"] == pytest.approx(2.0 / 4**0.8) and 1 < found.metrics["crossing"]["at"] < 4
     assert first["client_cpu_share"] is None and first["equal"] is first["unchecked"] is None
     assert any("0 of 12 answers have another text" in text for text in found.metrics["warnings"])
@@ -63,6 +65,7 @@ def test_what_a_summary_does_not_say_is_empty(tmp_path: Path) -> None:
     times = {"median_ttft_ms": 90.0, "p99_ttft_ms": 180.0, "p99_itl_ms": 20.0, "median_tpot_ms": 7.0}
     (row,) = import_comparisons([vllm(tmp_path, "t.json", detailed=False, **times)], [theirs])[0].metrics["levels"]
     assert (row["ttft_ms_p50"], row["ttft_ms_p99"], row["gap_ms_p99"]) == (90.0, 180.0, 20.0)
+    assert row["token_ms_p50"] == 7.0 and row["token_ms_p99"] is None
     assert {row[name] for name in ("ttft_ms_p90", "gap_ms_p50", "baseline_ttft_ms_p50")} == {None}
     (row,) = import_comparisons([ours], [])[0].metrics["levels"]
     assert row["throughput"] == pytest.approx(33) and row["baseline_throughput"] is row["throughput_ratio"] is None
@@ -211,7 +214,10 @@ def test_what_is_none_is_one_line(tmp_path: Path, more: dict[str, Any], said: st
 
 def test_other_json_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text('{"a": 1}')
-    with pytest.raises(UserError, match=r"x\.json: a result of another form|neither a result of vllm bench serve"):
+    with pytest.raises(UserError, match=r"^import: \S*x\.json: neither a result of vllm bench serve"):
         import_comparisons([tmp_path / "x.json"], [])
+    for nothing in ({"duration": 0.0}, {"total_output_tokens": 0}):
+        with pytest.raises(UserError, match=r"tokens in \d s: nothing was measured"):
+            import_comparisons([vllm(tmp_path, "n.json", detailed=False, **nothing)], [])
     with pytest.raises(UserError, match="no result of vllm bench serve"):
         import_comparisons([vllm(tmp_path, "o.json")], [tmp_path / "x.json"])

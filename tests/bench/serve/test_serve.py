@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ pytest.importorskip("aiohttp", reason="bench.serve needs aiohttp")
 
 from bench.questions.formats import Question
 from bench.serve.__main__ import main
-from bench.serve.dialects import DIALECTS
+from bench.serve.dialects import DIALECTS, Request
 from bench.serve.records import read_records
 from bench.serve.session import blocks_of
 from bench.settings import Serve
@@ -157,8 +158,39 @@ def test_greedy_and_sampled_requests_and_caches_are_said_to_each_engine(model: P
         if temperature:
             assert sampling.get("seed", sampling.get("sampling_seed")) == 3 and sampling.get("top_p", 1.0) == 1.0
             assert not read_records(folder_of(tmp_path / str(number))).verdicts
-        salts = [one["cache_salt"] for one in ours.asked] if dialect == "vllm" else []
-        assert len({*salts}) == len(salts) and body.get("cache_prompt", False) is False
+        assert body.get("cache_prompt", False) is False
+        for name in {"vllm": ("cache_salt",), "sglang": ("cache_salt", "extra_key")}.get(dialect, ()):
+            salts = [one[name] for one in ours.asked]
+            assert len({*salts}) == len(salts) > 1
+
+
+@pytest.mark.parametrize(("dialect", "everything"), [("vllm", -1), ("sglang", -1), ("llama_cpp", 0)])
+def test_temperature_alone_shapes_a_sampled_conversation(dialect: str, everything: int) -> None:
+    """Engines, or the model's own files, have other defaults."""
+    asked = Request("m", [{"role": "user", "content": "w1"}], 4, temperature=0.7, seed=3)
+    body = DIALECTS[dialect].body(asked)
+    assert (body["top_p"], body["top_k"], body["min_p"], body["seed"]) == (1.0, everything, 0.0, 3)
+
+
+@pytest.mark.parametrize(("cache", "salted"), [(False, True), (True, False)])
+def test_sglangs_conversations_are_kept_apart_too(model: Path, tmp_path: Path, cache: bool, salted: bool) -> None:
+    ours, theirs = pair("sglang")
+    more = {"server__prompt": "chat", "server__cache": cache, "server__extra": "{priority: 2}"}
+    assert serve(model, tmp_path, ours, theirs, limit=1, concurrency=1, **more) == 0
+    assert all(("extra_key" in one) is ("cache_salt" in one) is salted for one in ours.asked + theirs.asked)
+    assert {one["priority"] for one in ours.asked} == {2}
+
+
+def test_sglang_may_repeat_the_answer_in_each_event_or_not(model: Path, tmp_path: Path) -> None:
+    ours, theirs = pair("sglang", incremental=True)
+    assert serve(model, tmp_path, ours, theirs, limit=1, concurrency=1) == 0
+    records = read_records(folder_of(tmp_path))
+    texts = {(line["question_id"], line["turn"], line["text"]) for line in records.requests}
+    assert len(texts) == len(records.requests) / 2  # one text of both servers to each turn
+    for line in records.requests:
+        assert len(line["token_ids"]) == TOKENS and not line["miscounted"]
+        assert line["counts"] == ([1, 3, 3, 3, 2] if line["side"] == "speculative" else [1] * TOKENS)
+    assert records.info["servers"]["speculative"]["version"] == "0.32.0"  # of /server_info
 
 
 def test_as_many_requests_as_the_level_are_under_way(model: Path, tmp_path: Path) -> None:
@@ -200,7 +232,7 @@ def test_a_bad_answer_is_a_failed_request_and_only_bad_ones_end_the_run(
     model: Path, tmp_path: Path, capsys: Any, fault: str, said: str
 ) -> None:
     """A server that answers nothing ends it in one line; one bad answer is left out of both sides."""
-    more = {"server__timeout_s": 0.3, "concurrency": 2, "warmup": False}
+    more = {"server__timeout_s": 0.3 if fault == "hang" else 30, "concurrency": 2, "warmup": False}
     assert serve(model, tmp_path / "all", *pair(fault=fault), **more) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("server.url=http://127") and "no request was answered: " in error and said in error
@@ -231,6 +263,12 @@ def test_a_wrong_server_is_one_line(model: Path, tmp_path: Path, capsys: Any) ->
     assert main([*dead, "server.launch=x"]) == 2
     assert "server.url, server.launch: both given; wanted: one of the two" in capsys.readouterr().err
     assert main([*dead, "concurrency=[]"]) == 2 and "concurrency=[]: must be numbers" in capsys.readouterr().err
+    for levels in ("1,", "1,two", "1,[2]"):
+        assert main([*dead, f"concurrency={levels}"]) == 2
+        assert capsys.readouterr().err.startswith(f"concurrency={levels}: must be numbers from 1, each once, such as")
+    for url in ("http://a:port", "http://", "ftp://a", "http://a:99999"):
+        assert main([*dead, f"server.url={url}"]) == 2
+        assert f"server.url={url}: wanted: http://HOST:PORT" in capsys.readouterr().err
 
 
 def test_a_key_comes_from_the_environment(model: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
@@ -251,6 +289,42 @@ def test_another_version_of_a_server_is_another_run(model: Path, tmp_path: Path,
             assert len(list(tmp_path.glob("serve/*/*/*/run.json"))) == folders
     assert "not continuing" in (error := capsys.readouterr().err) and "0.33.0" in error
     assert len(theirs.asked) == 2 * (1 + 3)  # the warm-up and three turns, twice; the second time nothing
+
+
+def test_the_cards_beside_a_launched_server_are_recorded(tmp_path: Path, monkeypatch: Any) -> None:
+    """And another card is another run; of a server at a URL nothing is known."""
+    from bench.config import installed
+    from bench.records.identity import change
+    from bench.serve.session import _information
+    from bench.types import settings_of
+
+    said = "\\n".join(["550.54, 81559 MiB, Card A"] * 2 + ["550.54, 40960 MiB, Card, B"])
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\nprintf '{said}\\n'\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    (file := tmp_path / "q.jsonl").write_text("")
+    found = {}
+    for name, place in (("launch", "serve --port {port}"), ("url", "http://a")):
+        given = ["model.path=m", f"server.{name}='{place}'", f"server.baseline_{name}='{place}'"]
+        settings = settings_of(Serve, installed().compose("serve", given).values)
+        found[name] = _information(settings, "", file)
+    assert found["launch"]["gpu"] == "2 × Card A, 81559 MiB; 1 × Card, B, 40960 MiB"
+    assert found["launch"]["driver"] == "550.54" and found["url"]["gpu"] is found["url"]["driver"] is None
+    assert "gpu was" in str(change(found["launch"], found["url"]))
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho No devices were found\n")
+    assert (
+        _information(
+            settings_of(
+                Serve,
+                installed()
+                .compose("serve", ["model.path=m", "server.launch='x {port}'", "server.baseline_url=http://a"])
+                .values,
+            ),
+            "",
+            file,
+        )["gpu"]
+        is None
+    )
 
 
 def test_other_names_of_one_model_can_be_said(model: Path, tmp_path: Path) -> None:

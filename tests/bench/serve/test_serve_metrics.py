@@ -82,7 +82,14 @@ def test_a_levels_figures() -> None:
     assert row["throughput"] == pytest.approx(44 / 3) and row["throughput_ratio"] == pytest.approx(5 / 3)
     assert row["ttft_ms_p50"] == pytest.approx(250) and row["ttft_ms_p99"] == pytest.approx(397)
     assert row["gap_ms_p50"] == pytest.approx(750) and row["baseline_wall_ms_p90"] == pytest.approx(2000)
+    assert row["token_ms_p50"] == pytest.approx(75) and row["baseline_token_ms_p50"] == pytest.approx(175)
     assert row["cr"] is None and row["ctar"] == [None] * 6 and row["cached_share"] is None
+
+
+def test_time_by_token_counts_what_the_first_event_brought_and_skips_answers_of_one_event() -> None:
+    told = [one | {"counts": [3, 8]} if one["side"] == SIDES[0] else one | {"times_s": [0.1]} for one in FOUR]
+    (row,) = summarise(records(told, BLOCKS))["levels"]
+    assert row["token_ms_p50"] == pytest.approx(750 / 8) and row["baseline_token_ms_p50"] is None
 
 
 def test_a_failed_question_is_out_of_both_sides_and_an_unpaired_block_too() -> None:
@@ -129,6 +136,13 @@ def test_what_a_reader_must_know_is_said(blocks: dict[str, Any], requests: dict[
     found = summarise(records([one | requests for one in FOUR], [one | blocks for one in BLOCKS]))
     warning = [text for text in found["warnings"] if said.removeprefix("8 ") in text]
     assert warning and warning[0].startswith("2 at a time: ") and said.removeprefix("8 ") in format_table(found)
+
+
+def test_a_throughput_of_one_block_has_no_interval_and_that_is_said() -> None:
+    one = [line | {"block": 0} for line in FOUR]
+    for blocks, count in ((BLOCKS[:2], 1), (BLOCKS, 0)):
+        found = summarise(records(one if count else FOUR, blocks))
+        assert sum("one block: the throughput has no interval" in text for text in found["warnings"]) == count
 
 
 def test_nothing_finished_yet_has_a_table_too() -> None:
