@@ -43,13 +43,22 @@ class Head:
     lm_head: Matrix  # [vocab, hidden]
     lm_bias: Tensor
 
-    def __call__(self, states: Tensor, repeats: int) -> Tensor:
-        """[n, (k + 2) * hidden] -> states for the head's linear [n, hidden]."""
+    def __call__(self, states: Tensor, repeats: int, dropout: float = 0.0) -> Tensor:
+        """[n, (k + 2) * hidden] -> states for the head's linear [n, hidden].
+
+        dropout: share of the numbers that every block, and the linear, do not see; for training, as published.
+        """
+
+        def seen(hidden: Tensor) -> Tensor:
+            return F.dropout(hidden, dropout) if dropout else hidden
+
+        states = seen(states)
         hidden = self.residual(states, self.residual_bias) + F.silu(self.narrow(states, self.narrow_bias))
         if self.block is not None:
             for _ in range(repeats):
+                hidden = seen(hidden)  # the block's residual lacks them too
                 hidden = hidden + F.silu(self.block(hidden, self.block_bias))
-        return hidden
+        return seen(hidden)
 
     def logits(self, states: Tensor, repeats: int) -> Tensor:
         """[n, (k + 2) * hidden] -> [n, vocab]."""

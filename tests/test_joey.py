@@ -10,11 +10,14 @@ from typing import Any
 import pytest
 
 from bench import session
+from bench.binder import bind
 from bench.config import installed
+from bench.joey.__main__ import DRAFTS
 from bench.places import BENCH
 from bench.questions.formats import read_questions
 from bench.questions.spec_bench import MT_BENCH, SUBTASKS
 from bench.run import all_methods, main
+from bench.train.__main__ import compose
 from tests.bench.small_run import lines
 
 ASSETS = BENCH / "assets" / "joey"
@@ -112,6 +115,14 @@ def test_its_loss_curves_and_recipes_are_kept() -> None:
     assert {"base", *drafts} <= set(recipe)
     for folder in (ASSETS / name for name in ("training", *drafts)):
         assert list(folder.glob("*.csv")) and list(folder.glob("*.png")), folder
+
+
+@pytest.mark.parametrize("method", DRAFTS)
+def test_making_it_again_finds_its_drafts_made(method: str) -> None:
+    """Whether a draft is there already is told by its settings: a new one of the loop must not make six drafts anew."""
+    made = json.loads((ASSETS / method / "training.json").read_text())["identity"]
+    wanted = bind(compose(installed(), [f"method={method}", "model=joey", "output=x"]).loop, "loop").make().identity()
+    assert {key: value for key, value in made.items() if key.startswith("loop.")} == wanted
 
 
 def test_no_file_is_left_over_from_training() -> None:

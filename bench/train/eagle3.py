@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from bench.train.source import DataSource, ModelSource, frequent
 from methods.draft_vocabulary import OFFSETS, offsets
 from methods.eagle3 import Eagle3Model
 from methods.eagle3_formats import KEPT, Shape, default_taps, empty_weights, published
+from methods.engine.attention import Mask
 from methods.engine.config import published_config
 from methods.engine.kv_cache import KVCache
 from methods.engine.llama import Llama, Taps
@@ -47,6 +48,35 @@ class Steps(KVCache):
         self.lengths = [self.lengths[0] + len(keys)]
         all_keys, all_values = zip(*self._parts, strict=True)
         return torch.cat(all_keys, 1), torch.cat(all_values, 1)
+
+
+@dataclass(frozen=True)
+class Diagonal:
+    """Attention of the m rows of a step behind the first: to keys of the first, and to their own of every later one.
+
+    As a mask over all keys it would be mostly empty. added [m, n]: 0 for keys of the first step that a row sees, -inf
+    for others. Keys and values [kv_heads, n + j * m, head_dim] are those of `Steps`.
+    """
+
+    added: Tensor
+
+    def __call__(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """[m, heads, head_dim] -> [m, heads * head_dim]."""
+        rows, first = self.added.shape
+        query = query.unflatten(1, (len(keys), -1)).permute(1, 2, 0, 3) * query.shape[-1] ** -0.5
+        early, own = _parted(keys, first, rows)
+        seen = (query.flatten(1, 2) @ early.transpose(1, 2)).unflatten(1, (-1, rows)).float() + self.added
+        itself = (query[:, :, None] * own).sum(-1).float().transpose(2, 3)  # [kv_heads, groups, m, j]
+        shares = torch.cat((seen, itself), -1).softmax(-1)
+        early, own = _parted(values, first, rows)
+        said = (shares[..., :first].flatten(1, 2) @ early).unflatten(1, (-1, rows))
+        said = said + (shares[..., first:].transpose(2, 3)[..., None] * own).sum(2)
+        return said.permute(2, 0, 1, 3).reshape(rows, -1)
+
+
+def _parted(slots: Tensor, first: int, rows: int) -> tuple[Tensor, Tensor]:
+    """[kv_heads, first + j * rows, head_dim] -> the first ones, and the others as [kv_heads, 1, j, rows, head_dim]."""
+    return slots[:, :first], slots[:, first:].unflatten(1, (-1, rows))[:, None]
 
 
 class Unrolled(nn.Module):
@@ -91,13 +121,13 @@ class Unrolled(nn.Module):
         """
         draft, cache, device = self.draft, Steps(), row.tokens.device
         states, rows = draft.features(tapped), torch.arange(len(row.tokens), device=device)
-        sees = (row.segments[:, None] == row.segments) & (rows[:, None] >= rows)
+        sees: Mask = row.lengths
         for step in range(self.unrolls):
             if step == 1:
                 kept = torch.cat([places(row, later) for later in range(1, self.unrolls)]).unique()
-                states, rows, sees = states[kept], kept, sees[kept]
-            if step:
-                sees = torch.cat((sees, torch.eye(len(rows), dtype=torch.bool, device=device)), 1)
+                hidden = (row.segments[kept, None] != row.segments) | (kept[:, None] < rows)
+                sees = Diagonal(torch.zeros(hidden.shape, device=device).masked_fill_(hidden, -torch.inf))
+                states, rows = states[kept], kept
             positions = (row.positions[rows] + step).clamp(max=draft.config.context - 1)
             states = draft.run(row.tokens.roll(-1 - step)[rows], states, Rows.of(positions, cache, sees))
             yield rows, states

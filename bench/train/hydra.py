@@ -1,11 +1,13 @@
 """Training Hydra's heads and their prefix layer: each learns what the target would say behind the tokens it is given.
 
-Ankner et al., arXiv 2402.05109, section 4: the cross-entropy to the target's own distribution, no other loss.
+Ankner et al., arXiv 2402.05109, section 4: the cross-entropy to the target's own distribution, no other loss. That all
+heads weigh the same, and what is dropped out, are from their code.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,11 +28,14 @@ from methods.hydra import ARCHITECTURES, HydraModel
 
 
 class GroundedTraining(nn.Module):
-    """Hydra's heads beside a frozen target: a Row in, the mean of the heads' cross-entropies out."""
+    """Hydra's heads beside a frozen target: a Row in, the sum of the heads' cross-entropies out.
 
-    def __init__(self, draft: HydraModel, *, chunk: int) -> None:
+    dropout: share of the numbers that each block and linear of a head do not see while it learns.
+    """
+
+    def __init__(self, draft: HydraModel, *, dropout: float, chunk: int) -> None:
         super().__init__()
-        self.target, self.draft, self.chunk = draft.target, draft, chunk
+        self.target, self.draft, self.dropout, self.chunk = draft.target, draft, dropout, chunk
         prefix = draft.prefix
         self.weights = loop.parameters(*draft.heads, *([] if prefix is None else prefix.weights.layers))
         if prefix is not None:
@@ -38,23 +43,27 @@ class GroundedTraining(nn.Module):
             self.weights.append(prefix.weights.norm)
 
     def forward(self, row: Row) -> Sums:
-        """Every head at every place where the token it predicts belongs to the answer that it begins in."""
+        """Every head at every place where the token it predicts belongs to the answer that it begins in.
+
+        Agreement and overlap are means over the heads.
+        """
         target, draft = self.target, self.draft
         with torch.no_grad(), as_is(target.dtype, target.device):
             hidden = target.run(target.embed(row.tokens), row.positions, None, slice(0, None), row.lengths)
             features, embedded = target.norm(hidden), target.embed(row.tokens).float()
         states = draft.states(features.float(), Rows(row.positions, sees=row.lengths))
-        parts = []
+        parts, dropout = [], self.dropout if torch.is_grad_enabled() else 0.0
         for place in places(row, len(draft.heads)):
             head = draft.heads[place.head - 1]
             given = [embedded[place.at + 1 + known] for known in range(place.head)]
-            read = head(torch.cat((states[place.at], *given), 1), draft.repeats)
+            read = head(torch.cat((states[place.at], *given), 1), draft.repeats, dropout)
             # The bias as one more input: the loss knows linears without one.
             wide = torch.cat((read, read.new_ones(len(read), 1)), 1)
             linear = torch.cat((head.lm_head.weight, head.lm_bias[:, None]), 1)
             wanted = features[place.wanted - 1]  # the state from which the target itself predicts that token
             parts.append(cross_entropy(wide, linear, wanted, target.weights.lm_head.weight, chunk=self.chunk))
-        return Sums(*(torch.stack([vars(sums)[name] for sums in parts]).mean(0) for name in vars(parts[0])))
+        means = Sums(*(torch.stack([vars(sums)[name] for sums in parts]).mean(0) for name in vars(parts[0])))
+        return replace(means, loss=len(parts) * means.loss)
 
 
 def build_draft(
@@ -106,6 +115,7 @@ def train(
     architecture: Literal["mlp", "prefix-mlp"],
     heads: int,
     layers: int,
+    dropout: float,
     output: str,
     save_dtype: str,
     seed: int,
@@ -114,17 +124,20 @@ def train(
     """Train heads for a model and write them to `output`. Raises UserError for settings or data that do not fit."""
     if architecture not in ARCHITECTURES:
         raise UserError(f"train.architecture={architecture}: unknown; {nearest(architecture, ARCHITECTURES)}")
+    if not 0 <= dropout < 1:
+        raise UserError(f"train.dropout={dropout}: must be at least 0 and below 1")
     accelerate = loop.accelerator(loop_settings.mixed_precision, model.get("device", "auto"))
     source = ModelSource.load(model, accelerate.device)
     draft = build_draft(source.target, architecture=architecture, heads=heads, layers=layers, seed=seed)
     dtype = loop.saved_dtype(save_dtype, source.target.config.dtype)
     examples = DataSource(**data).load(source, loop_settings.length, seed, accelerate.print)
+    torch.manual_seed(seed)  # of what is dropped out; a run that goes on has the state of its random numbers
     shape = {"architecture": architecture, "heads": heads, "layers": layers}
     job = loop.Job(
         title=f"Hydra heads for {source.name}",
-        module=GroundedTraining(draft, chunk=loop_settings.chunk),
+        module=GroundedTraining(draft, dropout=dropout, chunk=loop_settings.chunk),
         write=lambda folder: write(folder, draft, base=model["path"], dtype=dtype),
-        identity={"method": "hydra", **shape, "target": source.fingerprint()},
+        identity={"method": "hydra", **shape, "dropout": dropout, "target": source.fingerprint()},
         output=Path(output),
     )
     return loop.fit(job, examples, loop_settings, accelerate, seed=seed, resume=resume)

@@ -76,6 +76,17 @@ class Settings:
             if getattr(self, name) not in valid:
                 raise UserError(f"loop.{name}={getattr(self, name)} is unknown; valid: {', '.join(valid)}")
 
+    def identity(self) -> dict[str, Any]:
+        """What tells a run from one of other settings, as JSON has it.
+
+        `batch` and `accumulation` may change when a run moves to another machine, their product may not. A decay to 0
+        is not named: runs were recorded before there was another.
+        """
+        named = {f"loop.{name}": value for name, value in asdict(self).items()}
+        for name in ("batch", "accumulation", "checkpoint_every", *(() if self.decay_to else ("decay_to",))):
+            del named[f"loop.{name}"]
+        return dict(json.loads(json.dumps(named)))
+
     def learning_rate(self, step: int, steps: int) -> float:
         """Rate of step 0, 1, ... of `steps`: linear warm-up, then constant, or falling to `decay_to` of it."""
         rate = self.lr * min(1.0, (step + 1) / max(1, self.warmup_steps))
@@ -200,12 +211,10 @@ class Run:
             parameters, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
         )
         self.module, self.optimizer = accelerate.prepare(job.module, optimizer)
-        # `batch` and `accumulation` may change when a run moves to another machine, their product may not.
-        fixed = {f"loop.{name}": value for name, value in asdict(settings).items()}
-        for name in ("batch", "accumulation", "checkpoint_every"):
-            del fixed[f"loop.{name}"]
         self.identity = json.loads(
-            json.dumps({**job.identity, **fixed, "rows_per_step": rows, "seed": seed, "data": data.digest()})
+            json.dumps(
+                {**job.identity, **settings.identity(), "rows_per_step": rows, "seed": seed, "data": data.digest()}
+            )
         )
         self.step = self.tokens = 0
         self.window = torch.zeros(4, dtype=torch.float64, device=accelerate.device)

@@ -15,6 +15,7 @@ These are the conditions in torch's sources (sdp_utils.cpp); the tests marked gp
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +24,9 @@ from torch.nn import functional as F
 
 FLASH_HEAD_SIZE = 256
 ALIGNMENT = 16  # numbers between two rows of a mask: of other masks the memory-efficient kernel makes a copy
-Mask = Tensor | tuple[int, ...]  # who attends to whom; or the lengths of sequences side by side, each causal by itself
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]  # as `attend` does, without a mask
+# Who attends to whom; or the lengths of sequences side by side, each causal by itself; or what attends in its own way.
+Mask = Tensor | tuple[int, ...] | Attention
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,8 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Mask | None) -> Te
     keys, values [kv_heads, m, head_dim]. mask comes from `attention_mask`; None means that a single row sees every
     slot, or that the n rows are all there is and see themselves and what precedes them.
     """
+    if callable(mask):
+        return mask(query, keys, values)
     if isinstance(mask, tuple):
         parts = zip(query.split(mask), keys.split(mask, 1), values.split(mask, 1), strict=True)
         return torch.cat([attend(*part, None) for part in parts])
@@ -95,9 +100,9 @@ def attention_mask(mask: Mask | None, states: Tensor, past: int, groups: int) ->
     """What `attend` adds to the scores of states [n, hidden], made once for all layers: [groups * n, past + n] or None.
 
     mask [n, past + n], True = may attend; None = causal, which needs no mask for one row or an empty past. Lengths
-    stay as they are.
+    stay as they are, and so does what attends by itself.
     """
-    if isinstance(mask, tuple):
+    if isinstance(mask, tuple) or callable(mask):
         return mask
     rows, slots = len(states), past + len(states)
     if mask is None:

@@ -222,7 +222,8 @@ class FixedLlama(Llama):
         cache, end = held[0][0], past + rows
         if end > cache.capacity:
             raise IndexError(f"the cache holds {cache.capacity} slots, {end} are needed")
-        assert not isinstance(mask, tuple) and all(other.spare == cache.spare for other, _ in held)
+        assert not isinstance(mask, tuple) and not callable(mask)
+        assert all(other.spare == cache.spare for other, _ in held)
         whole = unit.results == "whole"
         met = Met(
             unit,

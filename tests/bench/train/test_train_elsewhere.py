@@ -29,7 +29,7 @@ TRAININGS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     ),
     "medusa": (medusa.train, {"heads": 2, "draft_vocab": None}),
     "medusa_vocab": (medusa.train, {"heads": 2, "draft_vocab": 20}),
-    "hydra": (hydra.train, {"architecture": "prefix-mlp", "heads": 2, "layers": 2}),
+    "hydra": (hydra.train, {"architecture": "prefix-mlp", "heads": 2, "layers": 2, "dropout": 0.2}),
     "eagle": (eagle.train, FEATURES | {"noise": 0.0}),
     "eagle_noise": (eagle.train, FEATURES),
     "eagle3": (eagle3.train, {"unrolls": 3, "draft_vocab": 40}),
