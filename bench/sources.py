@@ -71,7 +71,7 @@ class Source:
         if dataset is None or not dataset[2]:
             return None
         try:
-            cached = try_to_load_from_cache(*dataset.groups(), repo_type="dataset", revision=self.revision)
+            cached = try_to_load_from_cache(dataset[1], dataset[2], repo_type="dataset", revision=self.revision)
             return 0 if isinstance(cached, str) else self._sizes(dataset[1])[dataset[2]]
         except Exception:  # whatever the hub client raises: `fetch` will say it
             return None
