@@ -73,11 +73,14 @@ test-all: lint
 oldest: $(OLDEST)/.ready
 	$(OLDEST)/bin/python $(PYTEST) -m "not slow"
 
-# Only torch is no older than elsewhere: a build for the CPU alone is not to be had of each.
+# Only torch is no older than elsewhere: a build for the CPU alone is not to be had of each. It comes first, by itself, and is
+# held; all else, torch's own needs too, comes as old as setup.cfg allows.
 $(OLDEST)/.ready: setup.cfg constraints.txt
 	$(PYTHON) -m venv --clear $(OLDEST)
-	$(OLDEST)/bin/python -m pip install --quiet --constraint constraints.txt torch uv
-	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST) --resolution lowest-direct --editable "$(EXTRAS)"
+	$(OLDEST)/bin/python -m pip install --quiet --no-deps --constraint constraints.txt torch uv
+	grep '^torch==' constraints.txt > $(OLDEST)/torch.txt
+	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST) --resolution lowest-direct --constraint $(OLDEST)/torch.txt \
+		--editable "$(EXTRAS)"
 	touch $@
 
 clean:

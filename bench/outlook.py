@@ -11,11 +11,13 @@ from bench.places import locate
 from bench.questions.choice import chosen
 from bench.questions.sets import find
 from bench.settings import Run
+from bench.sources import Source
 from bench.words import plural
 from methods.engine.checkpoint import pick_device, resolve
 from methods.engine.hub import pending_bytes
 
 ANSWER_TOKENS = 300  # of a turn, as chat models answer Spec-Bench on average; fewer where max_new_tokens is less
+TEXT = "text"  # key of what a datastore is made of
 BANDWIDTH = {"cuda": 1e12, "cpu": 2e10}  # bytes/s that weights are read with: a data-centre GPU, a desktop
 
 
@@ -24,6 +26,8 @@ def outlook(cells: Sequence[Run]) -> Iterator[str]:
     names = dict.fromkeys((cell.model.path, cell.model.revision) for cell in cells)
     names |= dict.fromkeys((path, None) for cell in cells for path in _paths(cell.method))
     sizes = {path: pending_bytes(locate(path), revision) for path, revision in names}
+    texts = dict.fromkeys(text for cell in cells for text in _texts(cell.method))
+    sizes |= {text.source: text.pending_bytes() for text in texts}
     known = sum(size for size in sizes.values() if size)
     unknown = [path for path, size in sizes.items() if size is None]
     parts = [f"{known / 1e9:.1f} GB from the hub"] if known else []
@@ -36,12 +40,25 @@ def outlook(cells: Sequence[Run]) -> Iterator[str]:
 
 
 def _paths(node: Mapping[str, Any]) -> Iterator[str]:
-    """What a method's settings name elsewhere: hub ids, and the texts of what is prepared."""
+    """What a method's settings name elsewhere: ids of the hub, and folders of Google Drive."""
     for name, value in node.items():
         if isinstance(value, Mapping):
             yield from _paths(value)
-        elif name != TARGET and isinstance(value, str) and (value.startswith("gdrive:") or value.count("/") == 1):
+        elif (
+            name not in (TARGET, TEXT)
+            and isinstance(value, str)
+            and (value.startswith("gdrive:") or value.count("/") == 1)
+        ):
             yield value
+
+
+def _texts(node: Mapping[str, Any]) -> Iterator[Source]:
+    """The texts that something is made of when it is first wanted, such as REST's datastore."""
+    if isinstance(node.get(TEXT), str):
+        yield Source(node[TEXT], node.get("revision"), node.get("sha256"), "method", TEXT)
+    for value in node.values():
+        if isinstance(value, Mapping):
+            yield from _texts(value)
 
 
 def _seconds(cell: Run) -> float:

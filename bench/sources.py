@@ -61,6 +61,28 @@ class Source:
             print(f"{self.where}: may be another file elsewhere or later; {pin} keeps to this one", file=sys.stderr)
         return file
 
+    def pending_bytes(self) -> int | None:
+        """Bytes that `fetch` would download; 0 for what lies here, None where nobody says."""
+        from huggingface_hub import try_to_load_from_cache
+
+        if os.path.exists(locate(os.path.expanduser(self.source))):
+            return 0
+        dataset = DATASET.fullmatch(self.source)
+        if dataset is None or not dataset[2]:
+            return None
+        try:
+            cached = try_to_load_from_cache(dataset[1], dataset[2], repo_type="dataset", revision=self.revision)
+            return 0 if isinstance(cached, str) else self._sizes(dataset[1])[dataset[2]]
+        except Exception:  # whatever the hub client raises: `fetch` will say it
+            return None
+
+    def _sizes(self, dataset: str) -> dict[str, int]:
+        """Bytes of a dataset's files, as the hub lists them."""
+        from huggingface_hub import HfApi
+
+        listed = HfApi().dataset_info(dataset, revision=self.revision, files_metadata=True).siblings or ()
+        return {sibling.rfilename: sibling.size or 0 for sibling in listed}
+
     def _downloaded(self) -> Path:
         """What an address answered once, as long as it is what is wanted."""
         name = re.sub(r"[^\w.-]", "-", self.source.partition("?")[0].rpartition("/")[2])
@@ -81,7 +103,7 @@ class Source:
 
     def _of_hub(self, dataset: str, file: str | None) -> Path:
         """A dataset's file in the hub client's cache; without a name, the only one of a fitting kind."""
-        from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+        from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
         revision = self.revision
         if file and revision:
@@ -89,8 +111,7 @@ class Source:
             if isinstance(cached, str):
                 return Path(cached)
         try:
-            listed = HfApi().dataset_info(dataset, revision=revision, files_metadata=True).siblings or ()
-            sizes = {sibling.rfilename: sibling.size or 0 for sibling in listed}
+            sizes = self._sizes(dataset)
             if file is None:
                 fitting = sorted(name for name in sizes if name.endswith(SUFFIXES))
                 if len(fitting) != 1:

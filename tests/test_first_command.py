@@ -5,16 +5,18 @@ The hub and Google Drive are stand-ins: the published names and file formats, an
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.bench.small_run import lines, write_questions
 from tests.bench.train.chat_model import write_sharegpt
@@ -103,23 +105,54 @@ def network(tmp_path: Path) -> Iterator[Mapping[str, str]]:
         }
 
 
-def test_the_papers_methods_on_vicuna_end_with_a_report(network: Mapping[str, str], tmp_path: Path) -> None:
+@pytest.fixture
+def python(network: Mapping[str, str], tmp_path: Path) -> Callable[..., str]:
+    """What a command prints that runs in an empty folder, and ends well."""
     pytest.importorskip("gdown", reason="gdown is not installed")
 
-    def python(*arguments: str) -> str:
+    def printed(*arguments: str) -> str:
         command = [sys.executable, "-m", *arguments]
         done = subprocess.run(command, cwd=tmp_path, env=network, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        return done.stderr
+        return done.stdout
 
+    return printed
+
+
+def digest(tmp_path: Path) -> str:
+    """Of the stand-in's ShareGPT: the pinned one is of the published text."""
+    return hashlib.sha256((tmp_path / "published" / SHAREGPT).read_bytes()).hexdigest()
+
+
+def test_the_papers_methods_on_vicuna_end_with_a_report(python: Callable[..., str], tmp_path: Path) -> None:
     data = f"data.path={write_questions(tmp_path / 'question.jsonl', QUESTIONS)}"
     python("bench.run", "method=kangaroo,medusa,lookahead", "model=vicuna-7b", data, *SHORT)
-    # The pinned hash is of the published text: that of the stand-in's is given.
-    digest = hashlib.sha256((tmp_path / "published" / SHAREGPT).read_bytes()).hexdigest()
-    python("bench.run", "method=rest", "model=vicuna-7b", f"method.datastore.sha256={digest}", data, *SHORT)
+    sha256 = f"method.datastore.sha256={digest(tmp_path)}"
+    python("bench.run", "method=rest", "model=vicuna-7b", sha256, data, *SHORT)
     python("bench.report")
     leaderboard = (tmp_path / "results" / "report" / "leaderboard.md").read_text(encoding="utf-8")
     for method in ("kangaroo", "medusa", "lookahead", "rest"):
         (answers,) = (tmp_path / "results" / "runs" / "vicuna-7b" / method).glob("*/answers.jsonl")
         verdicts = [v["verdict"] for line in lines(answers) for v in line["choices"][0]["fidelity"]]
         assert verdicts == ["equal"] * 3 and f"| {method}" in leaderboard
+    (run,) = (tmp_path / "results" / "runs" / "vicuna-7b" / "kangaroo").glob("*/run.json")
+    weights = (tmp_path / "published" / "adapter" / "pytorch_model.bin").read_bytes()
+    assert hashlib.sha256(weights).hexdigest() in run.read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_table_1_is_one_command(python: Callable[..., str], tmp_path: Path) -> None:
+    table1 = yaml.safe_load((ROOT / "conf" / "experiment" / "table1.yaml").read_text(encoding="utf-8"))
+    (last,) = (grid for grid in table1["grids"] if "rest" in grid["method"])
+    last["method"].remove("rest")
+    table1["grids"].append({"method": ["rest"], "method.datastore.sha256": [digest(tmp_path)]})
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "conf" / "experiment" / "table1_here.yaml").write_text(yaml.safe_dump(table1))
+    data = f"data.path={write_questions(tmp_path / 'question.jsonl', QUESTIONS)}"
+    said = python("bench.experiment", "--config-dir=conf", "name=table1_here", "model=vicuna-7b", data, *SHORT)
+    assert "of unknown size: gdrive:" in said and "to measure: about " in said
+    with (tmp_path / "results" / "experiments" / "table1_here" / "table1.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    for source in ("measured", "published"):
+        methods = {row["method"].partition(" (")[0] for row in rows if row["source"] == source}
+        assert methods == {"kangaroo", "lookahead", "medusa", "rest"}

@@ -55,6 +55,13 @@ def test_models_and_commands_that_it_names_exist() -> None:
     assert set(re.findall(r"make ([a-z]+)\b", README)) - {"the"} <= targets
 
 
+def test_each_kind_of_reader_finds_a_first_command() -> None:
+    assert "    make bench METHOD=kangaroo  " in section("Try it without a GPU")
+    table1 = section("The paper's Table 1").split("\n\n")
+    assert table1[1].strip() == "make experiment NAME=table1 MODEL=vicuna-7b" and len(table1[2].splitlines()) <= 5
+    assert "methods/prompt_lookup.py" in section("Add your method")
+
+
 def test_every_key_of_servers_under_load_is_named_and_no_other() -> None:
     text, values = section("Servers under load"), installed().compose("serve", ["model.path=x"]).values
     named = set(re.findall(r"server\.(\w+)=", text))

@@ -38,6 +38,7 @@ REMEDY = "build one (bench.train method=rest) and give it as method.datastore=FI
 SMALL_BYTES = 20e6  # of text: a datastore of less is there in seconds
 BYTES_PER_MINUTE = 60e6  # of text rendered, tokenised and sorted on one busy core of 2024
 DISK_PER_BYTE = 2.0  # of text: a token of four characters takes eight bytes
+ENDINGS = "generation_config.json"  # which tokens end an answer: no text is rendered by that
 BATCH = 256  # conversations tokenised together
 PIECE_CHARS = 1 << 20  # a plain text is tokenised in pieces of about this length, cut at line ends
 LEADS = 256  # first bytes of the code that the suffixes are sorted by
@@ -89,7 +90,8 @@ def prepare(
     """
     source = Source(text, revision, sha256, "method.datastore", "text", REMEDY).fetch()
     folder = resolve(locate(model.path), model.revision, weights=False)
-    rendered = [file_sha256(part) for part in chat_files(folder, model.chat_template)]
+    read = [part for part in chat_files(folder, model.chat_template) if part.name != ENDINGS]
+    rendered = [file_sha256(part) for part in read]
     facts = (Vocabulary.read(folder).sha256, file_sha256(source), VERSION, rendered, model.chat[1:])
     file = cache / f"{source.name.partition('.')[0]}-{text_sha256(repr(facts))[:12]}.safetensors"
     if not file.is_file():

@@ -23,6 +23,16 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "speculative-bench"
 
 
+def is_here(path: str) -> bool:
+    """Whether gdrive:FOLDER_ID[/subfolder] has been fetched, or put into its place by hand."""
+    named = NAME.fullmatch(path)
+    return named is not None and _lack(_place(named)) is None
+
+
+def _place(named: re.Match[str]) -> Path:
+    return cache_folder() / "gdrive" / named[1] / named[2].strip("/")
+
+
 def fetch(path: str, key: str) -> Path:
     """The local folder of gdrive:FOLDER_ID[/subfolder]: config.json and weights, downloaded when first wanted.
 
@@ -33,7 +43,7 @@ def fetch(path: str, key: str) -> Path:
     if named is None:
         raise UserError(f"{key}={path}: gdrive:FOLDER_ID or gdrive:FOLDER_ID/subfolder is wanted")
     folder_id, inner = named[1], named[2].strip("/")
-    place = cache_folder() / "gdrive" / folder_id / inner
+    place = _place(named)
     if _lack(place) is None:
         return place
     try:

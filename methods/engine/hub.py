@@ -125,7 +125,7 @@ def pending_bytes(path: str, revision: str | None = None) -> int | None:
     """Bytes that `resolve` would download of a hub repository; 0 for what lies here, None where nobody says."""
     hub_id, _, named = path.partition("@")
     if path.startswith(drive.PREFIX):
-        return None
+        return 0 if drive.is_here(path) else None
     if os.path.exists(os.path.expanduser(path)) or _packaged(path) is not None:
         return 0
     try:

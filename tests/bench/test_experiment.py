@@ -15,9 +15,11 @@ from bench.experiment import Arguments, make_cell, read_experiment
 from bench.outlook import outlook
 from bench.places import CONF
 from bench.settings import Run
+from bench.sources import Source
 from bench.train.__main__ import compose
 from tests.bench.small_run import QUESTIONS, write_questions
 from tests.bench.train.chat_model import SPECIAL, WORDS, write_chat_model, write_sharegpt
+from tests.servers import COMMIT
 
 TRAINING = {"length": 64, "batch": 2, "accumulation": 1, "epochs": 1, "lr": 1e-2, "warmup_steps": 3}
 
@@ -127,8 +129,24 @@ def test_what_an_experiment_takes_is_said(monkeypatch: pytest.MonkeyPatch) -> No
         f"to measure: about {minutes} minutes, if a token takes as long as reading the weights at 20"
     )
     monkeypatch.setattr("bench.outlook.pending_bytes", lambda path, revision: None if "gdrive" in path else 7 * 10**9)
-    vicuna = replace(cell, method={"checkpoint": "gdrive:abc/def", "datastore": {"_target_": "x", "text": "a/b"}})
+    vicuna = replace(cell, method={"checkpoint": "gdrive:abc/def", "fallback": {"checkpoint": "a/b"}})
     assert next(outlook([vicuna])) == "to download: 14.0 GB from the hub; of unknown size: gdrive:abc/def"
+
+
+def test_the_text_of_a_datastore_is_counted_until_it_is_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("bench.outlook.pending_bytes", lambda path, revision: 0)
+    cell = Run.of(installed().compose("config", ["method=rest", "model=joey", "limit=1"]))
+    text = {"_target_": "bench.train.rest.prepare", "text": "house/talks/all.json", "revision": COMMIT, "sha256": None}
+    vicuna = replace(cell, method={**cell.method, "datastore": text})
+    sizes = {"all.json": 672_000_000, "other.json": 1}
+    monkeypatch.setattr(Source, "_sizes", lambda source, dataset: sizes if dataset == "house/talks" else {})
+    assert next(outlook([vicuna, vicuna])) == "to download: 0.7 GB from the hub"
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: "here")
+    assert next(outlook([vicuna])) == "to download: nothing"
+    monkeypatch.undo()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert Source("https://house/talks.json", None, None, "method", "text").pending_bytes() is None
+    assert Source(str(tmp_path), None, None, "method", "text").pending_bytes() == 0
 
 
 def test_the_threshold_grid_is_the_papers() -> None:

@@ -169,6 +169,7 @@ def test_many_methods_leave_room_for_step_cost(tmp_path):
         write_run(tmp_path, Plan(method=f"method_number_{number}", categories=("qa",), per_category=1, tokens=20))
     with warnings.catch_warnings(), plt.rc_context(STYLE):
         warnings.simplefilter("error")
+        warnings.simplefilter("ignore", DeprecationWarning)  # an old matplotlib's, of what it calls in a new pyparsing
         figure = step_cost(collect(tmp_path).groups[0])
         figure.draw_without_rendering()
     assert figure.axes[0].get_position().height > 0.3

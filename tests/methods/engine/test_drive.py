@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from methods.engine.hub import resolve
+from methods.engine.hub import pending_bytes, resolve
 from methods.errors import UserError
 from tests.servers import GOOGLE, Drive, serving
 
@@ -49,7 +49,9 @@ def refusal(path: str) -> str:
 
 
 def test_a_subfolder_is_fetched_once_and_alone(drive: Any, tmp_path: Path) -> None:
+    assert pending_bytes(f"gdrive:{ROOT}/adapter-7b") is None
     folder = resolve(f"gdrive:{ROOT}/adapter-7b", key="method.checkpoint")
+    assert pending_bytes(f"gdrive:{ROOT}/adapter-7b") == 0
     assert folder == tmp_path / "speculative-bench" / "gdrive" / ROOT / "adapter-7b"
     assert {file.name: file.read_text()[0] for file in folder.iterdir()} == {
         "config.json": "c",
