@@ -15,6 +15,8 @@ from methods.engine.gguf import chat_template, is_gguf, token_texts, transformer
 from methods.engine.llama import Llama, inverse_frequencies
 from methods.errors import UserError
 
+GGUF_TOKENIZERS = (5, 18)  # the first transformers that reads a GGUF tokenizer's special tokens as the file says
+
 
 class HfGenerate:
     """transformers' generate, greedily, on the target's own weights; it stands beside the Decoder, not inside it.
@@ -151,10 +153,18 @@ def load_tokenizer(path: Path) -> Any:
 
     Raises UserError for a file without tokenizer; for everything else whatever transformers raises.
     """
+    import transformers
     from transformers import AutoTokenizer
 
     if not is_gguf(path):
         return AutoTokenizer.from_pretrained(path)
+    major, minor = transformers.__version__.split(".")[:2]
+    if (int(major), int(minor)) < GGUF_TOKENIZERS:
+        wanted = ".".join(map(str, GGUF_TOKENIZERS))
+        raise UserError(
+            f"{path}: transformers {transformers.__version__} confuses the special tokens of a GGUF file's tokenizer; "
+            f"take transformers>={wanted}: pip install -e '.[gguf]'"
+        )
     token_texts(path)
     with TemporaryDirectory() as folder:  # where no other tokenizer's files lie beside it
         Path(folder, path.name).symlink_to(path.resolve())

@@ -18,7 +18,7 @@ from methods.engine import hub
 from methods.engine.checkpoint import load_model, resolve
 from methods.engine.vocabulary import Vocabulary
 from methods.errors import UserError
-from methods.hf import model_of
+from methods.hf import load_tokenizer, model_of
 from tests.gguf_file import TOKENS, write_gguf
 from tests.tiny import reference_model
 
@@ -87,6 +87,12 @@ def test_no_other_tokenizer_is_taken(file: Path, tmp_path: Path) -> None:
     copy.write_bytes(file.read_bytes())
     (tmp_path / "tokenizer.json").write_text("no tokenizer")
     assert Chat(copy).prompt_ids([Message("user", "ab")]) == Chat(file).prompt_ids([Message("user", "ab")])
+
+
+def test_a_transformers_that_confuses_special_tokens_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.__version__", "5.17.0.dev0")
+    with pytest.raises(UserError, match=r"transformers 5.17.0.dev0 confuses .*take transformers>=5.18"):
+        load_tokenizer(file)
 
 
 def test_a_target_may_be_a_file_and_a_draft_not(file: Path) -> None:
