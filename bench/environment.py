@@ -40,12 +40,11 @@ def cpu_name() -> str:
 
 
 def git_state(root: Path) -> dict[str, Any]:
-    """Commit of the project's checkout and whether it has changes; both None outside a checkout."""
+    """Commit of the project's checkout and whether it has changes but for results; both None outside a checkout."""
     if not (root / ".git").exists():  # installed, perhaps below somebody else's repository
         return {"commit": None, "dirty": None}
-    commit, changes = (
-        _said("git", "-C", str(root), *ask) for ask in (("rev-parse", "HEAD"), ("status", "--porcelain"))
-    )
+    status = ("status", "--porcelain", "--", ".", ":(exclude)results")  # what runs write changes no code
+    commit, changes = (_said("git", "-C", str(root), *ask) for ask in (("rev-parse", "HEAD"), status))
     return {"commit": commit, "dirty": None if changes is None else bool(changes)}
 
 

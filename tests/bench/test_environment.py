@@ -23,5 +23,8 @@ def test_git_state_of_a_clean_a_changed_and_no_checkout(tmp_path: Path) -> None:
         subprocess.run(["git", "-C", str(tmp_path), *command], check=True)
     state = git_state(tmp_path)
     assert state["dirty"] is False and len(state["commit"]) == 40
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "answers.jsonl").write_text("what a run before this one wrote")
+    assert git_state(tmp_path)["dirty"] is False
     (tmp_path / "file").write_text("2")
     assert git_state(tmp_path)["dirty"] is True
