@@ -180,7 +180,7 @@ def test_its_cache_holds_the_accepted_tokens_whatever_was_verified_between(tmp_p
             anew = method.start(sequence.tokens[:held], sequence_prefill(sequence))
             ours, theirs = (c.storage[:, :, :, :held] for c in (drafter.cache, anew.cache))
             if not sequence.ended:
-                torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+                torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
 
 
 def sequence_prefill(sequence: Any) -> Any:

@@ -15,6 +15,7 @@ from torch import Tensor
 from bench.binder import bind
 from bench.config import installed
 from bench.places import BENCH
+from bench.settings import Run
 from methods.decoder import Decoder, Generation
 from methods.engine.checkpoint import load_model
 from methods.engine.fixed import ROWS, FixedLlama, SlotCache, row_bucket, slot_buckets
@@ -77,11 +78,12 @@ def joey() -> Llama:
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if not name.startswith("hf_")])
-def test_joeys_drafts_are_the_eager_engines(name: str, joey: Llama) -> None:
-    node = installed().compose("config", [f"method={name}", "model=joey"]).values["method"]
+def test_joeys_drafts_are_the_eager_engines(name: str, joey: Llama, tmp_path: Path) -> None:
+    run = Run.of(installed().compose("config", [f"method={name}", "model=joey"]))
+    context = {"model": run.model, "cache": tmp_path}  # of what is prepared, as REST's datastore
     prompt = Tokenizer.from_file(str(JOEY / "tokenizer.json")).encode("Dear Walter: Greetings from Corrin, where").ids
     wanted, found = (
-        generated(engine, lambda target: bind(node, "method").fetch().make(target=target), prompt, 48)
+        generated(engine, lambda target: bind(run.method, "method").fetch(**context).make(target=target), prompt, 48)
         for engine in (joey, FixedLlama.of(joey))
     )
     assert found == wanted
