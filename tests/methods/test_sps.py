@@ -180,7 +180,8 @@ def test_its_cache_holds_the_accepted_tokens_whatever_was_verified_between(tmp_p
             anew = method.start(sequence.tokens[:held], sequence_prefill(sequence))
             ours, theirs = (c.storage[:, :, :, :held] for c in (drafter.cache, anew.cache))
             if not sequence.ended:
-                torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+                # Rounding is that of the largest number in the sums, about 20; another token's row differs by as much.
+                torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5 * float(theirs.abs().max()))
 
 
 def sequence_prefill(sequence: Any) -> Any:

@@ -375,3 +375,14 @@ def test_an_adapter_goes_on_from_another(world, tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             kangaroo.train(variant="kangaroo", exit_layer=1, **arguments(world, tmp_path / "third", **changes))
+
+
+def test_a_head_for_other_tokens_is_no_beginning(world, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    kangaroo.train(variant="kangaroo_head", exit_layer=1, **arguments(world, first, draft_vocab=9))
+    offsets = torch.load(first / "pytorch_model.bin", weights_only=True)
+    offsets["d2t"][-1] += 1
+    torch.save(offsets, first / "pytorch_model.bin")
+    begun = arguments(world, second, draft_vocab=9, start_from=str(first))
+    with pytest.raises(UserError, match=r"start_from=.*first: its head is for other tokens than are most frequent"):
+        kangaroo.train(variant="kangaroo_head", exit_layer=1, **begun)
