@@ -152,7 +152,7 @@ def step_cost(group: Group) -> Figure | None:
                       color="#555555", ha=align, annotation_clip=False)  # fmt: skip
     for entry, row in found:
         axes.plot(row["cr"], row["decode_speedup"], linestyle="none", marker=marker(entry), color=colour(entry),
-                  markersize=5, label=plain(entry.label))  # fmt: skip
+                  markersize=5, label=plain(entry.label), clip_on=False)  # fmt: skip
     axes.set(xlim=(0.9, chart.right), ylim=(chart.low, chart.top))
     c_said = "$c$: what a step costs beyond its own target pass, in passes"
     axes.set(xlabel=f"compression ratio (tokens per step)\n{c_said}", ylabel="decode speedup")
