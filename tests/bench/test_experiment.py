@@ -21,6 +21,7 @@ from tests.bench.small_run import QUESTIONS, write_questions
 from tests.bench.train.chat_model import SPECIAL, WORDS, write_chat_model, write_sharegpt
 from tests.servers import COMMIT
 
+ONE_CELL = ["method.gamma=4", "method.eta=0.3"]  # of the grid of name=threshold
 TRAINING = {"length": 64, "batch": 2, "accumulation": 1, "epochs": 1, "lr": 1e-2, "warmup_steps": 3}
 
 
@@ -165,10 +166,13 @@ def test_the_threshold_grid_is_the_papers() -> None:
         (["name=threshold", "method.gamma=abc"], "method.gamma=abc: must be an integer"),
         (["name=adapter", "method.variant=foo"], "method.variant=foo: unknown; valid: kangaroo, kangaroo_head"),
         (["name=threshold", "model=vicuna-7"], "model=vicuna-7: unknown; did you mean vicuna-7b?"),
-        (["name=threshold", "limits=3"], "limits: unknown override; did you mean limit?"),
-        (["name=threshold", "model=qwen3-8b"], "training.data.path is missing: model=qwen3-8b has no draft"),
+        (["name=threshold", *ONE_CELL, "limits=3"], "limits: unknown override; did you mean limit?"),
+        (["name=threshold", *ONE_CELL, "model=qwen3-8b"], "training.data.path is missing: model=qwen3-8b has no draft"),
         (["name=table1", "model=qwen3-8b"], "medusa, rest, kangaroo: training.data.path is missing"),
-        (["name=threshold", "model=qwen3-8b", "training.loop.epoch=1"], "loop.epoch: unknown override; did you"),
+        (
+            ["name=threshold", *ONE_CELL, "model=qwen3-8b", "training.loop.epoch=1"],
+            "loop.epoch: unknown override; did you",
+        ),
     ],
 )
 def test_bad_input_is_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
