@@ -39,7 +39,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
             known[tuple(ids)] = generated(name, side, ids, *more)
         return known[tuple(ids)]
 
-    small = ["limit=1", "repeats=1", "max_new_tokens=20", "warmup_turns=0", "threads=1", f"results_dir={folder}"]
+    small = ["limit=1", "repeats=1", "max_new_tokens=32", "warmup_turns=0", "threads=1", f"results_dir={folder}"]
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(session, "_generated", once)
         assert main(["method=all", "model=joey", *small]) == 0
