@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+import scipy  # brings scipy.stats, which takes a second, where it is first used
 
 from bench.gauge import NOT_THROTTLED
 from bench.questions.spec_bench import SUBTASKS
@@ -91,7 +91,7 @@ def bca_interval(statistic: Callable[..., Any], *samples: Array, resamples: int 
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # degenerate data is answered with "no interval" below
-        found = stats.bootstrap(
+        found = scipy.stats.bootstrap(
             samples,
             statistic,
             paired=True,
@@ -107,8 +107,8 @@ def bca_interval(statistic: Callable[..., Any], *samples: Array, resamples: int 
 
 def expanded_confidence(count: int) -> float:
     """Level at which a bootstrap of `count` values reaches CONFIDENCE."""
-    bound = np.sqrt(count / (count - 1)) * stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)
-    return float(min(1 - 2 * stats.norm.sf(bound), 1 - 1e-9))
+    bound = np.sqrt(count / (count - 1)) * scipy.stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)
+    return float(min(1 - 2 * scipy.stats.norm.sf(bound), 1 - 1e-9))
 
 
 def ratio_interval(ratios: Array, resamples: int = RESAMPLES) -> Interval | None:

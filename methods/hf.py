@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,6 +17,7 @@ from methods.engine.llama import Llama, inverse_frequencies
 from methods.errors import UserError
 
 GGUF_TOKENIZERS = (5, 18)  # the first transformers that reads a GGUF tokenizer's special tokens as the file says
+PLAIN_TOKENIZERS = ("PreTrainedTokenizerFast", "TokenizersBackend")  # one class, as transformers 4 and 5 write it
 
 
 class HfGenerate:
@@ -154,10 +156,10 @@ def load_tokenizer(path: Path) -> Any:
     Raises UserError for a file without tokenizer; for everything else whatever transformers raises.
     """
     import transformers
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     if not is_gguf(path):
-        return AutoTokenizer.from_pretrained(path)
+        return (PreTrainedTokenizerFast if _is_plain(path) else AutoTokenizer).from_pretrained(path)
     major, minor = transformers.__version__.split(".")[:2]
     if (int(major), int(minor)) < GGUF_TOKENIZERS:
         wanted = ".".join(map(str, GGUF_TOKENIZERS))
@@ -171,3 +173,16 @@ def load_tokenizer(path: Path) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=path.name)
     tokenizer.chat_template = chat_template(path)
     return tokenizer
+
+
+def _is_plain(folder: Path) -> bool:
+    """Whether tokenizer.json says all of a Llama model's tokenizer. AutoTokenizer gives the same, but brings
+    transformers' models and torch's compiler with it: one to two seconds at the start of every command.
+    """
+    try:
+        names = ("config.json", "tokenizer_config.json")
+        model, tokenizer = (json.loads((folder / name).read_text(encoding="utf-8")) for name in names)
+        named = (model.get("model_type"), tokenizer.get("tokenizer_class"), tokenizer.get("auto_map"))
+    except (OSError, ValueError, AttributeError):  # AutoTokenizer says what is the matter
+        return False
+    return named in [("llama", name, None) for name in PLAIN_TOKENIZERS] and (folder / "tokenizer.json").is_file()

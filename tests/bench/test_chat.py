@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from bench.chat import TEMPLATES, Chat, Message, read_template
 from bench.questions.formats import read_questions
 from methods.errors import UserError
+from methods.hf import load_tokenizer
 from tests.bench.train.chat_model import write_chat_model
 
 SYSTEM_FREE = [
@@ -156,3 +160,32 @@ def test_a_system_prompt_and_arguments_reach_the_template(tmp_path: Path) -> Non
     assert chat.render([Message("system", "w2"), Message("user", "w1")]) == "system:w2 user:w1 calm"
     with pytest.raises(UserError, match=r"model.template_arguments.tokenize: set by the harness itself"):
         Chat(tmp_path, str(file), None, {"tokenize": True})
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "plain"),
+    [
+        ("tokenizer_config.json", {}, True),
+        ("tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"}, True),
+        ("config.json", {"model_type": "qwen2"}, False),
+        ("tokenizer_config.json", {"tokenizer_class": "LlamaTokenizer"}, False),
+        ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["a.A", None]}}, False),
+        ("tokenizer.json", None, False),
+    ],
+)
+def test_where_tokenizer_json_says_all_no_model_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, change: dict[str, Any] | None, plain: bool
+) -> None:
+    write_chat_model(tmp_path)
+    auto = AutoTokenizer.from_pretrained(tmp_path)
+    if change is None:
+        (tmp_path / file).unlink()
+    else:
+        (tmp_path / file).write_text(json.dumps({**json.loads((tmp_path / file).read_text()), **change}))
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda path: "auto")
+    found = load_tokenizer(tmp_path)
+    assert (found != "auto") is plain
+    if plain:
+        assert type(found) is type(auto) and found.special_tokens_map == auto.special_tokens_map
+        assert found.backend_tokenizer.to_str() == auto.backend_tokenizer.to_str()
+        assert found.chat_template == auto.chat_template and found.all_special_ids == auto.all_special_ids

@@ -130,22 +130,26 @@ def test_loading_peaks_below_one_fifth_over_the_model(tmp_path: Path) -> None:
     torch.save(state, f"{folders[1]}/pytorch_model.bin")
     shape = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "vocab_size": 2048}
     folders.append(str(write_gguf(tmp_path / "large.gguf", reference_model("llama", **shape), "Q8_0")))
-    warm = [str(small), str(write_gguf(tmp_path / "small.gguf", reference_model("llama"), "Q8_0"))]
+    warm = [str(small), str(write_checkpoint(tmp_path / "small_bin", reference_model("llama"), "bin"))]
+    warm.append(str(write_gguf(tmp_path / "small.gguf", reference_model("llama"), "Q8_0")))
     script = f"""
-import re
+import os, re
 from pathlib import Path
 from methods.engine.checkpoint import load_model
 
 def status(key):
     return int(re.search(rf"{{key}}:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 
-for warm in {warm!r}:
-    load_model(Path(warm), device="cpu")
 for folder in {folders!r}:
+    if child := os.fork():  # each in a process of its own, where no memory of another model is used again
+        assert os.waitpid(child, 0)[1] == 0
+        continue
+    for warm in {warm!r}:
+        load_model(Path(warm), device="cpu")
     before = status("VmRSS")
     model = load_model(Path(folder), device="cpu")
-    print((status("VmHWM") - before) / model.weight_bytes)
-    del model
+    print((status("VmHWM") - before) / model.weight_bytes, flush=True)
+    os._exit(0)
 """
     ratios = [float(line) for line in run_python(script).stdout.split()]
     assert len(ratios) == 3

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from tests.servers import COMMIT, Hub, serving
 
 REPOSITORY = Path(__file__).parents[3]
 CLOSED_PORT = "http://127.0.0.1:9"
+Listen = Callable[..., tuple[str, str]]
 TEXT = ("config.json", "generation_config.json", "tokenizer.json", "README.md")
 REPOSITORIES = {
     "house/both": (*TEXT, "model.safetensors", "pytorch_model.bin", "consolidated.safetensors", "optimizer.pt"),
@@ -53,34 +54,66 @@ def hub() -> Iterator[Any]:
         yield served
 
 
-def resolve_in_a_fresh_process(call: str, cache: Path, **environment: str) -> str:
-    """Folder or error message."""
-    return resolve_and_listen(call, cache, **environment)[0]
-
-
-def resolve_and_listen(call: str, cache: Path, **environment: str) -> tuple[str, str]:
-    """(folder or error message, what else a user saw). The hub client reads the environment once, when imported."""
-    script = f"""
+# Forks a process for each line that it reads. What takes long is imported once; the hub client reads the environment
+# when it is imported, and each process imports it anew.
+FORKING = """
+import json, os, sys
+import methods.engine.checkpoint
 from methods.engine.hub import resolve
 from methods.errors import UserError
-try:
-    print(resolve({call}))
-except UserError as error:
-    print(error)
+assert "huggingface_hub" not in sys.modules
+for line in sys.stdin:
+    call, environment, files = json.loads(line)
+    if not (child := os.fork()):
+        for number, file in enumerate(files, 1):
+            os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        os.environ |= environment
+        try:
+            print(eval(f"resolve({call})"), flush=True)
+        except UserError as error:
+            print(error, flush=True)
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+            os._exit(1)
+        os._exit(0)
+    print(os.waitpid(child, 0)[1], flush=True)
 """
+
+
+@pytest.fixture(scope="module")
+def forking() -> Iterator[subprocess.Popen[str]]:
     clean = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
-    settings = {"HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1", **environment}
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=REPOSITORY,
-        env={**clean, **settings},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("\n") == 1, done.stdout
-    return done.stdout.strip(), done.stderr
+    command = [sys.executable, "-c", FORKING]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=REPOSITORY, env=clean, text=True, **pipes) as process:
+        yield process
+        process.stdin.close()
+
+
+@pytest.fixture
+def listen(forking: subprocess.Popen[str], tmp_path_factory: pytest.TempPathFactory) -> Listen:
+    """(folder or error message, what else a user saw) of a call of `resolve`, in a fresh process."""
+    folder = tmp_path_factory.mktemp("heard")
+
+    def heard(call: str, cache: Path, **environment: str) -> tuple[str, str]:
+        settings = {"HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1", **environment}
+        files = [folder / "stdout", folder / "stderr"]
+        assert forking.stdin and forking.stdout
+        forking.stdin.write(json.dumps([call, settings, [str(file) for file in files]]) + "\n")
+        forking.stdin.flush()
+        status = forking.stdout.readline()
+        said, errors = (file.read_text(encoding="utf-8") for file in files)
+        assert status == "0\n", errors
+        assert said.count("\n") == 1, said
+        return said.strip(), errors
+
+    return heard
+
+
+@pytest.fixture
+def resolved(listen: Listen) -> Callable[..., str]:
+    """Folder or error message."""
+    return lambda *call, **environment: listen(*call, **environment)[0]
 
 
 @pytest.mark.parametrize(
@@ -93,46 +126,48 @@ except UserError as error:
         ("'house/heads', key='method.checkpoint'", {"medusa_lm_head.pt"}),
     ],
 )
-def test_a_snapshot_holds_what_is_needed_and_no_more(hub: Any, call: str, weights: set[str], tmp_path: Path) -> None:
-    folder = Path(resolve_in_a_fresh_process(call, tmp_path, HF_ENDPOINT=hub.address))
+def test_a_snapshot_holds_what_is_needed_and_no_more(
+    resolved: Callable[..., str], hub: Any, call: str, weights: set[str], tmp_path: Path
+) -> None:
+    folder = Path(resolved(call, tmp_path, HF_ENDPOINT=hub.address))
     assert {file.name for file in folder.iterdir()} == {*TEXT[:3], *weights}
     files = sorted(name for name in hub.fetched if name != "listing")
     assert files == sorted({*TEXT[:3], *weights}), "each file is downloaded once"
     assert str(hub_name(folder)).endswith(f"@{COMMIT}")
 
 
-def test_a_snapshot_in_the_cache_needs_no_hub(hub: Any, tmp_path: Path) -> None:
-    first = resolve_in_a_fresh_process("'house/bin'", tmp_path, HF_ENDPOINT=hub.address)
-    assert resolve_in_a_fresh_process("'house/bin'", tmp_path, HF_HUB_OFFLINE="1") == first
-    assert resolve_in_a_fresh_process("'house/bin'", tmp_path, HF_ENDPOINT=CLOSED_PORT) == first
+def test_a_snapshot_in_the_cache_needs_no_hub(resolved: Callable[..., str], hub: Any, tmp_path: Path) -> None:
+    first = resolved("'house/bin'", tmp_path, HF_ENDPOINT=hub.address)
+    assert resolved("'house/bin'", tmp_path, HF_HUB_OFFLINE="1") == first
+    assert resolved("'house/bin'", tmp_path, HF_ENDPOINT=CLOSED_PORT) == first
 
 
-def test_a_commit_in_the_cache_is_not_asked_for_again(hub: Any, tmp_path: Path) -> None:
+def test_a_commit_in_the_cache_is_not_asked_for_again(resolved: Callable[..., str], hub: Any, tmp_path: Path) -> None:
     call = f"'house/shards', '{COMMIT}'"
-    first = resolve_in_a_fresh_process(call, tmp_path, HF_ENDPOINT=hub.address)
+    first = resolved(call, tmp_path, HF_ENDPOINT=hub.address)
     asked = len(hub.fetched)
     for again in (call, f"'house/shards@{COMMIT}'"):
-        assert resolve_in_a_fresh_process(again, tmp_path, HF_ENDPOINT=hub.address) == first
+        assert resolved(again, tmp_path, HF_ENDPOINT=hub.address) == first
     assert len(hub.fetched) == asked
 
 
-def test_weights_that_are_not_in_the_cache_need_the_hub(hub: Any, tmp_path: Path) -> None:
-    resolve_in_a_fresh_process("'house/shards', weights=False", tmp_path, HF_ENDPOINT=hub.address)
-    message = resolve_in_a_fresh_process("'house/shards'", tmp_path, HF_ENDPOINT=CLOSED_PORT)
+def test_weights_that_are_not_in_the_cache_need_the_hub(resolved: Callable[..., str], hub: Any, tmp_path: Path) -> None:
+    resolved("'house/shards', weights=False", tmp_path, HF_ENDPOINT=hub.address)
+    message = resolved("'house/shards'", tmp_path, HF_ENDPOINT=CLOSED_PORT)
     assert "house/shards is not in the local cache, and the hub cannot be reached" in message
 
 
-def test_a_download_is_one_line_and_what_is_cached_none(hub: Any, tmp_path: Path) -> None:
-    heard = [resolve_and_listen("'house/shards'", tmp_path, HF_ENDPOINT=hub.address)[1] for _ in range(2)]
+def test_a_download_is_one_line_and_what_is_cached_none(listen: Listen, hub: Any, tmp_path: Path) -> None:
+    heard = [listen("'house/shards'", tmp_path, HF_ENDPOINT=hub.address)[1] for _ in range(2)]
     assert heard[0].startswith("house/shards: downloading ") and heard[0].count("\n") == 1
     assert heard[1] == ""
 
 
-def test_a_lora_is_to_be_merged_first(hub: Any, tmp_path: Path) -> None:
+def test_a_lora_is_to_be_merged_first(resolved: Callable[..., str], hub: Any, tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     with pytest.raises(UserError, match="merge it first"):
         resolve(str(tmp_path))
-    assert "merge it first" in resolve_in_a_fresh_process("'house/lora'", tmp_path, HF_ENDPOINT=hub.address)
+    assert "merge it first" in resolved("'house/lora'", tmp_path, HF_ENDPOINT=hub.address)
 
 
 def test_a_folder_has_no_name_on_the_hub(tmp_path: Path) -> None:
@@ -149,13 +184,15 @@ def test_a_folder_has_no_name_on_the_hub(tmp_path: Path) -> None:
         ("'house/unknown', key='method.checkpoint'", ["method.checkpoint=house/unknown", "method.checkpoint=/folder"]),
     ],
 )
-def test_what_the_hub_refuses_is_said(hub: Any, call: str, parts: list[str], tmp_path: Path) -> None:
-    message = resolve_in_a_fresh_process(call, tmp_path, HF_ENDPOINT=hub.address)
+def test_what_the_hub_refuses_is_said(
+    resolved: Callable[..., str], hub: Any, call: str, parts: list[str], tmp_path: Path
+) -> None:
+    message = resolved(call, tmp_path, HF_ENDPOINT=hub.address)
     assert all(part in message for part in [*parts, "config.json", "/folder"]), message
 
 
-def test_repository_without_a_config(hub: Any, tmp_path: Path) -> None:
-    message = resolve_in_a_fresh_process("'house/empty'", tmp_path, HF_ENDPOINT=hub.address)
+def test_repository_without_a_config(resolved: Callable[..., str], hub: Any, tmp_path: Path) -> None:
+    message = resolved("'house/empty'", tmp_path, HF_ENDPOINT=hub.address)
     assert "no config.json" in message and "model.path=/folder" in message
 
 
@@ -163,8 +200,8 @@ def test_repository_without_a_config(hub: Any, tmp_path: Path) -> None:
     "environment",
     [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": CLOSED_PORT}, {"HF_ENDPOINT": "http://no-such-hub.invalid"}],
 )
-def test_a_hub_out_of_reach(environment: dict[str, str], tmp_path: Path) -> None:
-    message = resolve_in_a_fresh_process("'house/both'", tmp_path, **environment)
+def test_a_hub_out_of_reach(resolved: Callable[..., str], environment: dict[str, str], tmp_path: Path) -> None:
+    message = resolved("'house/both'", tmp_path, **environment)
     parts = ["model.path=house/both", "hub cannot be reached", "config.json", "model.safetensors", "model.path=/folder"]
     assert all(part in message for part in parts), message
 
