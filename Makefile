@@ -25,7 +25,7 @@ endif
 WHEEL := $(if $(VENV),$(wildcard bench/assets/wheels/$(MODEL).txt))
 
 EXTRAS := .[dev,drive,gguf,serve]
-PYTEST := -m pytest -n auto --maxprocesses 4 --dist loadfile
+PYTEST := -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 OLDEST := .venv-oldest
 
 .PHONY: setup model bench report train experiment joey test test-all oldest lint clean

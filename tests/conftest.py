@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files near the root first: they try whole commands, and one begun last would keep a process busy alone."""
+    items.sort(key=lambda item: len(item.path.parts))
+
+
 @pytest.fixture
 def second(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     """A device that is not the CPU, see tests.second_device."""
