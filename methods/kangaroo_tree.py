@@ -3,6 +3,9 @@
 Liu et al. (arXiv 2404.18911) report tree decoding with ten nodes a level and eta = 0.4, and have published no code of
 it. Stopping rule, number of nodes and levels are our reading: a level is the last when the confidence of its best node,
 by itself, is below eta, so that with one node a level this is Kangaroo's chain.
+
+Unlike EAGLE-2's tree this one waits for the device at every level, as the rule asks for its confidence, and packs the
+nodes that are kept on the host, as the rows of the cache that stay are named there.
 """
 
 from __future__ import annotations

@@ -30,9 +30,9 @@ def prompt() -> list[int]:
     return ids
 
 
-def endings(make: Callable[[Llama], Any], new: int = 120) -> list[tuple[Llama, int]]:
+def endings(make: Callable[[Llama], Any], new: int = 120, dtype: str = "float32") -> list[tuple[Llama, int]]:
     """joey and a context: as it is, for `new` tokens at most; one that fills up; with an EOS that is drafted."""
-    model, size = load_model(ASSETS, device="cpu"), len(prompt())
+    model, size = load_model(ASSETS, device="cpu", dtype=dtype), len(prompt())
     found = Decoder(model, make(model)).generate(torch.tensor(prompt()), new)
     inside, place = [], 1
     for step in found.steps:
