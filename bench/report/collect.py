@@ -240,7 +240,8 @@ def shape(run: Run) -> tuple[str, tuple[str, ...]]:
         return f"tree of {number[1]}" if number else tree, ("method.tree", "method.nodes")
     if isinstance(nodes, int):
         nodes -= "width" in settings  # a beam's nodes are the rows of a pass, the pending token's included
-        return f"tree of up to {nodes}", ("method.tree", "method.nodes")
+        whose = "our reading, " if str(settings.get("_target_")).endswith(".KangarooTree") else ""
+        return f"{whose}tree of up to {nodes}", ("method.tree", "method.nodes")
     if isinstance(level := settings.get("level"), int) and "max_accept" in settings:
         return f"accepts {settings['max_accept'] or level - 1}", ("method.max_accept",)
     return "", ()

@@ -121,6 +121,10 @@ def test_what_a_step_verifies_is_part_of_every_label_and_other_settings_of_the_p
         ({"tree": "mc_sim_7b_63", "_target_": "methods.eagle.Eagle"}, "tree of 25"),
         ({"tree": "dynamic", "nodes": 60}, "dynamic tree of 59"),
         ({"width": 10, "nodes": 40}, "tree of up to 39"),
+        (
+            {"_target_": "methods.kangaroo_tree.KangarooTree", "width": 10, "nodes": 40},
+            "our reading, tree of up to 39",
+        ),
         ({"level": 5, "max_accept": None}, "accepts 4"),
         ({"gamma": 6}, ""),
     ],
