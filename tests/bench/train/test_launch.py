@@ -4,10 +4,12 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from bench.config import installed
 from bench.train.__main__ import compose, main, train
@@ -43,15 +45,27 @@ def held_out_loss(folder: Path) -> float:
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_with_twice_the_accumulation(overrides, tmp_path):
+@pytest.mark.parametrize(
+    ("method", "changes", "file"),
+    [
+        ("kangaroo", [], "pytorch_model.bin"),
+        ("eagle", ["train.noise=0"], "pytorch_model.bin"),  # noise and dropout are drawn by each process for itself
+        ("eagle3", ["train.unrolls=2"], "pytorch_model.bin"),
+        ("hydra", ["train.dropout=0"], "hydra_lm_head.pt"),
+        ("sps", ["train.hidden=32", "train.heads=2"], "model.safetensors"),
+    ],
+)
+def test_two_processes_train_as_one_with_twice_the_accumulation(overrides, tmp_path, method, changes, file):
     one, two = tmp_path / "one", tmp_path / "two"
+    overrides = [f"method={method}", *overrides, *changes]
     assert main([*overrides, "loop.accumulation=4", f"output={one}"]) == 0
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
     command = [*launcher, "-m", "bench.train", *overrides, "loop.accumulation=2", f"output={two}"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     subprocess.run(command, env=environment, check=True, capture_output=True)
     assert held_out_loss(two) == pytest.approx(held_out_loss(one), abs=1e-5)
-    weights = [torch.load(folder / "pytorch_model.bin", weights_only=True) for folder in (one, two)]
+    read = load_file if file.endswith("safetensors") else partial(torch.load, weights_only=True)
+    weights = [read(folder / file) for folder in (one, two)]
     for name, tensor in weights[0].items():
         # Adam turns the last bits of a gradient near zero into steps of up to the learning rate.
         torch.testing.assert_close(weights[1][name], tensor, atol=1e-4, rtol=1e-4)
