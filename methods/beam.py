@@ -73,19 +73,23 @@ class Beam:
 
     def rerank(self, nodes: int) -> tuple[Tensor, Tree, Tensor]:
         """The tree of the `nodes` best candidates of all: tokens [n], shape, and their numbers [n], ascending."""
-        tokens, parents, kept = self.chosen(nodes)
+        kept = self.kept(nodes)
+        tokens, parents = self.chosen(kept)
         return tokens, Tree.on_device(parents, self.levels), kept
 
-    def chosen(self, nodes: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The same candidates: tokens [n], the place of each one's parent among them (-1: pending), numbers [n].
+    def kept(self, nodes: int) -> Tensor:
+        """Numbers [n] of the `nodes` best candidates, ascending.
 
         A child never scores above its parent and comes after it, so with ties broken by number no parent is left out.
         """
-        kept = best(torch.cat(self._scores), min(nodes, self.size))[1].sort().values
-        place = torch.full((self.size + 1,), -1, device=kept.device)  # of a candidate in the tree; the last: pending
-        place[kept] = torch.arange(len(kept), device=kept.device)
-        parents = place[torch.cat(self._parents)[kept]]  # -1 reads the last place
-        return torch.cat(self._tokens)[kept], parents, kept
+        return best(torch.cat(self._scores), min(nodes, self.size))[1].sort().values
+
+    def chosen(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens [n] of candidates, in any order, and the place of each one's parent among them (-1: pending)."""
+        place = torch.full((self.size + 1,), -1, device=numbers.device)  # of a candidate in the tree; the last: pending
+        place[numbers] = torch.arange(len(numbers), device=numbers.device)
+        parents = place[torch.cat(self._parents)[numbers]]  # -1 reads the last place
+        return torch.cat(self._tokens)[numbers], parents
 
 
 def best(values: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -4,8 +4,8 @@ Liu et al. (arXiv 2404.18911) report tree decoding with ten nodes a level and et
 it. Stopping rule, number of nodes and levels are our reading: a level is the last when the confidence of its best node,
 by itself, is below eta, so that with one node a level this is Kangaroo's chain.
 
-Unlike EAGLE-2's tree this one waits for the device at every level, as the rule asks for its confidence, and packs the
-nodes that are kept on the host, as the rows of the cache that stay are named there.
+Unlike EAGLE-2's tree this one waits for the device at every level, as the rule asks for its confidence. The same read
+says how many of the nodes kept have been run: all that the host needs to know of the tree's shape.
 """
 
 from __future__ import annotations
@@ -76,61 +76,69 @@ class TreeDraft(SelfDraft):
 
     def __init__(self, method: KangarooTree, prefill: Prefill) -> None:
         super().__init__(method, prefill)
-        self.rows: list[int] = []  # of this draft's rows, those that the adapter has run; where, behind the pending one
+        self.rows = method.positions[:0]  # [1 + held] where the adapter has the draft's first rows, behind the base
 
     def propose(self, tokens: list[int], room: int) -> Draft:
         """Grow levels until the best node's confidence is below eta, or gamma of them, or the context is full."""
         method, base = self.method, len(tokens) - 1
         first, *level = self._behind_unseen(torch.full((1,), tokens[-1], device=self.target.device), base)
         beam = Beam(Level(*level))
-        exits, ran = [first], [beam.frontier[:0]]
+        exits, ran = [first], beam.frontier[:0]
         while True:
-            sure = beam.level.certainty[0].exp().item()
+            kept = beam.kept(method.nodes - 1)
+            rows = passes(kept, ran, beam.size)
+            held = (rows <= len(ran)).sum()
+            sure, count = torch.stack((beam.level.certainty[0].exp(), held.float())).tolist()  # the host waits
             if not sure >= method.eta or beam.levels == min(method.gamma, room):  # nor if it is no number
                 break
-            ran.append(beam.frontier)
-            positions = torch.full((len(ran[-1]),), base + beam.levels, device=first.device)
-            mask = torch.cat((beam.sees.new_ones(len(ran[-1]), base + 1), beam.sees), 1)
+            ran = torch.cat((ran, beam.frontier))
+            positions = torch.full((len(beam.frontier),), base + beam.levels, device=first.device)
+            mask = torch.cat((beam.sees.new_ones(len(beam.frontier), base + 1), beam.sees), 1)
             inputs, caches = (beam.level.tokens, beam.level.scores), (self.own, self.cache)
             states, *level = self.target.through(method.level, inputs, positions, caches, mask)
             exits.append(states)
             beam.grow(Level(*level))
         self.base = base
-        return self._packed(beam, torch.cat(exits), torch.cat(ran), base, math.isnan(sure))
+        rows, order = rows.sort(stable=True)
+        self.rows = torch.cat((rows.new_zeros(1), rows[: int(count)]))
+        return self._packed(beam, kept[order], torch.cat(exits), math.isnan(sure))
 
-    def _packed(self, beam: Beam, exits: Tensor, ran: Tensor, base: int, doubtful: bool) -> Draft:
-        """The best candidates, those that were run first: their rows of the first layers move together.
+    def _packed(self, beam: Beam, numbers: Tensor, exits: Tensor, doubtful: bool) -> Draft:
+        """Candidates [n], those that were run first: their rows of the first layers move together.
 
-        exits [1 + r, hidden]: states of the pending token and of the candidates `ran` [r]. The others, which have no
-        children, run the first layers now.
+        exits [1 + r, hidden]: states of the pending token and of all that were run. The other candidates, which have
+        no children, run the first layers now.
         """
-        device = exits.device
-        drafted, parents, kept = beam.chosen(self.method.nodes - 1)
-        read, count = torch.cat((kept, parents, ran)).tolist(), len(kept)  # at once: the host waits for a read
-        numbers, above, before = read[:count], read[count : 2 * count], read[2 * count :]
-        row = {number: place for place, number in enumerate(before, 1)}
-        held = sorted((place for place, number in enumerate(numbers) if number in row), key=lambda p: row[numbers[p]])
-        order = held + [place for place, number in enumerate(numbers) if number not in row]
-        new = {-1: -1, **{old: place for place, old in enumerate(order)}}
-        tree = Tree.build([new[above[place]] for place in order], device)
-        self.rows = [0, *(row[numbers[place]] for place in held)]
-        if self.method.exit_layer:
-            self.cache.keep(base, self.rows)
-        drafted = drafted[upload(order, device)]
-        states = [exits[upload(self.rows, device)]]
-        if late := len(order) - len(held):
+        method, base = self.method, self.base
+        drafted, parents = beam.chosen(numbers)
+        chain = method.width == 1
+        tree = Tree.chain(len(drafted), exits.device) if chain else Tree.on_device(parents, beam.levels)
+        if method.exit_layer:
+            self.cache.keep_rows(base, self.rows)
+        states = [exits[self.rows]]
+        if late := len(drafted) + 1 - len(self.rows):
             seen = tree.mask[-late:]
             mask = torch.cat((seen.new_ones(late, base), seen), 1)
             states.append(self._early(drafted[-late:], base + tree.depths[-late:], mask))
-        hidden = Resumed(torch.cat(states), self.method.exit_layer)
+        hidden = Resumed(torch.cat(states), method.exit_layer)
         return Draft(tokens=drafted, tree=tree, hidden=hidden, doubtful=doubtful)
 
     def observe(self, verification: Verification) -> None:
         """Keep the accepted rows that the adapter has run; note the accepted states that it has not."""
         (exits,) = verification.tapped
-        accepted = exits[upload(verification.path, self.target.device)]
-        known = [self.rows[place] for place in verification.path if place < len(self.rows)]
+        path = upload(verification.path, self.target.device)
+        known = sum(place < len(self.rows) for place in verification.path)  # a path ascends
         if known:  # else another method drafted
-            self.own.keep(self.base, known)
-        self._note(accepted[len(known) :])
-        self.rows = []
+            self.own.keep_rows(self.base, self.rows[path[:known]])
+        self._note(exits[path[known:]])
+        self.rows = self.rows[:0]
+
+
+def passes(kept: Tensor, ran: Tensor, size: int) -> Tensor:
+    """Candidates [n] of `size` -> the row of the draft's passes that each was run in, 1 + r for those that were not.
+
+    ran [r]: candidates in the order of the passes, of which the first row is the pending token's.
+    """
+    rows = torch.full((size,), len(ran) + 1, device=ran.device)
+    rows[ran] = torch.arange(1, len(ran) + 1, device=ran.device)
+    return rows[kept]

@@ -55,6 +55,12 @@ class KVCache:
                 self.storage[:, :, :, base + offset].copy_(self.storage[:, :, :, base + row])
         self.truncate(base + len(path))
 
+    def keep_rows(self, base: int, rows: Tensor) -> None:
+        """The same for rows [n] int64 that the device alone knows: they are read at once, so in any order."""
+        end = base + len(rows)
+        self.storage[:, :, :, base:end] = self.storage.index_select(3, base + rows)
+        self.truncate(end)
+
     def truncate(self, length: int) -> None:
         """Drop everything from slot `length` on, in every layer that has it."""
         self.lengths = [min(length, filled) for filled in self.lengths]

@@ -17,12 +17,16 @@ from methods.eagle3 import Eagle3
 from methods.engine.attention import kernels
 from methods.engine.fixed import FixedLlama
 from methods.engine.llama import Llama
+from methods.hydra import Hydra
 from methods.kangaroo import Kangaroo
+from methods.kangaroo_tree import KangarooTree
 from methods.lookahead import Lookahead
 from methods.medusa import Medusa
 from methods.vanilla import Vanilla
 from tests.methods.eagle3_reference import draft_config3, random_eagle3, with_vocabulary
 from tests.methods.eagle_reference import draft_config, random_eagle, write_draft
+from tests.methods.test_hydra import config_of, tensors_of
+from tests.methods.test_hydra import write as write_hydra
 from tests.methods.test_medusa import random_heads, write_heads
 from tests.methods.test_rest import rest, tokenizer_folder, write_datastore
 from tests.second_device import moved
@@ -44,9 +48,11 @@ def on_cuda(model: Llama) -> Llama:
     return moved(model, torch.device("cuda"))
 
 
-def kangaroo(model: Llama, folder: Path) -> Kangaroo:
+def kangaroo(model: Llama, folder: Path, *, width: int | None = None) -> Kangaroo:
+    """width: of the tree; None: the chain."""
     adapter_checkpoint(folder, hidden=model.config.hidden_size)
-    return Kangaroo(model, exit_layer=1, gamma=4, eta=0.02, checkpoint=str(folder), variant="kangaroo")
+    settings = {"exit_layer": 1, "gamma": 4, "eta": 0.02, "checkpoint": folder, "variant": "kangaroo"}
+    return Kangaroo(model, **settings) if width is None else KangarooTree(model, **settings, width=width, nodes=12)
 
 
 @pytest.mark.parametrize("engine", [Llama, FixedLlama])
@@ -64,12 +70,15 @@ def test_tokens_are_the_cpus(engine: type[Llama], tmp_path: Path) -> None:
     ids = list(range(0, gpu.config.vocab_size, 3))
     tensors = with_vocabulary(random_eagle3(gpu.config, len(ids)), ids, gpu.config.vocab_size)
     eagle3 = write_draft(tmp_path / "eagle3", tensors, draft_config3(gpu.config, len(ids)))
+    hydra = write_hydra(tmp_path / "hydra", tensors_of(gpu.config), config_of())
     methods = (
         Vanilla(gpu),
         Eagle(gpu, checkpoint=eagle, tree="mc_sim_7b_63"),
         Eagle2(gpu, checkpoint=eagle, tree="dynamic", top_k=10, depth=5, nodes=60),
         Eagle3(gpu, checkpoint=eagle3, tree="dynamic", top_k=10, depth=5, nodes=60),
+        Hydra(gpu, checkpoint=hydra, tree="mc_sim_7b_63"),
         kangaroo(gpu, tmp_path / "adapter"),
+        kangaroo(gpu, tmp_path / "adapter", width=3),
         Medusa(gpu, checkpoint=str(folder), heads=2, tree=tree, nodes=5, calibration=None),
         Lookahead(gpu, window=3, level=3, guesses=3, max_accept=None, seed=0),
         rest(gpu, datastore, tokenizer),

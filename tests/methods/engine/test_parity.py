@@ -132,12 +132,16 @@ def test_sequences_side_by_side_equal_each_alone(pair: Pair) -> None:
         assert difference(part, pair.truth(sequence)) <= TOLERANCE
 
 
+@pytest.mark.parametrize("on_device", [False, True])
 @pytest.mark.parametrize("path", [[0], [0, 1, 2, 5], [0, 1, 3, 6, 8], [0, 9, 10]])
-def test_kept_path_continues_as_a_fresh_prefill(pair: Pair, path: list[int]) -> None:
+def test_kept_path_continues_as_a_fresh_prefill(pair: Pair, path: list[int], on_device: bool) -> None:
     past = 20
     cache = pair.engine.new_cache(past + len(PARENTS) + 1)
     tokens, _ = verify_tree(pair, past, cache)
-    cache.keep(past, path)
+    if on_device:
+        cache.keep_rows(past, torch.tensor(path))
+    else:
+        cache.keep(past, path)
     assert cache.lengths == [past + len(path)] * 4
     after = torch.cat((pair.tokens[:past], tokens[path], pair.tokens[-3:]))
     found = logits(pair.engine, after[-3:], cache, len(after) - 3)
