@@ -174,15 +174,18 @@ def _taps(file: Path, raw: dict[str, Any], layers: int) -> tuple[int, ...]:
     return taps
 
 
-def read_weights(folder: Path, shape: Shape, target: Llama) -> tuple[Eagle3Weights, Tensor | None, Tensor | None]:
+def read_weights(
+    folder: Path, shape: Shape, target: Llama, dtype: torch.dtype | None = None
+) -> tuple[Eagle3Weights, Tensor | None, Tensor | None]:
     """Weights, vocabulary [draft vocab] (None: the target's own) and embedding (None: the target's own).
 
-    A draft that has all of the target's tokens has them in the target's order, and its offsets are not read. An
-    embedding in the file counts if it differs from the target's. Raises UserError for tensors that are missing, too
-    many or of another shape.
+    dtype: of the weights; None: the target's. A draft that has all of the target's tokens has them in the target's
+    order, and its offsets are not read. An embedding in the file counts if it differs from the target's. Raises
+    UserError for tensors that are missing, too many or of another shape.
     """
     found, size, hidden = tensor_shapes(folder), target.config.vocab_size, shape.layer.hidden_size
-    weights = empty_weights(shape, target.dtype, target.device)
+    dtype = target.dtype if dtype is None else dtype
+    weights = empty_weights(shape, dtype, target.device)
     slots = published(shape, weights, SPECULATORS if any(name.startswith(SPECULATORS) for name in found) else AUTHORS)
     shapes = {name: tuple(slot.shape) for name, slot in slots.items()}
     beside = {OFFSETS: (shape.draft_vocab,), KEPT: (size,), EMBEDDING: (size, hidden)}
@@ -193,10 +196,11 @@ def read_weights(folder: Path, shape: Shape, target: Llama) -> tuple[Eagle3Weigh
     if hidden != shape.width and EMBEDDING not in found:
         sizes = f"hidden size {hidden} beside a target's {shape.width}"
         raise UserError(f"method.checkpoint={folder}: a draft model of {sizes} needs {EMBEDDING}")
-    tensors = read_tensors(folder, shapes, device=target.device, dtype=target.dtype, only=wanted)
+    tensors = read_tensors(folder, shapes, device=target.device, dtype=dtype, only=wanted)
     embedding = tensors.pop(EMBEDDING, None)
     for name, tensor in tensors.items():
         slots[name].copy_(tensor)
     vocabulary = read_vocabulary(folder, target) if shape.draft_vocab < size else None
-    same = embedding is not None and hidden == shape.width and torch.equal(embedding, target.weights.embedding)
+    own = target.weights.embedding
+    same = embedding is not None and hidden == shape.width and torch.equal(embedding.to(own.dtype), own)
     return weights, vocabulary, None if same else embedding

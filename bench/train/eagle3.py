@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bench.binder import file_hashes
 from bench.files import replace_tensors, replace_text
 from bench.train import loop
 from bench.train.eagle import initialise, layer_config
@@ -24,7 +25,7 @@ from bench.train.packing import Row
 from bench.train.source import DataSource, ModelSource, frequent
 from methods.draft_vocabulary import OFFSETS, offsets
 from methods.eagle3 import Eagle3Model
-from methods.eagle3_formats import KEPT, Shape, default_taps, empty_weights, published
+from methods.eagle3_formats import KEPT, Shape, default_taps, empty_weights, published, read_shape, read_weights
 from methods.engine.attention import Mask
 from methods.engine.config import published_config
 from methods.engine.kv_cache import KVCache
@@ -154,6 +155,24 @@ def build_draft(target: Llama, vocabulary: Tensor | None, seed: int) -> Eagle3Mo
     return Eagle3Model(target, shape, weights, vocabulary)
 
 
+def trained_draft(folder: Path, target: Llama, draft_vocab: int | None) -> Eagle3Model:
+    """A draft model to go on from, in float32, with the vocabulary that it has.
+
+    Raises UserError for one that does not fit, or that `write` could not write.
+    """
+    if not (folder / "config.json").is_file():
+        raise UserError(f"train.start_from={folder}: holds no draft model (config.json)")
+    shape = read_shape(folder, target)
+    weights, vocabulary, embedding = read_weights(folder, shape, target, torch.float32)
+    width, taps = target.config.hidden_size, default_taps(target.config.num_layers)
+    ours = Shape(layer=shape.layer, width=width, taps=taps, draft_vocab=shape.draft_vocab)
+    if shape != ours or embedding is not None:
+        raise UserError(f"train.start_from={folder}: is not as the authors' draft models are, and could not be written")
+    if draft_vocab not in (None, shape.draft_vocab):
+        raise UserError(f"train.draft_vocab={draft_vocab}: the head in train.start_from has {shape.draft_vocab} tokens")
+    return Eagle3Model(target, shape, weights, vocabulary)
+
+
 def write(folder: Path, draft: Eagle3Model, dtype: torch.dtype) -> None:
     """config.json and pytorch_model.bin as the authors publish them."""
     config = published_config(replace(draft.config, dtype=str(dtype).removeprefix("torch.")))
@@ -178,6 +197,7 @@ def train(
     save_dtype: str,
     seed: int,
     resume: bool,
+    start_from: str | None = None,
 ) -> list[loop.Point]:
     """Train a draft model and write it to `output`. Raises UserError for settings or data that do not fit."""
     if unrolls < 1:
@@ -186,7 +206,11 @@ def train(
     source = ModelSource.load(model, accelerate.device)
     dtype = loop.saved_dtype(save_dtype, source.target.config.dtype)
     examples = DataSource(**data).load(source, loop_settings.length, seed, accelerate.print)
-    draft = build_draft(source.target, frequent(examples, draft_vocab, source.target), seed)
+    begun = None if start_from is None else Path(start_from).expanduser()
+    if begun is None:
+        draft = build_draft(source.target, frequent(examples, draft_vocab, source.target), seed)
+    else:
+        draft = trained_draft(begun, source.target, draft_vocab)
     job = loop.Job(
         title=f"EAGLE-3 draft model for {source.name}",
         module=Unrolled(draft, unrolls=unrolls, chunk=loop_settings.chunk),
@@ -196,6 +220,7 @@ def train(
             "unrolls": unrolls,
             "draft_vocab": draft_vocab,
             "target": source.fingerprint(),
+            **({} if begun is None else {"start_from": file_hashes(begun)}),
         },
         output=Path(output),
     )

@@ -1,13 +1,14 @@
 """Training a drafter for methods.sps: a small Llama with the target's tokenizer learns to say what the target would.
 
-Distillation as in DistillSpec (Zhou et al., arXiv 2310.08461): the cross-entropy to the target's whole distribution at
-the assistant's tokens, which is what acceptance asks for and tells more a token than the token itself.
+From the text, as vicuna-68m was made of llama-68m by tuning it on ShareGPT. Or by distillation, as in DistillSpec (Zhou
+et al., arXiv 2310.08461): the cross-entropy to the target's whole distribution at the assistant's tokens, which is what
+acceptance asks for and tells more a token than the token itself.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +16,59 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from bench.binder import file_hashes
 from bench.files import replace_file, replace_text
+from bench.places import locate
 from bench.train import loop
 from bench.train.loss import Sums, as_is, cross_entropy
 from bench.train.packing import Row
 from bench.train.source import DataSource, ModelSource
-from methods.engine.checkpoint import empty_weights, published_weights, randomise
+from methods.engine.checkpoint import empty_weights, load_model, published_weights, randomise, resolve
 from methods.engine.config import published_config
 from methods.engine.llama import Llama, ModelConfig
-from methods.errors import UserError
+from methods.errors import UserError, nearest
 
-FEED_FORWARD = 3  # width of the SwiGLU blocks, in widths of the model
+LESSONS = ("text", "distribution")
 
 
-class Distillation(nn.Module):
-    """A drafter beside a frozen target: a Row in, the soft-target cross-entropy out."""
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """Shape of a fresh drafter. Raises UserError for one that cannot be.
 
-    def __init__(self, target: Llama, drafter: Llama, *, chunk: int) -> None:
+    feed_forward: width of the SwiGLU blocks, in widths of the model. tied: the head is the embedding.
+    """
+
+    hidden: int
+    layers: int
+    heads: int
+    feed_forward: int
+    tied: bool
+
+    def __post_init__(self) -> None:
+        for name in ("hidden", "layers", "heads", "feed_forward"):
+            if getattr(self, name) < 1:
+                raise UserError(f"train.{name}={getattr(self, name)}: must be at least 1")
+        if self.hidden % (2 * self.heads):
+            raise UserError(f"train.heads={self.heads}: twice their number must divide train.hidden={self.hidden}")
+
+    def identity(self) -> dict[str, Any]:
+        """Drafters were recorded before there was a choice of the last two: what they all had is not named."""
+        named = asdict(self)
+        for name, once in (("feed_forward", 3), ("tied", True)):
+            if named[name] == once:
+                del named[name]
+        return named
+
+
+class Lesson(nn.Module):
+    """A drafter beside a frozen target: a Row in, the cross-entropy to the text or to the target's distribution out.
+
+    The target runs for either, as agreement is counted with it.
+    """
+
+    def __init__(self, target: Llama, drafter: Llama, *, learns: str, chunk: int) -> None:
         super().__init__()
-        self.target, self.drafter, self.chunk = target, drafter, chunk
+        self.target, self.drafter, self.learns, self.chunk = target, drafter, learns, chunk
         self.weights = loop.parameters(drafter.weights, *drafter.weights.layers)
 
     def forward(self, row: Row) -> Sums:
@@ -43,32 +78,28 @@ class Distillation(nn.Module):
             wanted = target.norm(self._states(target, row)[chosen])
         drafted = drafter.norm(self._states(drafter, row)[chosen])
         heads = drafter.weights.lm_head.weight, target.weights.lm_head.weight
-        return cross_entropy(drafted, heads[0], wanted, heads[1], chunk=self.chunk)
+        labels = row.tokens[chosen + 1] if self.learns == "text" else None
+        return cross_entropy(drafted, heads[0], wanted, heads[1], labels=labels, chunk=self.chunk)
 
     @staticmethod
     def _states(model: Llama, row: Row) -> Tensor:
         return model.run(model.embed(row.tokens), row.positions, None, slice(0, None), row.lengths)
 
 
-def build_drafter(target: Llama, *, hidden: int, layers: int, heads: int, seed: int) -> Llama:
-    """A tied Llama of random weights in float32. Raises UserError for a shape that cannot be."""
-    for name, value in (("hidden", hidden), ("layers", layers), ("heads", heads)):
-        if value < 1:
-            raise UserError(f"train.{name}={value}: must be at least 1")
-    if hidden % (2 * heads):
-        raise UserError(f"train.heads={heads}: twice their number must divide train.hidden={hidden}")
+def build_drafter(target: Llama, form: Form, seed: int) -> Llama:
+    """A Llama of random weights in float32."""
     config = ModelConfig(
         architecture="LlamaForCausalLM",
         vocab_size=target.config.vocab_size,
-        hidden_size=hidden,
-        intermediate_size=FEED_FORWARD * hidden,
-        num_layers=layers,
-        num_heads=heads,
-        num_kv_heads=heads,
-        head_dim=hidden // heads,
+        hidden_size=form.hidden,
+        intermediate_size=form.feed_forward * form.hidden,
+        num_layers=form.layers,
+        num_heads=form.heads,
+        num_kv_heads=form.heads,
+        head_dim=form.hidden // form.heads,
         norm_eps=target.config.norm_eps,
         context=target.config.context,
-        tied=True,
+        tied=form.tied,
         eos_token_ids=target.config.eos_token_ids,
     )
     drawn = empty_weights(config, torch.float32, torch.device("cpu"))  # a seed means the same on every device
@@ -77,6 +108,17 @@ def build_drafter(target: Llama, *, hidden: int, layers: int, heads: int, seed: 
     for tensor, values in zip(weights.tensors(), drawn.tensors(), strict=True):
         tensor.copy_(values)
     return Llama(config, weights)
+
+
+def trained_drafter(folder: Path, target: Llama, length: int) -> Llama:
+    """A model to go on from, in float32. Raises UserError for one that does not fit the target or rows of `length`."""
+    drafter = load_model(folder, dtype="float32", device=target.device)
+    sizes = drafter.config.vocab_size, target.config.vocab_size
+    if sizes[0] != sizes[1]:
+        raise UserError(f"train.start_from={folder}: has {sizes[0]} tokens, the target {sizes[1]}")
+    if length > drafter.config.context:
+        raise UserError(f"loop.length={length}: train.start_from has a context of {drafter.config.context} tokens")
+    return drafter
 
 
 def write(folder: Path, drafter: Llama, tokenizer: Any, dtype: torch.dtype) -> None:
@@ -93,29 +135,43 @@ def train(
     model: dict[str, Any],
     data: dict[str, Any],
     loop_settings: loop.Settings,
+    learns: str,
     hidden: int,
     layers: int,
     heads: int,
+    feed_forward: int,
+    tied: bool,
+    start_from: str | None,
     output: str,
     save_dtype: str,
     seed: int,
     resume: bool,
 ) -> list[loop.Point]:
     """Train a drafter for a model and write it to `output`. Raises UserError for settings or data that do not fit."""
+    if learns not in LESSONS:
+        raise UserError(f"train.learns={learns} is unknown; {nearest(learns, LESSONS)}")
+    form = Form(hidden=hidden, layers=layers, heads=heads, feed_forward=feed_forward, tied=tied)
     accelerate = loop.accelerator(loop_settings.mixed_precision, model.get("device", "auto"))
     source = ModelSource.load(model, accelerate.device)
-    drafter = build_drafter(source.target, hidden=hidden, layers=layers, heads=heads, seed=seed)
+    begun = None if start_from is None else resolve(locate(start_from), key="train.start_from")
+    if begun is None:
+        drafter = build_drafter(source.target, form, seed)
+        origin = form.identity()
+    else:
+        drafter, origin = (
+            trained_drafter(begun, source.target, loop_settings.length),
+            {"start_from": file_hashes(begun)},
+        )
     dtype = loop.saved_dtype(save_dtype, source.target.config.dtype)
     examples = DataSource(**data).load(source, loop_settings.length, seed, accelerate.print)
     job = loop.Job(
-        title=f"Drafter for {source.name}, {layers} layers {hidden} wide",
-        module=Distillation(source.target, drafter, chunk=loop_settings.chunk),
+        title=f"Drafter for {source.name}, {drafter.config.num_layers} layers {drafter.config.hidden_size} wide",
+        module=Lesson(source.target, drafter, learns=learns, chunk=loop_settings.chunk),
         write=lambda folder: write(folder, drafter, source.tokenizer, dtype),
         identity={
             "method": "sps",
-            "hidden": hidden,
-            "layers": layers,
-            "heads": heads,
+            **origin,
+            **({} if learns == "distribution" else {"learns": learns}),  # there was nothing else once
             "target": source.fingerprint(),
         },
         output=Path(output),

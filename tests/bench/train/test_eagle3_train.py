@@ -145,6 +145,32 @@ def test_an_interrupted_run_ends_with_the_same_weights(
     assert kept[0]["fc.weight"].dtype == torch.bfloat16
 
 
+def test_a_draft_model_goes_on_from_another_with_its_vocabulary(world: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    eagle3.train(**arguments(world, first, draft_vocab=40, loop_settings=settings(epochs=1)))
+    changes = {"start_from": str(first), "unrolls": 5, "loop_settings": settings(epochs=1, lr=1e-12)}
+    other = {"path": str(world / "data.json"), "limit": 20, "held_out": 2}  # its most frequent tokens are others
+    eagle3.train(**arguments(world, second, **changes, data=other))
+    before, after = (torch.load(folder / "pytorch_model.bin") for folder in (first, second))
+    assert before.keys() == after.keys()
+    assert all(torch.allclose(before[name], tensor, atol=1e-6) for name, tensor in after.items())
+    summary = json.loads((second / "training.json").read_text())
+    assert summary["identity"]["start_from"].keys() == {"config.json", "pytorch_model.bin", "training.json"}
+
+
+def test_a_beginning_that_does_not_fit_is_one_line(world: Path, tmp_path: Path) -> None:
+    first, out = tmp_path / "first", tmp_path / "out"
+    eagle3.train(**arguments(world, first, draft_vocab=40, loop_settings=settings(epochs=1)))
+    with pytest.raises(UserError, match=r"^train.draft_vocab=41: the head in train.start_from has 40 tokens$"):
+        eagle3.train(**arguments(world, out, start_from=str(first), draft_vocab=41))
+    with pytest.raises(UserError, match=r"^train.start_from=.*none: holds no draft model \(config.json\)$"):
+        eagle3.train(**arguments(world, out, start_from=str(tmp_path / "none")))
+    config = json.loads((first / "config.json").read_text())
+    (first / "config.json").write_text(json.dumps({**config, "norm_before_residual": True}))
+    with pytest.raises(UserError, match=r"^train.start_from=.*first: is not as the authors' draft models are"):
+        eagle3.train(**arguments(world, out, start_from=str(first)))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -19,7 +19,7 @@ from tests.second_device import Strayed, register, waits
 register()  # at collection: autograd counts the devices at a process's first backward
 STEP = Run.train_step
 FEATURES = {"bias": True, "feature": 1.0, "token": 0.1, "noise": 0.2}
-SHAPE = {"hidden": 16, "layers": 2, "heads": 2}
+SHAPE = {"hidden": 16, "layers": 2, "heads": 2, "feed_forward": 4, "tied": False}
 TRAININGS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "kangaroo": (kangaroo.train, {"variant": "kangaroo", "exit_layer": 1, "draft_vocab": None}),
     "kangaroo_head": (kangaroo.train, {"variant": "kangaroo_head", "exit_layer": 1, "draft_vocab": 20}),
@@ -33,7 +33,7 @@ TRAININGS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "eagle": (eagle.train, FEATURES | {"noise": 0.0}),
     "eagle_noise": (eagle.train, FEATURES),
     "eagle3": (eagle3.train, {"unrolls": 3, "draft_vocab": 40}),
-    "sps": (sps.train, SHAPE),
+    "sps": (sps.train, {**SHAPE, "learns": "text", "start_from": None}),
 }
 
 
