@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from bench.files import replace_tensors, replace_text
 from bench.train import loop
-from bench.train.loss import Sums, as_is, cross_entropy
+from bench.train.loss import Sums, Target, as_is, cross_entropy
 from bench.train.packing import Row
 from bench.train.source import DataSource, ModelSource
 from methods.eagle import EagleModel
@@ -72,7 +72,7 @@ class FeatureTraining(nn.Module):
         # The last pair of the row lacks its token; it is no one's input, so any will do.
         outputs = self.draft.run(row.tokens.roll(-1), inputs, Rows(row.positions, sees=row.lengths))[wanted - 1]
         head = target.weights.lm_head.weight
-        sums = cross_entropy(outputs, head, features[wanted], head, chunk=self.chunk)
+        sums = cross_entropy(outputs, head, Target(features[wanted], head), chunk=self.chunk)
         distance = F.smooth_l1_loss(outputs.float(), features[wanted].float(), reduction="none").mean(-1).sum()
         return replace(sums, loss=objective.token * sums.loss + objective.feature * distance)
 

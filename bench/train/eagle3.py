@@ -20,7 +20,7 @@ from bench.binder import file_hashes
 from bench.files import replace_tensors, replace_text
 from bench.train import loop
 from bench.train.eagle import initialise, layer_config
-from bench.train.loss import Sums, as_is, cross_entropy
+from bench.train.loss import Sums, Target, as_is, cross_entropy
 from bench.train.packing import Row
 from bench.train.source import DataSource, ModelSource, frequent
 from methods.draft_vocabulary import OFFSETS, offsets
@@ -93,13 +93,13 @@ class Unrolled(nn.Module):
         over the draft vocabulary, where its best is in it. Agreement and overlap: mean over the steps.
         """
         tapped, final = self.states(row)
-        head, parts = self.target.weights.lm_head.weight, []
+        known, parts = row.predicting(), []
+        target = Target(final[known], self.target.weights.lm_head.weight, self.draft.vocabulary).kept(self.chunk)
         for step, (rows, outputs) in enumerate(self.outputs(row, tapped)):
             at = places(row, step)
             drafted = self.draft.head_input(outputs[torch.searchsorted(rows, at)])
-            wanted, vocabulary = final[at + 1 + step], self.draft.vocabulary
-            own = self.draft.weights.lm_head.weight
-            sums = cross_entropy(drafted, own, wanted, head, vocabulary=vocabulary, chunk=self.chunk)
+            says = target.at(torch.searchsorted(known, at + 1 + step))
+            sums = cross_entropy(drafted, self.draft.weights.lm_head.weight, says, chunk=self.chunk)
             parts.append(replace(sums, loss=DISCOUNT**step * sums.loss))
         total = Sums(*(torch.stack(values).sum() for values in zip(*(vars(p).values() for p in parts), strict=True)))
         count = len(parts)

@@ -16,7 +16,7 @@ from torch import nn
 
 from bench.files import replace_tensors, replace_text
 from bench.train import loop
-from bench.train.loss import Sums, as_is, cross_entropy
+from bench.train.loss import Sums, Target, as_is, cross_entropy
 from bench.train.medusa import places
 from bench.train.packing import Row
 from bench.train.source import DataSource, ModelSource
@@ -60,8 +60,9 @@ class GroundedTraining(nn.Module):
             # The bias as one more input: the loss knows linears without one.
             wide = torch.cat((read, read.new_ones(len(read), 1)), 1)
             linear = torch.cat((head.lm_head.weight, head.lm_bias[:, None]), 1)
-            wanted = features[place.wanted - 1]  # the state from which the target itself predicts that token
-            parts.append(cross_entropy(wide, linear, wanted, target.weights.lm_head.weight, chunk=self.chunk))
+            # by the state from which the target itself predicts that token
+            says = Target(features[place.wanted - 1], target.weights.lm_head.weight)
+            parts.append(cross_entropy(wide, linear, says, chunk=self.chunk))
         means = Sums(*(torch.stack([vars(sums)[name] for sums in parts]).mean(0) for name in vars(parts[0])))
         return replace(means, loss=len(parts) * means.loss)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bench.binder import file_hashes
 from bench.files import replace_tensors, replace_text
 from bench.train import loop
-from bench.train.loss import Sums, as_is, cross_entropy
+from bench.train.loss import Sums, Target, as_is, cross_entropy
 from bench.train.packing import Row
 from bench.train.source import DataSource, ModelSource, frequent
 from bench.train.states import KeptStates
@@ -58,8 +58,8 @@ class Distillation(nn.Module):
         exits, final = self.states(row) if self.kept is None else self.kept.of(row, self.states)
         drafted = self.adapter(exits.float(), target.rope, Rows(row.positions, sees=row.lengths))[chosen]
         own = head if self.adapter.lm_head is None else self.adapter.lm_head
-        wanted = final[chosen].to(target.dtype)
-        return cross_entropy(drafted, own, wanted, head, vocabulary=self.adapter.vocabulary, chunk=self.chunk)
+        says = Target(final[chosen].to(target.dtype), head, self.adapter.vocabulary)
+        return cross_entropy(drafted, own, says, chunk=self.chunk)
 
     def states(self, row: Row) -> tuple[Tensor, Tensor]:
         """What the target has at the exit layer, and after its final norm: [n, hidden] each."""

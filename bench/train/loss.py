@@ -35,80 +35,114 @@ class Sums:
         return torch.stack([t.detach().double() for t in vars(self).values()])
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What the target says at n positions, of the tokens that the draft has."""
+
+    chances: Tensor  # [n, draft vocab] float32; where the draft has a part of the tokens they sum to less than 1
+    top: Tensor  # [n] place of the target's best among the draft's tokens; -1: it is not one of them
+    whole: bool  # the draft has all of the target's tokens
+
+    def at(self, rows: slice | Tensor) -> Wanted:
+        """The same of some positions."""
+        return Wanted(self.chances[rows], self.top[rows], self.whole)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where `Wanted` comes from: states [n, hidden] (normalised), head [vocab, hidden], and the draft's tokens.
+
+    vocabulary [draft vocab] int64: the target's id of each of them; None: the two are alike.
+    """
+
+    states: Tensor
+    head: Tensor
+    vocabulary: Tensor | None = None
+
+    def at(self, rows: slice) -> Wanted:
+        """Computed at every call, so that nothing is held but these rows."""
+        with as_is(self.head.dtype, self.states.device):
+            chances = F.linear(self.states[rows], self.head).float().softmax(-1)
+        top = chances.argmax(-1)
+        if self.vocabulary is None:
+            return Wanted(chances, top, True)
+        return Wanted(chances[:, self.vocabulary], self.places(top), False)
+
+    def places(self, tokens: Tensor) -> Tensor:
+        """Tokens [n] of the target -> their places among the draft's, -1 for those that it has not."""
+        if self.vocabulary is None:
+            return tokens
+        places = self.vocabulary.new_full((len(self.head),), -1)
+        places[self.vocabulary] = torch.arange(len(self.vocabulary), device=places.device)
+        return places[tokens]
+
+    @torch.no_grad()
+    def kept(self, chunk: int) -> Wanted:
+        """Of all positions at once, for a loss that comes to each several times; of the draft's tokens alone."""
+        parts = [self.at(slice(start, start + chunk)) for start in range(0, len(self.states), chunk)]
+        if not parts:
+            return self.at(slice(0, 0))
+        return Wanted(torch.cat([p.chances for p in parts]), torch.cat([p.top for p in parts]), parts[0].whole)
+
+
 def cross_entropy(
     states: Tensor,
     head: Tensor,
-    target_states: Tensor,
-    target_head: Tensor,
+    target: Target | Wanted,
     *,
     labels: Tensor | None = None,
-    vocabulary: Tensor | None = None,
     chunk: int,
 ) -> Sums:
     """Cross-entropy of softmax(states @ head.T) against the target's distribution, or against labels.
 
-    states, target_states [n, hidden] (normalised, ready for the head); head [draft vocab, hidden]; target_head [vocab,
-    hidden]; labels [n] int64 or None: the loss is -sum p log q with p = softmax(target_states @ target_head.T).
-    vocabulary [draft vocab] int64: the target's id of each row of head; None: the two are alike. Then p is renormalised
-    over it, and the loss is 0 where the label, or the target's top token, is not in it (EAGLE-3's training, Li et al.,
-    arXiv 2503.01840). Gradients flow to states and head where they require them, never to the target. At most `chunk`
-    rows of logits exist at a time.
+    states [n, hidden] (normalised, ready for the head); head [draft vocab, hidden]; labels [n] int64, places among the
+    draft's tokens, or None: the loss is -sum p log q with the target's p. Where the draft has a part of the target's
+    tokens, p is renormalised over it, and the loss is 0 where the label, or the target's top token, is not in it
+    (EAGLE-3's training, Li et al., arXiv 2503.01840). Gradients flow to states and head where they require them, never
+    to the target. At most `chunk` rows of logits exist at a time.
     """
     if not torch.is_grad_enabled():
         states, head = states.detach(), head.detach()  # else the function below would compute gradients for nobody
-    loss, counts = _ChunkedCrossEntropy.apply(states, head, target_states, target_head, labels, vocabulary, chunk)
+    loss, counts = _ChunkedCrossEntropy.apply(states, head, target, labels, chunk)
     return Sums(loss, counts[0], counts[1], torch.tensor(float(len(states)), device=states.device))
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        states: Tensor,
-        head: Tensor,
-        target_states: Tensor,
-        target_head: Tensor,
-        labels: Tensor | None,
-        vocabulary: Tensor | None,
-        chunk: int,
+        ctx: Any, states: Tensor, head: Tensor, target: Target | Wanted, labels: Tensor | None, chunk: int
     ) -> tuple[Tensor, Tensor]:
         states_grad = torch.empty_like(states) if ctx.needs_input_grad[0] else None
         head_grad = torch.zeros_like(head) if ctx.needs_input_grad[1] else None
         loss = torch.zeros((), device=states.device)
         counts = torch.zeros(2, device=states.device)
-        row_of = None if vocabulary is None else _rows_of(vocabulary, len(target_head))
         for start in range(0, len(states), chunk):
             rows = slice(start, start + chunk)
-            with as_is(target_head.dtype, states.device):
-                wanted = F.linear(target_states[rows], target_head).float().softmax(-1)
-            top, label = wanted.argmax(-1), None if labels is None else labels[rows]
-            known = mass = torch.ones_like(
-                wanted[:, :1]
-            )  # whether a loss is taken; the target's share of the vocabulary
-            if row_of is not None:
-                top, label = row_of[top], None if label is None else row_of[label]
-                known = ((top if label is None else label) >= 0)[:, None].float()
-                wanted = wanted[:, vocabulary]
-                mass = wanted.sum(-1, keepdim=True)
+            wanted = target.at(rows)
+            chances, top = wanted.chances, wanted.top
+            label = None if labels is None else labels[rows]
             with as_is(head.dtype, states.device):
                 logits = F.linear(states[rows].to(head.dtype), head).float()
             log_total = logits.logsumexp(-1, keepdim=True)
             counts[0] += (logits.argmax(-1) == top).sum()
+            # whether a loss is taken, and the share of the target's distribution that the draft's tokens have
+            known = ((top if label is None else label) >= 0)[:, None].float()
+            mass = known.new_ones(known.shape) if wanted.whole else chances.sum(-1, keepdim=True)
             if label is None:
-                said = torch.linalg.vecdot(wanted, logits)[:, None] / mass
+                said = torch.linalg.vecdot(chances, logits)[:, None] / mass
             else:
                 label = label.clamp(min=0)[:, None]
                 said = logits.gather(1, label)
             loss += ((log_total - said) * known).sum()
             drafted = logits.sub_(log_total).exp_()
-            counts[1] += torch.minimum(drafted, wanted).sum()
+            counts[1] += torch.minimum(drafted, chances).sum()
             if states_grad is None and head_grad is None:
                 continue
             if label is None:
-                slope = drafted.sub_(wanted if row_of is None else wanted / mass)
+                slope = drafted.sub_(chances if wanted.whole else chances / mass)
             else:
                 slope = drafted.scatter_add_(1, label, -torch.ones_like(drafted[:, :1]))
-            slope = (slope if row_of is None else slope.mul_(known)).to(head.dtype)
+            slope = (slope if wanted.whole else slope.mul_(known)).to(head.dtype)
             with as_is(head.dtype, states.device):
                 if states_grad is not None:
                     states_grad[rows] = slope @ head
@@ -123,11 +157,4 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         states_grad, head_grad = ctx.saved_tensors
         scale = grads[0]
         scaled = [None if g is None else g.mul_(scale) for g in (states_grad, head_grad)]
-        return scaled[0], scaled[1], None, None, None, None, None
-
-
-def _rows_of(vocabulary: Tensor, size: int) -> Tensor:
-    """[size]: where each of the target's tokens stands in vocabulary [draft vocab]; -1: nowhere."""
-    rows = vocabulary.new_full((size,), -1)
-    rows[vocabulary] = torch.arange(len(vocabulary), device=rows.device)
-    return rows
+        return scaled[0], scaled[1], None, None, None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bench.files import replace_tensors, replace_text
 from bench.train import loop
-from bench.train.loss import Sums, as_is, cross_entropy
+from bench.train.loss import Sums, Target, as_is, cross_entropy
 from bench.train.packing import Row
 from bench.train.source import DataSource, ModelSource, frequent
 from methods.draft_vocabulary import OFFSETS, offsets
@@ -82,15 +82,11 @@ class HeadTraining(nn.Module):
         parts = []
         for place in places(row, len(self.heads)):
             block, linear = cast(nn.Sequential, self.heads[place.head - 1])
-            sums = cross_entropy(
-                block(final[place.at].float()),
-                cast(Tensor, linear.weight),
-                final[place.wanted - 1],  # the state from which the target itself predicts the wanted token
-                lm_head,
-                labels=row.tokens[place.wanted],
-                vocabulary=self.heads.vocabulary,
-                chunk=self.chunk,
-            )
+            # by the state from which the target itself predicts the wanted token
+            says = Target(final[place.wanted - 1], lm_head, self.heads.vocabulary)
+            labels = says.places(row.tokens[place.wanted])
+            drafted, weight = block(final[place.at].float()), cast(Tensor, linear.weight)
+            sums = cross_entropy(drafted, weight, says, labels=labels, chunk=self.chunk)
             parts.append((DISCOUNT**place.head, sums))
         count = len(parts)
         return Sums(

@@ -20,7 +20,7 @@ from bench.binder import file_hashes
 from bench.files import replace_file, replace_text
 from bench.places import locate
 from bench.train import loop
-from bench.train.loss import Sums, as_is, cross_entropy
+from bench.train.loss import Sums, Target, as_is, cross_entropy
 from bench.train.packing import Row
 from bench.train.source import DataSource, ModelSource
 from methods.engine.checkpoint import empty_weights, load_model, published_weights, randomise, resolve
@@ -77,9 +77,9 @@ class Lesson(nn.Module):
         with torch.no_grad(), as_is(target.dtype, target.device):
             wanted = target.norm(self._states(target, row)[chosen])
         drafted = drafter.norm(self._states(drafter, row)[chosen])
-        heads = drafter.weights.lm_head.weight, target.weights.lm_head.weight
+        says = Target(wanted, target.weights.lm_head.weight)
         labels = row.tokens[chosen + 1] if self.learns == "text" else None
-        return cross_entropy(drafted, heads[0], wanted, heads[1], labels=labels, chunk=self.chunk)
+        return cross_entropy(drafted, drafter.weights.lm_head.weight, says, labels=labels, chunk=self.chunk)
 
     @staticmethod
     def _states(model: Llama, row: Row) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bench.train.loss import cross_entropy
+from bench.train.loss import Target, cross_entropy
 
 
 def leaves(seed=0, n=13, hidden=8, vocab=21):
@@ -23,7 +23,7 @@ def test_values_and_gradients_equal_the_plain_formula(chunk, hard):
     plain = F.nll_loss(q, labels, reduction="sum") if hard else -(p * q).sum()
     expected = torch.autograd.grad(3 * plain, (states, head))
 
-    sums = cross_entropy(states, head, wanted, wanted_head, labels=labels, chunk=chunk)
+    sums = cross_entropy(states, head, Target(wanted, wanted_head), labels=labels, chunk=chunk)
     (3 * sums.loss).backward()
     torch.testing.assert_close(sums.loss, plain)
     torch.testing.assert_close((states.grad, head.grad), expected, atol=1e-5, rtol=1e-4)
@@ -35,13 +35,13 @@ def test_values_and_gradients_equal_the_plain_formula(chunk, hard):
 def test_the_target_gets_no_gradient_and_a_frozen_head_none():
     states, head, wanted, _ = leaves()
     states.requires_grad_()
-    cross_entropy(states, head, wanted, head, chunk=4).loss.backward()
+    cross_entropy(states, head, Target(wanted, head), chunk=4).loss.backward()
     assert head.grad is None and wanted.grad is None and states.grad is not None
 
 
 def test_a_draft_that_is_the_target_has_the_targets_entropy():
     states, head, _, _ = leaves()
-    sums = cross_entropy(states, head, states, head, chunk=4)
+    sums = cross_entropy(states, head, Target(states.detach(), head), chunk=4)
     entropy = torch.distributions.Categorical(logits=states @ head.T).entropy().sum()
     torch.testing.assert_close(sums.loss, entropy)
     assert int(sums.agree) == 13 and abs(float(sums.overlap) - 13) < 1e-4
@@ -49,12 +49,12 @@ def test_a_draft_that_is_the_target_has_the_targets_entropy():
 
 def test_no_position_gives_zero():
     states, head, wanted, _ = leaves(n=0)
-    assert float(cross_entropy(states, head, wanted, head, chunk=4).loss) == 0
+    assert float(cross_entropy(states, head, Target(wanted, head), chunk=4).loss) == 0
 
 
 @pytest.mark.parametrize("chunk", [4, 100])
-@pytest.mark.parametrize("hard", [False, True])
-def test_over_a_draft_vocabulary_the_target_is_renormalised_and_what_lies_outside_teaches_nothing(chunk, hard):
+@pytest.mark.parametrize(("hard", "kept"), [(False, False), (True, False), (False, True)])
+def test_over_a_draft_vocabulary_the_target_is_renormalised_and_what_lies_outside_teaches_nothing(chunk, hard, kept):
     states, head, wanted, wanted_head = leaves()
     vocabulary = torch.tensor([1, 2, 5, 9, 14, 20])
     head = head[:6].clone()
@@ -62,16 +62,20 @@ def test_over_a_draft_vocabulary_the_target_is_renormalised_and_what_lies_outsid
     states.requires_grad_(), head.requires_grad_()
     p, q = (wanted @ wanted_head.T).softmax(-1), (states @ head.T).log_softmax(-1)
     top = labels if hard else p.argmax(-1)
-    kept = [row for row in range(13) if int(top[row]) in vocabulary.tolist()]
-    assert 0 < len(kept) < 13
+    known = [row for row in range(13) if int(top[row]) in vocabulary.tolist()]
+    assert 0 < len(known) < 13
     part = p[:, vocabulary]
     if hard:
-        plain = -sum(q[row, vocabulary.tolist().index(int(labels[row]))] for row in kept)
+        plain = -sum(q[row, vocabulary.tolist().index(int(labels[row]))] for row in known)
     else:
-        plain = -(part / part.sum(-1, keepdim=True) * q)[kept].sum()
+        plain = -(part / part.sum(-1, keepdim=True) * q)[known].sum()
     expected = torch.autograd.grad(plain, (states, head))
 
-    sums = cross_entropy(states, head, wanted, wanted_head, labels=labels, vocabulary=vocabulary, chunk=chunk)
+    target = Target(wanted, wanted_head, vocabulary)
+    if kept:
+        target = target.kept(3)
+    places = target.places(labels) if hard else None
+    sums = cross_entropy(states, head, target, labels=places, chunk=chunk)
     sums.loss.backward()
     torch.testing.assert_close(sums.loss, plain)
     torch.testing.assert_close((states.grad, head.grad), expected, atol=1e-5, rtol=1e-4)
