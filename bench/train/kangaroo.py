@@ -133,6 +133,24 @@ def _copy(folder: Path, adapter: Adapter, target: Llama) -> None:
     adapter.load_published({name: tensor for name, tensor in tensors.items() if name != OFFSETS})
 
 
+def build_adapter(
+    target: Llama,
+    vocabulary: Tensor | None,
+    *,
+    variant: str,
+    kv_heads: int | None,
+    seed: int,
+    start_from: Path | None,
+) -> Adapter:
+    """In float32: a fresh one, or with the weights of one that was trained. Raises UserError for what does not fit."""
+    shape, device = _shape(target.config, kv_heads), target.device
+    adapter = Adapter(shape, variant=variant, dtype=torch.float32, device=device, vocabulary=vocabulary)
+    initialise(adapter, target, seed)
+    if start_from is not None:
+        _copy(start_from, adapter, target)
+    return adapter
+
+
 def train(
     *,
     model: dict[str, Any],
@@ -159,16 +177,9 @@ def train(
     if not 0 <= exit_layer <= layers:
         raise UserError(f"method.exit_layer={exit_layer}: must be between 0 and the model's {layers} layers")
     examples = DataSource(**data).load(source, loop_settings.length, seed, accelerate.print)
-    adapter = Adapter(
-        _shape(source.target.config, kv_heads),
-        variant=variant,
-        dtype=torch.float32,
-        device=source.target.device,
-        vocabulary=frequent(examples, draft_vocab, source.target),
-    )
-    initialise(adapter, source.target, seed)
-    if start_from is not None:
-        _copy(Path(start_from).expanduser(), adapter, source.target)
+    begun = None if start_from is None else Path(start_from).expanduser()
+    vocabulary = frequent(examples, draft_vocab, source.target)
+    adapter = build_adapter(source.target, vocabulary, variant=variant, kv_heads=kv_heads, seed=seed, start_from=begun)
     dtype = loop.saved_dtype(save_dtype, source.target.config.dtype)
     folder = Path(output) / "states" / f"{source.fingerprint()}-{exit_layer}"
     module = Distillation(
@@ -183,7 +194,7 @@ def train(
         "keep_states": keep_states or None,
         "kv_heads": kv_heads,
         "loss_vocab": loss_vocab,
-        "start_from": start_from and file_hashes(Path(start_from).expanduser()),
+        "start_from": begun and file_hashes(begun),
     }
     job = loop.Job(
         title=f"Adapter {variant} for {source.name}, exit layer {exit_layer}",

@@ -158,10 +158,8 @@ def train(
         drafter = build_drafter(source.target, form, seed)
         origin = form.identity()
     else:
-        drafter, origin = (
-            trained_drafter(begun, source.target, loop_settings.length),
-            {"start_from": file_hashes(begun)},
-        )
+        drafter = trained_drafter(begun, source.target, loop_settings.length)
+        origin = {"start_from": file_hashes(begun)}
     dtype = loop.saved_dtype(save_dtype, source.target.config.dtype)
     examples = DataSource(**data).load(source, loop_settings.length, seed, accelerate.print)
     job = loop.Job(
