@@ -113,8 +113,7 @@ class TreeDraft(SelfDraft):
         drafted, parents = beam.chosen(numbers)
         chain = method.width == 1
         tree = Tree.chain(len(drafted), exits.device) if chain else Tree.on_device(parents, beam.levels)
-        if method.exit_layer:
-            self.cache.keep_rows(base, self.rows)
+        self.cache.keep_rows(base, self.rows, self.method.layers[1])
         states = [exits[self.rows]]
         if late := len(drafted) + 1 - len(self.rows):
             seen = tree.mask[-late:]
@@ -129,7 +128,7 @@ class TreeDraft(SelfDraft):
         path = upload(verification.path, self.target.device)
         known = sum(place < len(self.rows) for place in verification.path)  # a path ascends
         if known:  # else another method drafted
-            self.own.keep_rows(self.base, self.rows[path[:known]])
+            self.own.keep_rows(self.base, self.rows[path[:known]], self.method.layers[0])
         self._note(exits[path[known:]])
         self.rows = self.rows[:0]
 

@@ -18,15 +18,17 @@ from torch import Tensor, nn
 
 from bench.binder import file_hashes
 from bench.files import replace_tensors, replace_text
+from bench.places import locate
 from bench.train import loop
 from bench.train.eagle import initialise, layer_config
-from bench.train.loss import Sums, Target, as_is, cross_entropy
+from bench.train.loss import Picked, Sums, Target, as_is, cross_entropy
 from bench.train.packing import Row
-from bench.train.source import DataSource, ModelSource, frequent
+from bench.train.source import START, DataSource, ModelSource, frequent
 from methods.draft_vocabulary import OFFSETS, offsets
 from methods.eagle3 import Eagle3Model
 from methods.eagle3_formats import KEPT, Shape, default_taps, empty_weights, published, read_shape, read_weights
 from methods.engine.attention import Mask
+from methods.engine.checkpoint import resolve
 from methods.engine.config import published_config
 from methods.engine.kv_cache import KVCache
 from methods.engine.llama import Llama, Taps
@@ -98,7 +100,7 @@ class Unrolled(nn.Module):
         for step, (rows, outputs) in enumerate(self.outputs(row, tapped)):
             at = places(row, step)
             drafted = self.draft.head_input(outputs[torch.searchsorted(rows, at)])
-            says = target.at(torch.searchsorted(known, at + 1 + step))
+            says = Picked(target, torch.searchsorted(known, at + 1 + step))
             sums = cross_entropy(drafted, self.draft.weights.lm_head.weight, says, chunk=self.chunk)
             parts.append(replace(sums, loss=DISCOUNT**step * sums.loss))
         total = Sums(*(torch.stack(values).sum() for values in zip(*(vars(p).values() for p in parts), strict=True)))
@@ -160,8 +162,6 @@ def trained_draft(folder: Path, target: Llama, draft_vocab: int | None) -> Eagle
 
     Raises UserError for one that does not fit, or that `write` could not write.
     """
-    if not (folder / "config.json").is_file():
-        raise UserError(f"train.start_from={folder}: holds no draft model (config.json)")
     shape = read_shape(folder, target)
     weights, vocabulary, embedding = read_weights(folder, shape, target, torch.float32)
     width, taps = target.config.hidden_size, default_taps(target.config.num_layers)
@@ -206,7 +206,7 @@ def train(
     source = ModelSource.load(model, accelerate.device)
     dtype = loop.saved_dtype(save_dtype, source.target.config.dtype)
     examples = DataSource(**data).load(source, loop_settings.length, seed, accelerate.print)
-    begun = None if start_from is None else Path(start_from).expanduser()
+    begun = None if start_from is None else resolve(locate(start_from), key=START)
     if begun is None:
         draft = build_draft(source.target, frequent(examples, draft_vocab, source.target), seed)
     else:

@@ -12,13 +12,15 @@ from torch import Tensor, nn
 
 from bench.binder import file_hashes
 from bench.files import replace_tensors, replace_text
+from bench.places import locate
 from bench.train import loop
 from bench.train.loss import Sums, Target, as_is, cross_entropy
 from bench.train.packing import Row
-from bench.train.source import DataSource, ModelSource, frequent
+from bench.train.source import START, DataSource, ModelSource, frequent
 from bench.train.states import KeptStates
 from methods.adapters import PUBLISHED, VARIANTS, Adapter, check_variant
 from methods.draft_vocabulary import OFFSETS
+from methods.engine.checkpoint import resolve
 from methods.engine.config import ModelConfig, published_config
 from methods.engine.llama import Llama
 from methods.engine.unit import Rows
@@ -121,8 +123,6 @@ def _shape(config: ModelConfig, kv_heads: int | None) -> ModelConfig:
 
 def _copy(folder: Path, adapter: Adapter, target: Llama) -> None:
     """The weights of an adapter that was trained before. Raises UserError for one of another form."""
-    if not (folder / "config.json").is_file():
-        raise UserError(f"train.start_from={folder}: holds no adapter (config.json)")
     tensors = Adapter.load(folder, target, adapter.variant).published()
     own = adapter.published()
     for name, tensor in tensors.items():
@@ -177,7 +177,7 @@ def train(
     if not 0 <= exit_layer <= layers:
         raise UserError(f"method.exit_layer={exit_layer}: must be between 0 and the model's {layers} layers")
     examples = DataSource(**data).load(source, loop_settings.length, seed, accelerate.print)
-    begun = None if start_from is None else Path(start_from).expanduser()
+    begun = None if start_from is None else resolve(locate(start_from), key=START)
     vocabulary = frequent(examples, draft_vocab, source.target)
     adapter = build_adapter(source.target, vocabulary, variant=variant, kv_heads=kv_heads, seed=seed, start_from=begun)
     dtype = loop.saved_dtype(save_dtype, source.target.config.dtype)

@@ -3,6 +3,8 @@
 A pair of [positions, vocab] logits is the largest thing training would hold, at 2048 x 32000 half a gigabyte in float32
 and several times that with what autograd keeps. Here logits exist for one chunk of positions at a time: the gradient of
 a cross-entropy is its own softmax minus the target's, so it is taken on the spot and nothing is kept or computed twice.
+EAGLE-3's unrolled steps come to every position several times: for them what the target says of the draft's tokens is
+kept (`Target.kept`), a quarter of a gigabyte at that size.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+LEAST = torch.finfo(torch.float32).tiny  # where the draft's tokens have no share at all, there is no loss to divide
 
 
 def as_is(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[Any]:
@@ -49,6 +53,18 @@ class Wanted:
 
 
 @dataclass(frozen=True)
+class Picked:
+    """Some of kept positions, [n] int64; they are copied chunk by chunk."""
+
+    kept: Wanted
+    positions: Tensor
+
+    def at(self, rows: slice) -> Wanted:
+        """The same of some of them."""
+        return self.kept.at(self.positions[rows])
+
+
+@dataclass(frozen=True)
 class Target:
     """Where `Wanted` comes from: states [n, hidden] (normalised), head [vocab, hidden], and the draft's tokens.
 
@@ -78,17 +94,21 @@ class Target:
 
     @torch.no_grad()
     def kept(self, chunk: int) -> Wanted:
-        """Of all positions at once, for a loss that comes to each several times; of the draft's tokens alone."""
-        parts = [self.at(slice(start, start + chunk)) for start in range(0, len(self.states), chunk)]
-        if not parts:
-            return self.at(slice(0, 0))
-        return Wanted(torch.cat([p.chances for p in parts]), torch.cat([p.top for p in parts]), parts[0].whole)
+        """Of all positions, for a loss that comes to each several times: [n, draft vocab] in float32 stay."""
+        count, size = len(self.states), len(self.head) if self.vocabulary is None else len(self.vocabulary)
+        chances = self.states.new_empty((count, size), dtype=torch.float32)
+        top = torch.empty(count, dtype=torch.int64, device=self.states.device)
+        for start in range(0, count, chunk):
+            rows = slice(start, start + chunk)
+            said = self.at(rows)
+            chances[rows], top[rows] = said.chances, said.top
+        return Wanted(chances, top, self.vocabulary is None)
 
 
 def cross_entropy(
     states: Tensor,
     head: Tensor,
-    target: Target | Wanted,
+    target: Target | Picked,
     *,
     labels: Tensor | None = None,
     chunk: int,
@@ -110,7 +130,7 @@ def cross_entropy(
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, states: Tensor, head: Tensor, target: Target | Wanted, labels: Tensor | None, chunk: int
+        ctx: Any, states: Tensor, head: Tensor, target: Target | Picked, labels: Tensor | None, chunk: int
     ) -> tuple[Tensor, Tensor]:
         states_grad = torch.empty_like(states) if ctx.needs_input_grad[0] else None
         head_grad = torch.zeros_like(head) if ctx.needs_input_grad[1] else None
@@ -127,7 +147,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             counts[0] += (logits.argmax(-1) == top).sum()
             # whether a loss is taken, and the share of the target's distribution that the draft's tokens have
             known = ((top if label is None else label) >= 0)[:, None].float()
-            mass = known.new_ones(known.shape) if wanted.whole else chances.sum(-1, keepdim=True)
+            mass = known.new_ones(known.shape) if wanted.whole else chances.sum(-1, keepdim=True).clamp(min=LEAST)
             if label is None:
                 said = torch.linalg.vecdot(chances, logits)[:, None] / mass
             else:

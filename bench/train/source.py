@@ -21,6 +21,8 @@ from methods.engine.checkpoint import load_model, resolve
 from methods.engine.llama import Llama
 from methods.errors import UserError
 
+START = "train.start_from"  # folder or hub id of weights to go on from
+
 
 @dataclass(frozen=True)
 class ModelSource:

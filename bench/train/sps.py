@@ -22,10 +22,11 @@ from bench.places import locate
 from bench.train import loop
 from bench.train.loss import Sums, Target, as_is, cross_entropy
 from bench.train.packing import Row
-from bench.train.source import DataSource, ModelSource
+from bench.train.source import START, DataSource, ModelSource
 from methods.engine.checkpoint import empty_weights, load_model, published_weights, randomise, resolve
 from methods.engine.config import published_config
 from methods.engine.llama import Llama, ModelConfig
+from methods.engine.vocabulary import Vocabulary
 from methods.errors import UserError, nearest
 
 LESSONS = ("text", "distribution")
@@ -112,6 +113,9 @@ def build_drafter(target: Llama, form: Form, seed: int) -> Llama:
 
 def trained_drafter(folder: Path, target: Llama, length: int) -> Llama:
     """A model to go on from, in float32. Raises UserError for one that does not fit the target or rows of `length`."""
+    assert target.folder is not None, "a trained target was read from somewhere"
+    if (theirs := Vocabulary.read(folder)) != (ours := Vocabulary.read(target.folder)):
+        raise UserError(f"train.start_from={folder}: its tokenizer has {theirs}; the target's has {ours}")
     drafter = load_model(folder, dtype="float32", device=target.device)
     sizes = drafter.config.vocab_size, target.config.vocab_size
     if sizes[0] != sizes[1]:
@@ -150,11 +154,11 @@ def train(
     """Train a drafter for a model and write it to `output`. Raises UserError for settings or data that do not fit."""
     if learns not in LESSONS:
         raise UserError(f"train.learns={learns} is unknown; {nearest(learns, LESSONS)}")
-    form = Form(hidden=hidden, layers=layers, heads=heads, feed_forward=feed_forward, tied=tied)
     accelerate = loop.accelerator(loop_settings.mixed_precision, model.get("device", "auto"))
     source = ModelSource.load(model, accelerate.device)
-    begun = None if start_from is None else resolve(locate(start_from), key="train.start_from")
+    begun = None if start_from is None else resolve(locate(start_from), key=START)
     if begun is None:
+        form = Form(hidden=hidden, layers=layers, heads=heads, feed_forward=feed_forward, tied=tied)
         drafter = build_drafter(source.target, form, seed)
         origin = form.identity()
     else:

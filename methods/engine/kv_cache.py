@@ -15,7 +15,7 @@ class KVCache:
     rest of the model sees only at verification. After `keep` or `truncate` all layers agree again.
 
     Storage is one tensor [layers, 2, kv_heads, capacity, head_dim], so dropping or moving a slot touches every layer
-    in one operation. Nothing is allocated after construction.
+    in one operation. No slot is allocated after construction.
     """
 
     def __init__(
@@ -55,10 +55,10 @@ class KVCache:
                 self.storage[:, :, :, base + offset].copy_(self.storage[:, :, :, base + row])
         self.truncate(base + len(path))
 
-    def keep_rows(self, base: int, rows: Tensor) -> None:
-        """The same for rows [n] int64 that the device alone knows: they are read at once, so in any order."""
-        end = base + len(rows)
-        self.storage[:, :, :, base:end] = self.storage.index_select(3, base + rows)
+    def keep_rows(self, base: int, rows: Tensor, layers: range) -> None:
+        """The same for rows [n] int64 that the device alone knows, of layers that hold them; others end at base."""
+        end, own = base + len(rows), self.storage[layers.start : layers.stop]
+        own[:, :, :, base:end] = own.index_select(3, base + rows)
         self.truncate(end)
 
     def truncate(self, length: int) -> None:

@@ -17,6 +17,7 @@ from methods.engine.llama import ModelConfig
 from methods.engine.unit import Rows
 from methods.errors import UserError
 from methods.kangaroo import Kangaroo
+from methods.kangaroo_tree import KangarooTree
 from methods.vanilla import Vanilla
 from tests.tiny import tiny_llama
 
@@ -141,6 +142,24 @@ def test_every_variant_drafts_what_its_network_says(target, tmp_path: Path, vari
         place += step.emitted
         checked.add(step.emitted)
     assert len(checked) >= 2, "the comparison would prove little"
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_tree_over_every_variant_loses_nothing(target, tmp_path: Path, variant: str) -> None:
+    """Of one node a level it is the chain; a tree of two rows, and contexts with hardly any room, are trees as well."""
+    ids = SOME if VARIANTS[variant].own_head else None
+    saved(tmp_path, target, variant, ids)
+    settings = {"exit_layer": 1, "eta": 0.1, "variant": variant, "checkpoint": tmp_path}
+    prompt, plain = torch.tensor([5, 9, 11, 3]), Vanilla(target)
+    chain = Decoder(target, Kangaroo(target, gamma=4, **settings)).generate(prompt, 40)
+    for engine in (target, FixedLlama.of(target)):
+        narrow = KangarooTree(engine, gamma=4, width=1, nodes=5, **settings)
+        assert Decoder(engine, narrow).generate(prompt, 40) == chain
+        for width, nodes in ((3, 12), (3, 2), (200, 300)):
+            method = KangarooTree(engine, gamma=3, width=width, nodes=nodes, **settings)
+            for context in (44, 9, 7, 6):
+                wanted = Decoder(target, plain, context=context).generate(prompt, 40).tokens
+                assert Decoder(engine, method, context=context).generate(prompt, 40).tokens == wanted
 
 
 def test_only_the_published_adapter_goes_without_a_variant_in_its_config(target, tmp_path: Path) -> None:

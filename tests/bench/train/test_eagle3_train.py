@@ -154,6 +154,10 @@ def test_a_draft_model_goes_on_from_another_with_its_vocabulary(world: Path, tmp
     before, after = (torch.load(folder / "pytorch_model.bin") for folder in (first, second))
     assert before.keys() == after.keys()
     assert all(torch.allclose(before[name], tensor, atol=1e-6) for name, tensor in after.items())
+    eagle3.train(**arguments(world, tmp_path / "third", **{**changes, "loop_settings": settings()}, data=other))
+    learnt = torch.load(tmp_path / "third" / "pytorch_model.bin")
+    same = {name for name, tensor in learnt.items() if torch.allclose(before[name], tensor, atol=1e-6)}
+    assert same == {"d2t", "t2d"}
     summary = json.loads((second / "training.json").read_text())
     assert summary["identity"]["start_from"].keys() == {"config.json", "pytorch_model.bin", "training.json"}
 
@@ -163,7 +167,7 @@ def test_a_beginning_that_does_not_fit_is_one_line(world: Path, tmp_path: Path) 
     eagle3.train(**arguments(world, first, draft_vocab=40, loop_settings=settings(epochs=1)))
     with pytest.raises(UserError, match=r"^train.draft_vocab=41: the head in train.start_from has 40 tokens$"):
         eagle3.train(**arguments(world, out, start_from=str(first), draft_vocab=41))
-    with pytest.raises(UserError, match=r"^train.start_from=.*none: holds no draft model \(config.json\)$"):
+    with pytest.raises(UserError, match=r"^train.start_from=.*none: no such folder"):
         eagle3.train(**arguments(world, out, start_from=str(tmp_path / "none")))
     config = json.loads((first / "config.json").read_text())
     (first / "config.json").write_text(json.dumps({**config, "norm_before_residual": True}))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bench.train.loss import Target, cross_entropy
+from bench.train.loss import Picked, Target, cross_entropy
 
 
 def leaves(seed=0, n=13, hidden=8, vocab=21):
@@ -52,6 +52,15 @@ def test_no_position_gives_zero():
     assert float(cross_entropy(states, head, Target(wanted, head), chunk=4).loss) == 0
 
 
+def test_a_position_where_the_drafts_tokens_have_no_share_teaches_nothing():
+    wanted_head = torch.eye(3) * torch.tensor([1.0, 1.0, 200.0])
+    target = Target(torch.tensor([[0.0, 0.0, 1.0]]), wanted_head, torch.tensor([0, 1]))
+    states, head = torch.ones(1, 4, requires_grad=True), torch.ones(2, 4, requires_grad=True)
+    sums = cross_entropy(states, head, target, chunk=4)
+    sums.loss.backward()
+    assert sums.loss.item() == 0 and not states.grad.any() and not head.grad.any()
+
+
 @pytest.mark.parametrize("chunk", [4, 100])
 @pytest.mark.parametrize(("hard", "kept"), [(False, False), (True, False), (False, True)])
 def test_over_a_draft_vocabulary_the_target_is_renormalised_and_what_lies_outside_teaches_nothing(chunk, hard, kept):
@@ -73,7 +82,7 @@ def test_over_a_draft_vocabulary_the_target_is_renormalised_and_what_lies_outsid
 
     target = Target(wanted, wanted_head, vocabulary)
     if kept:
-        target = target.kept(3)
+        target = Picked(target.kept(3), torch.arange(13))
     places = target.places(labels) if hard else None
     sums = cross_entropy(states, head, target, labels=places, chunk=chunk)
     sums.loss.backward()

@@ -20,7 +20,7 @@ from methods.engine.llama import Llama
 from methods.errors import UserError
 from methods.sps import SmallModel
 from methods.vanilla import Vanilla
-from tests.bench.train.chat_model import interrupt_at, settings, write_chat_model
+from tests.bench.train.chat_model import WORDS, interrupt_at, settings, write_chat_model
 from tests.tiny import tiny_llama
 
 SHAPE: Any = {"hidden": 16, "layers": 2, "heads": 2, "feed_forward": 3, "tied": True}
@@ -146,11 +146,22 @@ def test_a_drafter_goes_on_from_a_model_of_any_shape(world: Path, tmp_path: Path
     assert all(torch.allclose(before[name], tensor, atol=1e-6) for name, tensor in after.items())
     with pytest.raises(UserError, match="start_from="):  # it is part of what the folder's run was
         sps.train(**{**begun, "start_from": str(second)})
+    sps.train(**{**begun, "output": str(tmp_path / "third"), "loop_settings": settings()})
+    learnt = published_weights(load_model(tmp_path / "third", device="cpu"))
+    assert not any(torch.allclose(before[name], tensor, atol=1e-6) for name, tensor in learnt.items())
 
 
 def test_a_model_of_other_tokens_is_no_beginning(world: Path, tmp_path: Path) -> None:
     other = write_chat_model(tmp_path / "other", vocab_size=64)
     with pytest.raises(UserError, match=r"^train.start_from=.*other: has 64 tokens, the target 128$"):
+        sps.train(**arguments(world, tmp_path / "out", start_from=str(other)))
+
+
+def test_a_model_of_another_tokenizer_is_no_beginning(world: Path, tmp_path: Path) -> None:
+    other = write_chat_model(tmp_path / "other")
+    file = other / "tokenizer.json"
+    file.write_text(file.read_text().replace(f'"{WORDS[0]}"', '"another"'))
+    with pytest.raises(UserError, match=r"^train.start_from=.*other: its tokenizer has .* tokens, sha256 "):
         sps.train(**arguments(world, tmp_path / "out", start_from=str(other)))
 
 

@@ -369,8 +369,11 @@ def test_an_adapter_goes_on_from_another(world, tmp_path):
     target = load_model(world / "model", device="cpu")
     before, after = (Adapter.load(folder, target, "kangaroo").published() for folder in (first, second))
     assert all(torch.allclose(before[name], tensor, atol=1e-6) for name, tensor in after.items())
+    kangaroo.train(variant="kangaroo", exit_layer=1, **arguments(world, tmp_path / "learnt", start_from=str(first)))
+    learnt = Adapter.load(tmp_path / "learnt", target, "kangaroo").published()
+    assert not any(torch.allclose(before[name], tensor, atol=1e-6) for name, tensor in learnt.items())
     for changes, message in (
-        ({"start_from": str(tmp_path / "none")}, "train.start_from=.*none: holds no adapter"),
+        ({"start_from": str(tmp_path / "none")}, "train.start_from=.*none: no such folder"),
         ({"start_from": str(first), "kv_heads": 4}, "start_from=.*first: layers.0.self_attn.k_proj.weight is"),
     ):
         with pytest.raises(UserError, match=message):

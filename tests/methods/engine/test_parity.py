@@ -139,7 +139,7 @@ def test_kept_path_continues_as_a_fresh_prefill(pair: Pair, path: list[int], on_
     cache = pair.engine.new_cache(past + len(PARENTS) + 1)
     tokens, _ = verify_tree(pair, past, cache)
     if on_device:
-        cache.keep_rows(past, torch.tensor(path))
+        cache.keep_rows(past, torch.tensor(path), range(4))
     else:
         cache.keep(past, path)
     assert cache.lengths == [past + len(path)] * 4
