@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from methods.engine import llama
+from methods.engine import llama, matrix
 from methods.engine.matrix import Matrix, new_matrix
 from tests.tiny import tiny_llama
 
@@ -26,17 +26,22 @@ def drawn(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(len(shape) + shape[0]))
 
 
+@pytest.mark.parametrize("intel", [True, False])
 @pytest.mark.parametrize("rows", [1, 2, 7, 100])
 @pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
-def test_packed_gives_the_same_products(outputs: int, inputs: int, rows: int) -> None:
+def test_packed_gives_the_same_products(
+    outputs: int, inputs: int, rows: int, intel: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(matrix, "_is_intel", lambda: intel)
+    monkeypatch.setattr(matrix, "DOUBLED_BYTES", 1)
     plain, packed = made(outputs, inputs)
     states, bias, residual = drawn(rows, inputs), drawn(outputs), drawn(rows, outputs)
     product = states @ plain.weight.t()
-    for matrix in (plain, packed):
+    for way in (plain, packed):
         for found, expected in (
-            (matrix(states), product),
-            (matrix(states, bias), product + bias),
-            (matrix.add(residual, states), product + residual),
+            (way(states), product),
+            (way(states, bias), product + bias),
+            (way.add(residual, states), product + residual),
         ):
             assert found.shape == (rows, outputs) and found.is_contiguous()
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
