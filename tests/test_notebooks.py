@@ -95,8 +95,14 @@ Path({str(tmp_path / "shown.json")!r}).write_text(json.dumps(rows))
 
 @pytest.mark.skipif(not JOEY.exists(), reason="the built-in model is not in bench/assets/joey")
 def test_first_steps(tmp_path):
-    shorter = "from methods.decoder import Decoder as D; whole = D.generate; "
-    shorter += "D.generate = lambda decoder, prompt, new: whole(decoder, prompt, min(new, 32))"
+    shorter = """
+from methods.decoder import Decoder
+whole, all_questions = Decoder.generate, read_questions
+Decoder.generate = lambda decoder, prompt, new: whole(decoder, prompt, min(new, 32))
+read_questions = lambda *given, **more: [
+    question for question in all_questions(*given, **more) if question.subtask in ("math_reasoning", "qa")
+]
+"""
     report = f"import json; open({str(tmp_path / 'found.json')!r}, 'w').write(json.dumps([rows, lengths]))"
     book = execute(adapted("first_steps", tmp_path, after_first=shorter, at_end=report))
     rows, lengths = json.loads((tmp_path / "found.json").read_text())
