@@ -33,7 +33,7 @@ EXTRAS := .[dev,drive,gguf,serve]
 PYTEST := -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 OLDEST := .venv-oldest
 
-.PHONY: setup model bench report train experiment joey test test-all oldest lint clean
+.PHONY: setup model bench report train experiment joey pytest test test-all oldest lint clean
 
 setup: $(READY)
 
@@ -73,14 +73,20 @@ lint: $(READY)
 # Tests start many processes, which should not compile the project each.
 test test-all: export PYTHONDONTWRITEBYTECODE =
 
-test: lint
-	$(RUN) $(PYTEST) -m "not slow"
+# mypy, which takes one core a minute, runs beside pytest.
+test: $(READY)
+	$(MAKE) --jobs=2 lint pytest
 
-test-all: lint
-	$(RUN) $(PYTEST)
+test-all: $(READY)
+	$(MAKE) --jobs=2 lint pytest CHOSEN=
+
+CHOSEN := -m "not slow"
+
+pytest: $(READY)
+	$(RUN) $(PYTEST) $(CHOSEN)
 
 oldest: $(OLDEST)/.ready
-	$(OLDEST)/bin/python $(PYTEST) -m "not slow"
+	$(OLDEST)/bin/python $(PYTEST) $(CHOSEN)
 
 # Only torch is no older than elsewhere: a build for the CPU alone is not to be had of each. It comes first, by itself, and is
 # held; all else, torch's own needs too, comes as old as setup.cfg allows.
