@@ -275,6 +275,7 @@ class Speed:
     threads: int | list[int | None] | None
     questions: QuestionSet
     data: Data
+    limit: int
     prompt_tokens: int
     max_new_tokens: int
     repeats: int
@@ -284,8 +285,8 @@ class Speed:
     results_dir: str
 
     def __post_init__(self) -> None:
-        check_least(1, **{name: getattr(self, name) for name in ("prompt_tokens", "max_new_tokens", "repeats")})
-        check_least(1, past=self.past, passes=self.passes)
+        at_least_one = ("limit", "prompt_tokens", "max_new_tokens", "repeats", "past", "passes")
+        check_least(1, **{name: getattr(self, name) for name in at_least_one})
         for name in ("methods", "dtypes", "threads", "rows"):
             values = self.listed(name)
             if not values or any(isinstance(value, int) and value < 1 for value in values):

@@ -31,7 +31,7 @@ class Pair:
 
 
 def make_prompts(speed: Speed, folder: Path, target: Llama) -> list[list[int]]:
-    """Prompt ids: the first question of each subtask, or random ids for a model of random weights."""
+    """Prompt ids: the first `limit` questions of each subtask, or as many random ones for a model of random weights."""
     import torch
 
     from bench.chat import Chat, Message
@@ -42,11 +42,11 @@ def make_prompts(speed: Speed, folder: Path, target: Llama) -> list[list[int]]:
 
     if speed.model.weights == "random":
         drawn = torch.Generator().manual_seed(0)
-        shape = (len(SUBTASKS), speed.prompt_tokens)
+        shape = (speed.limit * len(SUBTASKS), speed.prompt_tokens)
         return torch.randint(target.config.vocab_size, shape, generator=drawn).tolist()
     questions = read_questions(find(speed.questions, speed.data.path), speed.questions.subtasks, [])
     chat = Chat(folder, *speed.model.chat)
-    first = select(questions, limit=1)
+    first = select(questions, limit=speed.limit)
     return [chat.prompt_ids([*question.opening, Message("user", question.turns[0])]) for question in first]
 
 

@@ -72,7 +72,9 @@ def test_random_weights_need_no_tokenizer(tmp_path: Path) -> None:
     (small.folder / "model" / "tokenizer.json").unlink()
     changes = ["model=custom", f"model.path={small.folder / 'model'}", "model.weights=random", "methods=lookahead"]
     tiny = ["dtypes=float32", "threads=1", "repeats=1", "prompt_tokens=8", "max_new_tokens=8", "passes=2", "past=8"]
-    assert main([*changes, *tiny, "rows=1", f"results_dir={tmp_path / 'results'}"]) == 0
+    assert main([*changes, *tiny, "rows=1", "limit=2", f"results_dir={tmp_path / 'results'}"]) == 0
+    (section,) = json.loads((tmp_path / "results" / "speed" / "custom.json").read_text())["sections"]
+    assert len(section["methods"]["lookahead"]["ratios"]) == 12, "two for each of Spec-Bench's subtasks"
 
 
 @pytest.mark.parametrize(
@@ -87,6 +89,7 @@ def test_random_weights_need_no_tokenizer(tmp_path: Path) -> None:
         ("threads=0", "threads=[0]: must be a list, not empty, of names or numbers from 1"),
         ("threads=[a]", 'threads=["a"]: must be an integer'),
         ("llama_cpp=maybe", "llama_cpp=maybe: must be true or false"),
+        ("limit=0", "limit=0: must be an integer of at least 1"),
         ("passes=0", "passes=0: must be an integer of at least 1"),
         ("method.gama=3", "method.gama: none of methods=['vanilla'] has this key"),
         (f"results_dir={__file__}", "File exists"),
