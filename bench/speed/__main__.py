@@ -108,12 +108,15 @@ def section(speed: Speed, runs: Sequence[Run], folder: Path, file: Path | None) 
         "pass_ms": pass_costs(target, speed.listed("rows"), speed.past, speed.passes),
         "methods": {},
     }
+    missed = {"passes by rows": target.unprepared}
     for run in runs:
         sides = build(Parts.gather(run, rehearsed=True), target)
         assert sides.baseline is not None
         method, vanilla = (turn(side, target, speed.max_new_tokens) for side in (sides.method, sides.baseline))
         pairs = list(paired(method, vanilla, prompts, speed.repeats, target))
         found["methods"][run.method_name] = {"settings": run.method, **summarise(pairs)}
+        missed[run.method_name] = target.unprepared
+    found["uncaptured"] = {name: why for name, why in missed.items() if why}
     if file is not None:
         found["llama_cpp"] = peer.measured(speed, target, prompts, file)
     return found
@@ -145,6 +148,7 @@ def format_section(found: dict[str, Any], device: str) -> str:
         lines.append(line + ("" if row["equal"] else "  tokens differ from vanilla's"))
     if "llama_cpp" in found:
         lines.append(_llama_cpp_line(found["llama_cpp"]))
+    lines += [f"! {name}: {why}" for name, why in found["uncaptured"].items()]
     return "\n".join(lines)
 
 

@@ -42,16 +42,16 @@ class Kernel:
         return served if self.lacking is None else f"{served}, for {self.lacking}"
 
 
-def choose_kernels(device: torch.device, dtype: torch.dtype, head_dim: int) -> tuple[Kernel, ...]:
+def choose_kernels(device: torch.device, dtype: torch.dtype, head_dim: int, groups: int) -> tuple[Kernel, ...]:
     """Switch a GPU's kernels as written above; what serves there. Elsewhere torch has one, and nothing is said."""
     if device.type != "cuda":
         return ()
     torch.backends.cuda.enable_cudnn_sdp(False)
-    return kernels(dtype, head_dim, torch.cuda.get_device_capability(device))
+    return kernels(dtype, head_dim, groups, torch.cuda.get_device_capability(device))
 
 
-def kernels(dtype: torch.dtype, head_dim: int, capability: tuple[int, int]) -> tuple[Kernel, ...]:
-    """What serves on a GPU of this compute capability, with and without a mask."""
+def kernels(dtype: torch.dtype, head_dim: int, groups: int, capability: tuple[int, int]) -> tuple[Kernel, ...]:
+    """What serves on a GPU of this compute capability, with and without a mask; `groups` heads share a key head."""
     half = (torch.float16, *((torch.bfloat16,) if capability >= (8, 0) else ()))
     shown, multiple = str(dtype).removeprefix("torch."), 16 // dtype.itemsize
     efficient = None
@@ -67,7 +67,10 @@ def kernels(dtype: torch.dtype, head_dim: int, capability: tuple[int, int]) -> t
     elif head_dim > FLASH_HEAD_SIZE:
         flash = f"flash attention wants a head size of at most {FLASH_HEAD_SIZE}, this is {head_dim}"
     second = "plain" if efficient else "memory-efficient"
-    return Kernel(True, second, efficient), Kernel(False, second if flash else "flash", flash)
+    unmasked = (
+        second if groups == 1 or efficient else f"{second} (one row) and plain (a prompt, {groups} heads to a key head)"
+    )
+    return Kernel(True, second, efficient), Kernel(False, unmasked if flash else "flash", flash)
 
 
 def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Mask | None) -> Tensor:

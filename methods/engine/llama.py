@@ -241,7 +241,8 @@ class Llama:
         self.dtype = weights.embedding.dtype
         self.packed = False
         self._units: dict[Hashable, Unit] = {}
-        self.kernels = choose_kernels(self.device, self.dtype, config.head_dim)  # that serve attention, on a GPU
+        groups = config.num_heads // config.num_kv_heads
+        self.kernels = choose_kernels(self.device, self.dtype, config.head_dim, groups)  # of attention, on a GPU
         self.rope = Rope(config, config.context, self.dtype, self.device)
 
     @property

@@ -134,6 +134,6 @@ def test_torch_agrees_on_which_kernel_serves_a_mask(dtype: torch.dtype, size: in
     keys = torch.randn(1, 4, 512, size, dtype=dtype, device="cuda")
     mask = torch.zeros(rows, 512, dtype=dtype, device="cuda")
     params = SDPAParams(query, keys, keys, mask, 0.0, False, False)
-    (masked, _) = kernels(dtype, size, torch.cuda.get_device_capability())
+    (masked, _) = kernels(dtype, size, 1, torch.cuda.get_device_capability())
     assert can_use_efficient_attention(params) == (masked.name == "memory-efficient")
     assert not can_use_flash_attention(params)

@@ -9,13 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench.binder import bind
+from bench.config import installed
 from bench.measure import timed_generation
 from bench.session import top_two_margin
+from bench.settings import Run
 from methods.decoder import Decoder, Prefill, Verification
 from methods.draft import Draft, Tree, upload
+from methods.engine.checkpoint import load_model
 from methods.engine.fixed import FixedLlama
 from methods.engine.llama import Llama
 from methods.vanilla import Vanilla
+from tests.joey import ASSETS, prompt
 from tests.methods.test_lossless import METHODS, maker
 from tests.methods.test_rest import tokenizer_folder
 from tests.second_device import Generator, Second, Strayed, moved, waits
@@ -57,23 +62,46 @@ def grown(decoder: Decoder) -> list[Any]:
 def test_every_method(
     name: str, temperature: float, engine: str, model: Llama, second: torch.device, tmp_path: Path
 ) -> None:
-    wanted = Decoder(model, Vanilla(model), temperature=temperature).generate(torch.tensor(PROMPT), NEW_TOKENS)
+    make = maker(name, tmp_path)
+    vanilla, here = (Decoder(model, method, temperature=temperature) for method in (Vanilla(model), make(model)))
+    wanted, steps = (decoder.generate(torch.tensor(PROMPT), NEW_TOKENS) for decoder in (vanilla, here))
     there = moved(model, second)
     there = FixedLlama.of(there) if engine == "fixed" else there
-    decoder = Decoder(there, maker(name, tmp_path)(there), temperature=temperature)
+    decoder = Decoder(there, make(there), temperature=temperature)
     prompt = upload(PROMPT, second)
     with there.preparing():
         decoder.generate(prompt[:3], 2)
     levels = grown(decoder)
     waits.clear()
     found = decoder.generate(prompt, NEW_TOKENS)
-    assert found.tokens == wanted.tokens
+    assert found.tokens == wanted.tokens and found.steps == steps.steps
     drafted = sum(step.drafted for step in found.steps) if name in STOP_BY_CONFIDENCE else 0
     least = 2 + len(found.steps)  # the prompt, the first token, each pass
     if name == STOPS_LEVELS:
         assert len(waits) == least + len(levels) + len(found.steps)
     else:
         assert len(waits) == least + drafted
+
+
+@pytest.fixture(scope="module")
+def joey() -> Llama:
+    return load_model(ASSETS, dtype="float32")
+
+
+@pytest.mark.parametrize("engine", ["eager", "fixed"])
+@pytest.mark.parametrize("name", [name for name in METHODS if not name.startswith("hf_")])
+def test_joeys_drafts(name: str, engine: str, joey: Llama, second: torch.device, tmp_path: Path) -> None:
+    run = Run.of(installed().compose("config", [f"method={name}", "model=joey"]))
+    fetched = bind(run.method, "method").fetch(model=run.model, cache=tmp_path)
+    there = moved(joey, second)
+    there = FixedLlama.of(there) if engine == "fixed" else there
+    tokens = prompt()
+    wanted = Decoder(joey, fetched.make(target=joey)).generate(torch.tensor(tokens), NEW_TOKENS)
+    decoder = Decoder(there, fetched.make(target=there))
+    with there.preparing():
+        decoder.generate(upload(tokens, second), NEW_TOKENS)
+    found = decoder.generate(upload(tokens, second), NEW_TOKENS)
+    assert (found.tokens, found.steps) == (wanted.tokens, wanted.steps) and not there.unprepared
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])

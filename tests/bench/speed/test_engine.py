@@ -13,6 +13,7 @@ from bench.predict.costs import Measured
 from bench.speed.__main__ import main
 from bench.speed.engine import Pair, pass_costs, shares, summarise
 from methods.decoder import Generation, Step
+from methods.engine.llama import Llama
 from tests.bench.small_run import SmallRun
 from tests.tiny import tiny_llama
 
@@ -51,6 +52,7 @@ def test_a_whole_measurement(tmp_path: Path, capsys) -> None:
         f"data.path={small.folder / 'question.jsonl'}",
         f"results_dir={tmp_path / 'results'}",
         *("dtypes=[float32]", "threads=[1]", "repeats=1", "max_new_tokens=8", "passes=2", "past=8", "rows=[1,2]"),
+        "limit=2",
     ]
     assert main(overrides) == 0
     torch.set_num_threads(threads)
@@ -60,11 +62,23 @@ def test_a_whole_measurement(tmp_path: Path, capsys) -> None:
     (section,) = record["sections"]
     assert set(section["methods"]) == {"hf_generate", "kangaroo"} and section["threads"] == 1
     turns = section["methods"]["kangaroo"]["turns"]
-    assert {len(values) for side in turns.values() for values in side.values()} == {3}
+    assert {len(values) for side in turns.values() for values in side.values()} == {5}
     read = Measured.read(tmp_path / "results" / "speed" / "custom.json", "kangaroo", "float32", 1).turns
     assert read is not None and read[0].steps.tolist() == [len(steps) for steps in turns["method"]["drafted"]]
     assert section["methods"]["kangaroo"]["settings"]["exit_layer"] == 1
-    assert all(len(row["ratios"]) == 3 for row in section["methods"].values()), "one question of each subtask"
+    assert all(len(row["ratios"]) == 5 for row in section["methods"].values()), "up to two questions of each subtask"
+    assert section["uncaptured"] == {} and "!" not in printed
+
+
+def test_passes_that_were_not_captured_are_named(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = SmallRun.make(tmp_path)
+    monkeypatch.setattr(Llama, "unprepared", "3 target or draft passes were not captured")
+    changes = ["model=custom", f"model.path={small.folder / 'model'}", "model.weights=random", "methods=lookahead"]
+    tiny = ["dtypes=float32", "threads=1", "repeats=1", "prompt_tokens=8", "max_new_tokens=8", "passes=2", "past=8"]
+    assert main([*changes, *tiny, "rows=1", f"results_dir={tmp_path / 'results'}"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name in ("passes by rows", "lookahead"):
+        assert f"! {name}: 3 target or draft passes were not captured" in lines
 
 
 def test_random_weights_need_no_tokenizer(tmp_path: Path) -> None:

@@ -80,9 +80,20 @@ def test_a_mask_adds_nothing_or_minus_infinity_in_aligned_rows() -> None:
 def test_which_kernel_serves(
     dtype: torch.dtype, head_dim: int, capability: tuple[int, int], masked: str, plain: str
 ) -> None:
-    found = [str(kernel) for kernel in kernels(dtype, head_dim, capability)]
+    found = [str(kernel) for kernel in kernels(dtype, head_dim, 1, capability)]
     assert found == [f"rows under a mask: {masked}", f"rows without a mask: {plain}"]
 
 
+def test_a_prompt_whose_heads_share_key_heads_is_left_to_the_plain_kernel_without_flash() -> None:
+    flash = [str(kernel) for kernel in kernels(torch.float16, 128, 4, (9, 0))]
+    assert flash == ["rows under a mask: memory-efficient", "rows without a mask: flash"]
+    masked, unmasked = map(str, kernels(torch.float16, 128, 4, (7, 0)))
+    assert masked == "rows under a mask: memory-efficient"
+    assert unmasked.startswith(
+        "rows without a mask: memory-efficient (one row) and plain (a prompt, 4 heads to a key head), for flash"
+    )
+    assert str(kernels(torch.float16, 20, 4, (7, 0))[1]).startswith("rows without a mask: plain, for flash")
+
+
 def test_a_cpu_has_one_kernel() -> None:
-    assert choose_kernels(torch.device("cpu"), torch.float32, 20) == ()
+    assert choose_kernels(torch.device("cpu"), torch.float32, 20, 1) == ()
