@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from bench.predict.costs import Costs, Draft, Measured, Times, card_named, cards, on_card, own
 from bench.predict.model import by_length, predict, read_side, steps_of
@@ -14,6 +16,7 @@ from bench.words import aligned
 from methods.errors import UserError
 
 WANTED = 0.07  # an error of a held-out half that is small enough
+CUTS = 60  # of the questions into halves, drawn at random
 
 
 class Recorded:
@@ -111,37 +114,71 @@ def held_out(folders: Sequence[Path], cost: str) -> str:
     """Every second question of a subtask's predicts the others: by its own steps, and by theirs at its costs.
 
     The first error is of steps and costs. Few questions draw steps that differ by half; the second has costs alone.
+    That cut is one of many: of random ones it is said how many have both halves within the limit.
     """
     rows = [["run", "from half", "predicted", "measured", "error", "with the other's steps", "error"]]
     notes, errors = list[str](), (list[tuple[float, str]](), list[tuple[float, str]]())
+    cuts = list[str]()
     for folder in folders:
         run = Recorded(folder, cost)
         run.same_machine(cost)
         notes += run.notes()
-        places: dict[str, dict[int | str, int]] = {}
-        for row in run.answers:
-            asked = places.setdefault(row.subtask, {})
-            asked.setdefault(row.question_id, len(asked))
-        for half in (0, 1):
-            mine, theirs = (
-                [
-                    [row for row in side if places.get(row.subtask, {}).get(row.question_id, -1) % 2 == which]
-                    for side in (run.answers, run.baseline)
-                ]
-                for which in (half, 1 - half)
-            )
-            costs, measured = run.costs(*mine), _rate(theirs[0]) / _rate(theirs[1])
-            found = [predict(*steps_of(answers), costs, run.draft).speedup for answers in (mine[0], theirs[0])]
-            off = [value / measured - 1 for value in found]
+        for half, (own_steps, measured, other_steps) in enumerate(_halves(run, _alternate)):
+            found, off = (own_steps, other_steps), [value / measured - 1 for value in (own_steps, other_steps)]
             for kind, error in zip(errors, off, strict=True):
                 kind.append((abs(error), run.name))
             shown = [f"{found[0]:.3f}", f"{measured:.3f}", f"{off[0]:+.1%}", f"{found[1]:.3f}", f"{off[1]:+.1%}"]
             rows.append([run.name, str(half + 1), *shown])
+        cuts.append(_random_cuts(run))
     verdicts = [
         f"within {WANTED:.0%}: {_hits(errors[0])}",
         f"with the other's steps, so by costs alone: {_hits(errors[1])}",
     ]
-    return "\n".join(["decode speedup", *aligned(rows, left=1), *verdicts, *dict.fromkeys(notes)])
+    return "\n".join(["decode speedup", *aligned(rows, left=1), *verdicts, *cuts, *dict.fromkeys(notes)])
+
+
+def _alternate(questions: int) -> list[int]:
+    """Which half each question of a subtask is in: every second one."""
+    return [place % 2 for place in range(questions)]
+
+
+def _halves(run: Recorded, cut: Callable[[int], Sequence[int]]) -> list[tuple[float, float, float]]:
+    """Of each half: the speedup that it predicts for the other, what was measured there, and by the other's steps.
+
+    cut: a number of questions of a subtask -> the half, 0 or 1, of each.
+    """
+    asked: dict[str, list[int | str]] = {}
+    for row in run.answers:
+        if row.question_id not in asked.setdefault(row.subtask, []):
+            asked[row.subtask].append(row.question_id)
+    half = {
+        (task, name): which for task, names in asked.items() for name, which in zip(names, cut(len(names)), strict=True)
+    }
+    parts = [
+        [[row for row in side if half.get((row.subtask, row.question_id)) == which] for which in (0, 1)]
+        for side in (run.answers, run.baseline)
+    ]
+    found = []
+    for which in (0, 1):
+        (mine, theirs), (my_baseline, their_baseline) = ((side[which], side[1 - which]) for side in parts)
+        costs = run.costs(mine, my_baseline)
+        own_steps, other_steps = (predict(*steps_of(rows), costs, run.draft).speedup for rows in (mine, theirs))
+        found.append((own_steps, _rate(theirs) / _rate(their_baseline), other_steps))
+    return found
+
+
+def _random_cuts(run: Recorded) -> str:
+    """How many of CUTS random cuts of every subtask's questions have both halves within the limit."""
+    drawn = np.random.default_rng(0)
+    worst = [
+        max(
+            abs(predicted / measured - 1)
+            for predicted, measured, _ in _halves(run, lambda count: drawn.permutation(count) % 2)
+        )
+        for _ in range(CUTS)
+    ]
+    hit = sum(error <= WANTED for error in worst)
+    return f"{run.name}: {hit} of {CUTS} random cuts within {WANTED:.0%}; the worse half is {np.median(worst):.1%} off"
 
 
 def _hits(errors: Sequence[tuple[float, str]]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -156,7 +157,8 @@ def test_the_papers_table_is_predicted_as_a_bound() -> None:
 def test_a_half_predicts_the_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_run(tmp_path / "run")
     assert main([str(folder), "held_out=true"]) == 0
-    *_, first, second, verdict, costs = capsys.readouterr().out.splitlines()
+    *_, first, second, verdict, costs, cuts = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"joey / kangaroo: \d+ of 60 random cuts within 7%; the worse half is \d+\.\d% off", cuts)
     assert verdict.startswith("within 7%: ") and "of 2 halves" in verdict
     assert costs == (
         "with the other's steps, so by costs alone: 2 of 2 halves; the largest error is 0.0%, of joey / kangaroo"
@@ -164,6 +166,25 @@ def test_a_half_predicts_the_other(tmp_path: Path, capsys: pytest.CaptureFixture
     assert all(line.split()[-1] in ("+0.0%", "-0.0%") for line in (first, second)), (
         "costs are known, so its steps give its speed"
     )
+
+
+@pytest.mark.parametrize(
+    ("slower", "shown"), [(1.0, "60 of 60 random cuts within 7%; the worse half is 0.0% off"), (9.0, "0 of 60")]
+)
+def test_random_cuts_say_how_much_depends_on_the_cut(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], slower: float, shown: str
+) -> None:
+    """Five alike questions; one of them takes longer, so the half without it never predicts the other."""
+    folder = write_run(tmp_path / "run")
+    for name in ("answers", "baseline"):
+        record = json.loads((folder / f"{name}.jsonl").read_text().splitlines()[0])
+        records = [{**record, "question_id": number} for number in range(5)]
+        if name == "answers":
+            (choice,) = record["choices"]
+            records[0] = {**record, "choices": [choice | {"wall_time": [choice["wall_time"][0] * slower]}]}
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert main([str(folder), "held_out=true"]) == 0
+    assert f"joey / kangaroo: {shown}" in capsys.readouterr().out
 
 
 def test_halves_are_compared_on_one_machine_and_engine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
