@@ -15,7 +15,7 @@ USAGE = """usage: python -m bench.predict RUN... [cost=FILE] [card=NAME] [held_o
   RUN             a run directory, with its baseline; of one method's runs with trees of several sizes the best is said
   cost=FILE       what a pass by rows, a draft and vanilla cost: a file that bench.speed methods=[METHOD] wrote
   card=NAME       a card of bench/reference/cards.csv by its published peaks; without cost= and card=: all of them
-  held_out=true   predict one half of the questions from the other, beside what was measured
+  held_out=true   predict one half of the questions from the other, beside what was measured; and random halves
   paper           the paper's Table 1: what its CR gives on a V100's roofline, beside its printed speedups
 
 Speedups are of decoding, without prefill. How costs are made: bench/predict/costs.py."""

@@ -173,7 +173,7 @@ def _random_cuts(run: Recorded) -> str:
     worst = [
         max(
             abs(predicted / measured - 1)
-            for predicted, measured, _ in _halves(run, lambda count: drawn.permutation(count) % 2)
+            for predicted, measured, _ in _halves(run, lambda count: (drawn.permutation(count) % 2).tolist())
         )
         for _ in range(CUTS)
     ]
