@@ -158,7 +158,9 @@ def test_a_half_predicts_the_other(tmp_path: Path, capsys: pytest.CaptureFixture
     folder = write_run(tmp_path / "run")
     assert main([str(folder), "held_out=true"]) == 0
     *_, first, second, verdict, costs, cuts = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(r"joey / kangaroo: \d+ of 60 random cuts within 7%; the worse half is \d+\.\d% off", cuts)
+    assert re.fullmatch(
+        r"joey / kangaroo: \d+ of 60 random cuts within 7%; the worse half is \d+\.\d% off, in the middle of them", cuts
+    )
     assert verdict.startswith("within 7%: ") and "of 2 halves" in verdict
     assert costs == (
         "with the other's steps, so by costs alone: 2 of 2 halves; the largest error is 0.0%, of joey / kangaroo"
@@ -169,7 +171,8 @@ def test_a_half_predicts_the_other(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize(
-    ("slower", "shown"), [(1.0, "60 of 60 random cuts within 7%; the worse half is 0.0% off"), (9.0, "0 of 60")]
+    ("slower", "shown"),
+    [(1.0, "60 of 60 random cuts within 7%; the worse half is 0.0% off, in the middle"), (9.0, "0 of 60")],
 )
 def test_random_cuts_say_how_much_depends_on_the_cut(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], slower: float, shown: str
