@@ -147,10 +147,9 @@ def _halves(run: Recorded, cut: Callable[[int], Sequence[int]]) -> list[tuple[fl
 
     cut: a number of questions of a subtask -> the half, 0 or 1, of each.
     """
-    asked: dict[str, list[int | str]] = {}
+    asked: dict[str, dict[int | str, None]] = {}  # in the order of the run
     for row in run.answers:
-        if row.question_id not in asked.setdefault(row.subtask, []):
-            asked[row.subtask].append(row.question_id)
+        asked.setdefault(row.subtask, {})[row.question_id] = None
     half = {
         (task, name): which for task, names in asked.items() for name, which in zip(names, cut(len(names)), strict=True)
     }

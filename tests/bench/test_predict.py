@@ -183,8 +183,8 @@ def test_random_cuts_say_how_much_depends_on_the_cut(
         record = json.loads((folder / f"{name}.jsonl").read_text().splitlines()[0])
         records = [{**record, "question_id": number} for number in range(5)]
         if name == "answers":
-            (choice,) = record["choices"]
-            records[0] = {**record, "choices": [choice | {"wall_time": [choice["wall_time"][0] * slower]}]}
+            (answer,) = record["choices"]
+            records[0] = {**record, "choices": [answer | {"wall_time": [answer["wall_time"][0] * slower]}]}
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     assert main([str(folder), "held_out=true"]) == 0
     assert f"joey / kangaroo: {shown}" in capsys.readouterr().out
