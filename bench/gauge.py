@@ -94,6 +94,10 @@ class Gauge:
 
         return cls(device, torch.cuda, _card(str(torch.cuda.get_device_properties(device).uuid)))
 
+    def facts(self) -> dict[str, int | None] | None:
+        """What stays of the card; None where there is none to ask."""
+        return self.card.facts() if self.card else None
+
     @contextmanager
     def holding(self, side: str) -> Iterator[None]:
         """What is allocated within, and stays, is this side's."""

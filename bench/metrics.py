@@ -191,8 +191,8 @@ def summarise_turns(answers: pd.DataFrame, baseline: pd.DataFrame | None) -> dic
     row |= _speedups(answers, baseline)
     row |= {"step_ms": _milliseconds(decode_seconds_per_step(answers))} | phase_split(answers)
     row |= {name: int(verdicts.get(name, 0)) for name in ("equal", "near_tie", "mismatch", "unchecked")}
-    row |= _readings(answers)
-    return row | {f"baseline_{name}": value for name, value in _readings(baseline).items()}
+    row |= readings(answers)
+    return row | {f"baseline_{name}": value for name, value in readings(baseline).items()}
 
 
 def _speedups(answers: pd.DataFrame, baseline: pd.DataFrame | None) -> dict[str, Any]:
@@ -236,7 +236,7 @@ def _milliseconds(seconds: float | None) -> float | None:
     return None if seconds is None else 1e3 * seconds
 
 
-def _readings(turns: pd.DataFrame | None) -> dict[str, int | float | None]:
+def readings(turns: pd.DataFrame | None) -> dict[str, int | float | None]:
     """What the device said of one side's turns."""
     turns = turn_frame([]) if turns is None else turns
     largest = (turns.peak_memory_bytes.max(), turns.temperature_c.max())
@@ -266,15 +266,19 @@ def question_table(run: Run) -> pd.DataFrame:
     return table
 
 
+def step_bytes(info: Mapping[str, Any]) -> int | None:
+    """Bytes of the weights that a step reads; None: not recorded. Older runs recorded only what all of them take."""
+    return info.get("step_bytes") or info.get("weight_bytes")
+
+
 def memory_share(info: Mapping[str, Any], turns: pd.DataFrame | None) -> float | None:
     """Time of reading weights and cache once a step, by the time plain decoding's steps took; None: not recorded.
 
     The cache is read as long as it is on average: the prompt and half of what is generated.
     """
-    keys = ("weight_bytes", "kv_bytes_per_token", "read_bytes_per_s")
-    if turns is None or not len(turns) or not all(info.get(key) for key in keys):
+    weights, each, bandwidth = step_bytes(info), info.get("kv_bytes_per_token"), info.get("read_bytes_per_s")
+    if turns is None or not len(turns) or not (weights and each and bandwidth):
         return None
-    weights, each, bandwidth = (info[key] for key in keys)
     seconds = (turns.wall_s - turns.prefill_s).sum(skipna=False)
     slots = (turns.steps * (turns.prompt_tokens + turns.new_tokens / 2)).sum(skipna=False)
     least = (weights * turns.steps.sum(skipna=False) + each * slots) / bandwidth

@@ -124,10 +124,10 @@ def _ask(
         )
     extra = {"extra_parameters": sides.extra_parameters, "datastore_bytes": sides.datastore_bytes}
     kernels = {"attention": [str(kernel) for kernel in sides.target.kernels]}
-    card = {"card": sides.gauge.card and sides.gauge.card.facts()}
+    card = {"card": sides.gauge.facts()}
     directory.write_info({**info, **extra, **kernels, **card, **memory_facts(sides.target)})
     for kernel in sides.target.kernels:
-        if kernel.name == "plain":
+        if kernel.lacking:
             print(f"attention, {kernel}", file=sys.stderr)
     _warm_up(settings, sides, chat, questions)
     tally = Tally()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,8 @@ def run_warnings(run: Run, found: dict[str, Any]) -> list[dict[str, str]]:
         texts.append(f"{plural('draft', count)} with a confidence that is not a number: are the draft's weights whole?")
     if len(run.answers) and found["overall"]["repeats"] == 1:
         texts.append("one repeat: the spread over repeats is unknown")
-    texts += _throttled(run)
+    sides = [run.answers, *([] if run.baseline is None else [run.baseline])]
+    texts += throttled(why for side in sides for why in side.throttled)
     if (run.info.get("git") or {}).get("dirty"):
         texts.append("the working tree had uncommitted changes")
     if isinstance(unpinned := run.info.get("unpinned"), list) and unpinned:
@@ -59,16 +60,13 @@ def run_warnings(run: Run, found: dict[str, Any]) -> list[dict[str, str]]:
     return [{"scope": "run", "figure": "", "text": text} for text in [*texts, *run.notes]]
 
 
-def _throttled(run: Run) -> list[str]:
-    """In how many turns of both sides the card was slower than asked for, and why."""
-    sides = [run.answers, *([] if run.baseline is None else [run.baseline])]
-    known = [why for side in sides for why in side.throttled if isinstance(why, str)]
+def throttled(reasons: Iterable[object]) -> list[str]:
+    """In how many turns the card was slower than asked for, and why; reasons: one a turn, no text where not told."""
+    known = [why for why in reasons if isinstance(why, str)]
     found = Counter(why for why in known if why != NOT_THROTTLED)
-    reasons = ", ".join(dict.fromkeys(part for why, _ in found.most_common() for part in why.split("; ")))
+    why = ", ".join(dict.fromkeys(part for each, _ in found.most_common() for part in each.split("; ")))
     turns = plural("turn", len(known))
-    return (
-        [f"the card throttled in {found.total()} of {turns} ({reasons}): times are not its usual ones"] if found else []
-    )
+    return [f"the card throttled in {found.total()} of {turns} ({why}): times are not its usual ones"] if found else []
 
 
 def _incomplete_repeats(run: Run) -> list[str]:
@@ -88,12 +86,16 @@ def figure_warnings(found: dict[str, Any]) -> list[dict[str, str]]:
         texts = _row_warnings(row, expect_faster=found["method"] != "vanilla")
         # A demonstration's model is so small that operations, not memory, take its time.
         share = None if found["demonstration"] or row["speedup"] is None else row.get("baseline_memory_share")
-        if found["method"] != "vanilla" and share is not None and share < MEMORY_LIMIT:
-            texts.append(
-                ("speedup", f"the baseline reaches {share:.0%} of what memory gives, under {MEMORY_LIMIT:.0%}")
-            )
+        if found["method"] != "vanilla":
+            texts += [("speedup", text) for text in slow_baseline(share)]
         result += [{"scope": scope, "figure": figure, "text": text} for figure, text in texts]
     return result
+
+
+def slow_baseline(share: float | None) -> list[str]:
+    """Of a speedup's own baseline; share: of what memory gives, None where that is not known."""
+    slow = share is not None and share < MEMORY_LIMIT
+    return [f"the baseline reaches {share:.0%} of what memory gives, under {MEMORY_LIMIT:.0%}"] if slow else []
 
 
 def _row_warnings(row: dict[str, Any], expect_faster: bool) -> list[tuple[str, str]]:

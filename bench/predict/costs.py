@@ -1,7 +1,7 @@
 """What a step costs: by the run's own times, by bench.speed's passes, or by the roofline of a card.
 
 A vanilla step is one pass of one row. A step of a method is a pass over `drafted + 1 + extra` rows, of the layers that
-its draft has not run already, and a draft of `a + b * drafted` seconds, and overhead.
+its draft has not run already and the head, and a draft of `a + b * drafted` seconds, and overhead.
 
 own: least squares over the turns that were recorded: verify over steps and rows, draft over steps and drafted tokens.
 speed: passes as bench.speed timed them, between its numbers of rows by straight lines; vanilla, draft and overhead as
@@ -11,7 +11,8 @@ speed: passes as bench.speed timed them, between its numbers of rows by straight
 card: a pass takes the longer of reading its weights at the peak bandwidth and multiplying them at the peak rate. A
     draft reads its extra parameters, and the target layers and head that it runs, once a pass of the draft: Medusa and
     Hydra have one a step, the EAGLEs one a level of their tree, chains one a drafted token; a lookup reads nothing.
-    There is no overhead, and keys and values are left out (short contexts): a bound, no forecast of an implementation.
+    With early exit the last candidate goes through the first layers as well, to be verified by the others. There is no
+    overhead, and keys and values are left out (short contexts): a bound, no forecast of an implementation.
     Where run.json has no `head_bytes` (older runs) the head that a draft runs is left out too.
 """
 
@@ -25,12 +26,15 @@ from typing import Any
 
 import numpy as np
 
+from bench.metrics import step_bytes
 from bench.records.lines import Row
 from bench.report import published
 from methods.errors import UserError, nearest
 
 Array = np.ndarray
 EXITING = ("kangaroo", "layerskip", "kangaroo_tree")  # draft with the target's first layers, and verify with the rest
+OWN_HEAD = ("kangaroo_head", "mlp_only")  # variants of Kangaroo's adapter that do not use the target's head
+EAGLES = ("eagle", "eagle2", "eagle3")
 HEADLESS = ("eagle", "eagle2")  # draft with the target's head, once a level
 CHAINED = ("kangaroo", "layerskip", "sps")  # one pass of the draft a drafted token
 CHAINS = (*CHAINED, "pld", "sam", "hf_prompt_lookup")  # what they draft is a chain
@@ -39,13 +43,18 @@ MACHINE = ("cpu", "gpu", "threads", "engine")
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
+def head_share(info: Mapping[str, Any]) -> float:
+    """Of the weights that a step reads: the head, which every pass runs, whatever its layers. 0: not recorded."""
+    return (info.get("head_bytes") or 0) / (step_bytes(info) or 1)
+
+
 @dataclass(frozen=True)
 class Draft:
     """What of a run's configuration decides its costs."""
 
     method: str
     chain: bool  # whether a draft can be cut short
-    share: float | None  # of the target's layers in a pass that verifies; None: not recorded
+    share: float | None  # of the weights that a vanilla step reads, in a pass that verifies; None: not recorded
     extra_rows: int  # rows of that pass that are not candidates
 
     @classmethod
@@ -55,10 +64,16 @@ class Draft:
         share: float | None = 1.0
         extra = 0
         if method in EXITING:
-            share = 1 - settings["exit_layer"] / layers if layers and "exit_layer" in settings else None
+            known = layers and "exit_layer" in settings
+            share = 1 - (1 - head_share(info)) * settings["exit_layer"] / layers if known else None
         if method == "lookahead" and {"level", "window"} <= settings.keys():
             extra = (settings["level"] - 1) * settings["window"] - 1
         return cls(method, method in CHAINS or settings.get("tree") == "chain", share, extra)
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether every drafted token is a pass of the draft."""
+        return self.method in CHAINED or (self.chain and self.method in EAGLES)
 
     def rows(self, drafted: Array) -> Array:
         """Of the passes that verify so many candidates."""
@@ -115,13 +130,15 @@ class Times:
         return float((self.wall_s - self.prefill_s).sum())
 
 
-def _fit(steps: Array, counted: Array, seconds: Array) -> tuple[float, float]:
-    """Seconds a step and seconds a counted unit; without variation of their ratio all goes to the step.
+def _fit(steps: Array, counted: Array, seconds: Array, *, by_unit: bool = False) -> tuple[float, float]:
+    """Seconds a step and seconds a counted unit; without variation of their ratio all goes to the step, or the unit.
 
     Least squares divide the time and may lose some where one turn was slow; the sum of all is kept.
     """
     ratios = counted[steps > 0] / steps[steps > 0]
     if not len(ratios) or np.ptp(ratios) < 1e-9:
+        if by_unit and counted.any():
+            return 0.0, float(seconds.sum() / counted.sum())
         return float(seconds.sum() / max(steps.sum(), 1)), 0.0
     step, unit = np.linalg.lstsq(np.stack([steps, counted], 1), seconds, rcond=None)[0]
     if unit < 0 or step < 0:  # noise: through the origin, by what is not negative
@@ -135,7 +152,8 @@ def _fit(steps: Array, counted: Array, seconds: Array) -> tuple[float, float]:
 def own(answers: Times, baseline: Times, draft: Draft) -> Costs:
     """From the times of both sides."""
     per_step, per_row = _fit(answers.steps, answers.total(draft.rows), answers.verify_s)
-    draft_step, draft_token = _fit(answers.steps, answers.total(lambda drafted: drafted), answers.draft_s)
+    tokens = answers.total(lambda drafted: drafted)
+    draft_step, draft_token = _fit(answers.steps, tokens, answers.draft_s, by_unit=draft.one_by_one)
     left = answers.decoding_s() - float(answers.draft_s.sum() + answers.verify_s.sum())
     return Costs(
         vanilla=baseline.decoding_s() / max(baseline.steps.sum(), 1),
@@ -258,22 +276,19 @@ def _passes(method: str, settings: Mapping[str, Any]) -> int:
 
 def on_card(card: Card, info: Mapping[str, Any], draft: Draft) -> Costs:
     """The card's roofline. Raises UserError where run.json does not say how large the target is."""
-    weights, item = info.get("weight_bytes"), ITEM_BYTES.get(str(info.get("dtype")))
+    weights, item = step_bytes(info), ITEM_BYTES.get(str(info.get("dtype")))
     if not weights or item is None:
         raise UserError("RUN: run.json has no weight_bytes or dtype, so no card can be predicted")
-    share = draft.verified_share()
-    size = (info.get("extra_parameters") or 0) * item
-    if draft.method in EXITING:
-        size += (1 - share) * weights
-    if draft.method in (*EXITING, *HEADLESS):
+    share, settings = draft.verified_share(), (info.get("config") or {}).get("method") or {}
+    exiting = (1 - share) * weights
+    size = exiting + (info.get("extra_parameters") or 0) * item
+    if draft.method in HEADLESS or (draft.method in EXITING and settings.get("variant") not in OWN_HEAD):
         size += info.get("head_bytes") or 0
-    seconds = size / card.bytes_per_s
-    passes = _passes(draft.method, (info.get("config") or {}).get("method") or {})
-    per_token = draft.method in CHAINED
+    a_pass, last = size / card.bytes_per_s, exiting / card.bytes_per_s
     return Costs(
         vanilla=float(card.pass_s(weights, item, np.array([1.0]))[0]),
         verify=lambda rows: share * card.pass_s(weights, item, rows),
-        draft_step=0.0 if per_token else passes * seconds,
-        draft_token=seconds if per_token else 0.0,
+        draft_step=last if draft.one_by_one else _passes(draft.method, settings) * a_pass,
+        draft_token=a_pass if draft.one_by_one else 0.0,
         overhead=0.0,
     )

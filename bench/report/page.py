@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from bench.files import replace_text
 from bench.places import BENCH
+from bench.predict import paper
 from bench.records.identity import flatten, incidental
 from bench.report import published
 from bench.report.answers import first_divergences, payloads
@@ -62,6 +63,7 @@ def write_page(collection: Collection, out: Path) -> Path:
         ],
         servers=[view(comparison) for comparison in collection.servers],
         acceptance=definitions(),
+        paper={"title": f"{published.PAPER}, Table 1", "rows": paper.by_row(), "order": PAPER_ORDER},
         warnings=collection.warnings,
         captions={"leaderboard": LEADERBOARD_CAPTION, "table1": TABLE1_CAPTION},
         limits={"spread": f"{SPREAD_LIMIT:.0%}", "overhead": f"{OVERHEAD_LIMIT:.0%}", "memory": f"{MEMORY_LIMIT:.0%}"},
@@ -97,6 +99,7 @@ def _group_view(number: int, group: Group, payload: dict[str, Any]) -> dict[str,
         "power": _span(
             ((e.run.info.get("card") or {}).get("power_limit_milliwatts") for e in group.entries), 1e-3, "W"
         ),
+        "attention": dict.fromkeys(str(text) for e in group.entries for text in e.run.info.get("attention") or ()),
         "divergences": [(entry, first_divergences(entry.run)) for entry in group.entries],
         "published": _published(group),
         "paper_order": PAPER_ORDER,

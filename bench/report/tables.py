@@ -39,7 +39,7 @@ TABLE1_CAPTION = (
 )
 MARKED = (
     "marks a figure with a warning: its interval or the paired speedup's includes 1, repeats differ by over 10 %, "
-    "overhead is over 10 %, the baseline reaches under half of what memory gives, "
+    "overhead is over 10 %, the baseline reaches under half of what memory gives (the built-in model's aside), "
     "or answers are not lossless; leaderboard.csv has the words."
 )
 LEADERBOARD_CAPTION = (

@@ -6,6 +6,7 @@ what one target pass of n rows costs, each method against vanilla with its 95 % 
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from collections.abc import Sequence
@@ -84,7 +85,7 @@ def measure(conf: Conf, overrides: Sequence[str]) -> None:
                 "engine": pick_engine(speed.engine, device),
             }
             sections.append(found)
-            print(format_section(found, str(device)), flush=True)
+            print(format_section(found, str(device), demonstration=model.built_in), flush=True)
     written = make_folder(str(results / "speed")) / f"{speed.model.name}.json"
     record = {"config": asdict(speed), **environment.describe(device.type, DEFAULT_THREADS), "sections": sections}
     written.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -98,41 +99,58 @@ def section(speed: Speed, runs: Sequence[Run], folder: Path, file: Path | None) 
     """
     from bench.assembly import Parts, build, load_target, on_engine
     from bench.speed import peer
-    from bench.speed.engine import make_prompts, memory_facts, paired, pass_costs, summarise, turn
+    from bench.speed.engine import make_prompts, memory_facts, of_device, paired, pass_costs, summarise, turn
 
-    target = on_engine(speed.engine, load_target(runs[0].model, folder, seed=0))
+    loaded = load_target(runs[0].model, folder, seed=0)
+    target = on_engine(speed.engine, loaded)
     prompts = make_prompts(speed, folder, target)
     found: dict[str, Any] = {
         **memory_facts(target),
+        "attention": [str(kernel) for kernel in target.kernels],
         "past": speed.past,
         "pass_ms": pass_costs(target, speed.listed("rows"), speed.past, speed.passes),
         "methods": {},
     }
     missed = {"passes by rows": target.unprepared}
     for run in runs:
+        # An engine of its own, so that no storage, capture or count of the methods before is in its figures.
+        target = on_engine(speed.engine, loaded)
+        gc.collect()
         sides = build(Parts.gather(run, rehearsed=True), target)
         assert sides.baseline is not None
-        method, vanilla = (turn(side, target, speed.max_new_tokens) for side in (sides.method, sides.baseline))
+        method, vanilla = (
+            turn(side, target, speed.max_new_tokens, sides.gauge, name)
+            for name, side in (("method", sides.method), ("baseline", sides.baseline))
+        )
         pairs = list(paired(method, vanilla, prompts, speed.repeats, target))
-        found["methods"][run.method_name] = {"settings": run.method, **summarise(pairs)}
+        row = {"settings": run.method, **summarise(pairs), **of_device(pairs, prompts, found)}
+        found["methods"][run.method_name] = row
+        found["card"] = sides.gauge.facts()
         missed[run.method_name] = target.unprepared
+        del sides, method, vanilla
     found["uncaptured"] = {name: why for name, why in missed.items() if why}
     if file is not None:
         found["llama_cpp"] = peer.measured(speed, target, prompts, file)
     return found
 
 
-def format_section(found: dict[str, Any], device: str) -> str:
-    """The tables of one dtype and number of threads."""
+def format_section(found: dict[str, Any], device: str, *, demonstration: bool) -> str:
+    """The tables of one dtype and number of threads, and what a reader must know of them.
+
+    demonstration: of a model so small that operations, not memory, take its time; a slow baseline is not said.
+    """
     one_row_ms = next(iter(found["pass_ms"].values()))
     past = found["past"] * found["kv_bytes_per_token"]
-    ceiling = found["read_bytes_per_s"] / (found["weight_bytes"] + past)
+    ceiling = found["read_bytes_per_s"] / (found["step_bytes"] + past)
+    shares = [row["vanilla_memory_share"] for row in found["methods"].values()][:1]
+    decoding = "".join(f", vanilla's decoding {share:.0%}" for share in shares if share is not None)
     lines = [
         "",
+        *[f"attention, {kernel}" for kernel in found["attention"]],
         f"{found['dtype']}, {device}" + (f", {found['threads']} threads" if device == "cpu" else ""),
-        f"  weights {found['weight_bytes'] / 1e6:.1f} MB and cache {past / 1e6:.1f} MB, "
-        f"read at {found['read_bytes_per_s'] / 1e9:.1f} GB/s: "
-        f"at most {ceiling:.0f} tokens/s one by one; a pass of one row reaches {1e3 / one_row_ms / ceiling:.0%} of it",
+        f"  weights {found['step_bytes'] / 1e6:.1f} MB and cache {past / 1e6:.1f} MB, "
+        f"read at {found['read_bytes_per_s'] / 1e9:.1f} GB/s: at most {ceiling:.0f} tokens/s one by one",
+        f"  of what memory gives, a pass of one row reaches {1e3 / one_row_ms / ceiling:.0%}{decoding}",
         "  rows of a pass  " + "".join(f"{rows:>8}" for rows in found["pass_ms"]),
         "  milliseconds    " + "".join(f"{value:>8.2f}" for value in found["pass_ms"].values()),
         "  of one row's    " + "".join(f"{value / one_row_ms:>8.2f}" for value in found["pass_ms"].values()),
@@ -148,8 +166,36 @@ def format_section(found: dict[str, Any], device: str) -> str:
         lines.append(line + ("" if row["equal"] else "  tokens differ from vanilla's"))
     if "llama_cpp" in found:
         lines.append(_llama_cpp_line(found["llama_cpp"]))
-    lines += [f"! {name}: {why}" for name, why in found["uncaptured"].items()]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_card_lines(found), *_warnings(found, demonstration)])
+
+
+def _card_lines(found: dict[str, Any]) -> list[str]:
+    """What the card said of each side's turns; vanilla's are those beside the first method. None without a card."""
+    sides = [("vanilla", row["readings"]["vanilla"]) for row in found["methods"].values()][:1]
+    sides += [(name, row["readings"]["method"]) for name, row in found["methods"].items()]
+    if all(value is None for _, row in sides for value in row.values()):
+        return []
+    from bench.words import show
+
+    limit = (found["card"] or {}).get("power_limit_milliwatts")
+    head = "of the card" + (f", {limit / 1e3:.0f} W at most" if limit else "")
+    lines = [f"  {head:<27}{'peak GB':>9}{'J/token':>9}{'SM MHz':>8}{'°C':>6}"]
+    for name, row in sides:
+        peak = row["peak_memory_bytes"] and row["peak_memory_bytes"] / 1e9
+        clock, heat = show(row["sm_mhz"], 0), show(row["temperature_c"], 0)
+        lines.append(f"  {name:<27}{show(peak):>9}{show(row['joules_per_token']):>9}{clock:>8}{heat:>6}")
+    return lines
+
+
+def _warnings(found: dict[str, Any], demonstration: bool) -> list[str]:
+    """What a reader must know of a method's figures."""
+    from bench.words import slow_baseline, throttled
+
+    lines = [f"! {name}: {why}" for name, why in found["uncaptured"].items()]
+    for name, row in found["methods"].items():
+        slow = [] if demonstration or name == "vanilla" else slow_baseline(row["vanilla_memory_share"])
+        lines += [f"! {name}: {text}" for text in [*slow, *throttled(row["throttled"])]]
+    return lines
 
 
 def _method_line(name: str, rate: float, speedup: str, cr: float | None, parts: dict[str, float]) -> str:

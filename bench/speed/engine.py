@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import pandas as pd
     import torch
 
+    from bench.gauge import Gauge
     from bench.measure import Generator, Timed
     from bench.settings import Speed
     from methods.engine.llama import Llama
@@ -50,11 +52,13 @@ def make_prompts(speed: Speed, folder: Path, target: Llama) -> list[list[int]]:
     return [chat.prompt_ids([*question.opening, Message("user", question.turns[0])]) for question in first]
 
 
-def turn(generator: Generator, target: Llama, max_new_tokens: int) -> Turn:
-    """A side of this process."""
+def turn(generator: Generator, target: Llama, max_new_tokens: int, gauge: Gauge | None = None, side: str = "") -> Turn:
+    """A side of this process; gauge: what else is read of the device in its turns."""
     from bench.measure import timed_generation
 
-    return partial(timed_generation, generator, max_new_tokens=max_new_tokens, device=target.device)
+    return partial(
+        timed_generation, generator, max_new_tokens=max_new_tokens, device=target.device, gauge=gauge, side=side
+    )
 
 
 def paired(method: Turn, vanilla: Turn, prompts: list[list[int]], repeats: int, target: Llama) -> Iterator[Pair]:
@@ -107,6 +111,41 @@ def _rate(timed: Timed) -> float:
     return len(timed.generation.tokens) / timed.wall_s
 
 
+def of_device(pairs: list[Pair], prompts: list[list[int]], facts: dict[str, Any]) -> dict[str, Any]:
+    """What vanilla's decoding reaches of what memory gives, and what the device said of both sides' turns.
+
+    facts: `memory_facts`. What was not told is None.
+    """
+    from bench.metrics import memory_share, readings
+
+    method, vanilla = (_table(pairs, prompts, side) for side in ("method", "vanilla"))
+    return {
+        "vanilla_memory_share": memory_share(facts, vanilla),
+        "readings": {"method": readings(method), "vanilla": readings(vanilla)},
+        "throttled": [timed.throttled for pair in pairs for timed in (pair.method, pair.vanilla)],
+    }
+
+
+READ = ("peak_memory_bytes", "energy_millijoules", "sm_mhz", "temperature_c")
+
+
+def _table(pairs: list[Pair], prompts: list[list[int]], side: str) -> pd.DataFrame:
+    """One side's turns as bench.metrics has them."""
+    import pandas as pd
+
+    turns = [(getattr(pair, side), len(prompts[pair.question])) for pair in pairs]
+    rows = [
+        {
+            **{name: getattr(timed, name) for name in ("wall_s", "prefill_s", "throttled", *READ)},
+            "steps": len(timed.generation.steps),
+            "prompt_tokens": prompt,
+            "new_tokens": len(timed.generation.tokens),
+        }
+        for timed, prompt in turns
+    ]
+    return pd.DataFrame(rows).astype(dict.fromkeys(READ, float))
+
+
 def _turns(turns: list[Timed]) -> dict[str, list[Any]]:
     """What bench.predict makes costs of (see its Times), a value a turn."""
     times = ("prefill_s", "draft_s", "verify_s", "wall_s")
@@ -129,13 +168,17 @@ MOST_BYTES = 2**30  # that are read to know the bandwidth: beyond every cache, a
 
 
 def memory_facts(target: Llama) -> dict[str, int]:
-    """What a decoding step reads, and how fast memory gives it: bytes, bytes a token of context, bytes/s."""
+    """What the weights take, what of them a decoding step and the head read, and how fast memory gives it.
+
+    In bytes, bytes a token of context, and bytes/s.
+    """
     config, item = target.config, target.weights.embedding.element_size()
     return {
         "weight_bytes": target.weight_bytes,
+        "step_bytes": target.step_bytes,
         "head_bytes": config.vocab_size * config.hidden_size * item,
         "kv_bytes_per_token": 2 * config.num_layers * config.num_kv_heads * config.head_dim * item,
-        "read_bytes_per_s": round(read_bandwidth(target.weight_bytes, target.device)),
+        "read_bytes_per_s": round(read_bandwidth(target.step_bytes, target.device)),
     }
 
 

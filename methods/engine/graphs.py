@@ -90,7 +90,7 @@ class Graphs:
             self.capture(key, work)
         found = self._captured.get(key)
         if found is None:
-            self.missed += self.recorded
+            self.missed += self.recorded and not self.is_recording
             return work()
         return found.replay()
 

@@ -250,6 +250,12 @@ class Llama:
         """Bytes of all weights."""
         return sum(t.numel() * t.element_size() for t in self.weights.tensors())
 
+    @property
+    def step_bytes(self) -> int:
+        """Bytes of the weights that a step reads: all but an embedding table of its own, of which it takes a row."""
+        embedding, head = self.weights.embedding, self.weights.lm_head.weight
+        return self.weight_bytes - (0 if head is embedding else embedding.numel() * embedding.element_size())
+
     def pack(self) -> None:
         """Copy the matrices for decoding on a CPU; nothing happens on other devices and to models over 1 GiB."""
         self.packed = self.weight_bytes <= PACKED_BYTES

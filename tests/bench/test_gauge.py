@@ -171,7 +171,7 @@ def test_without_a_card_nothing_is_read_and_it_is_said(capsys: pytest.CaptureFix
     assert "energy, clocks and throttling are not recorded: " in capsys.readouterr().err
     gauge = Gauge.of(CPU)
     gauge.begin("method")
-    assert gauge.card is None and gauge.end() == {}
+    assert gauge.card is None and gauge.facts() is None and gauge.end() == {}
 
 
 def test_readings_are_recorded_where_there_are_some() -> None:

@@ -341,6 +341,7 @@ def test_a_baselines_share_of_what_memory_gives() -> None:
     )
     info = {"weight_bytes": 900, "kv_bytes_per_token": 1, "read_bytes_per_s": 20_000}
     assert metrics.memory_share(info, turns) == pytest.approx(10 * (900 + 100) / 20_000 / 1.0)
+    assert metrics.memory_share({**info, "step_bytes": 800}, turns) == pytest.approx(10 * (800 + 100) / 20_000 / 1.0)
     assert metrics.memory_share({}, turns) is None and metrics.memory_share(info, None) is None
     assert metrics.memory_share(info, turns.assign(prefill_s=np.nan)) is None, "not recorded is missing"
 

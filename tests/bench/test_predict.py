@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from bench.predict.__main__ import main
-from bench.predict.costs import Draft, Times, card_named, on_card, own
+from bench.predict.costs import OWN_HEAD, Draft, Times, card_named, on_card, own
 from bench.predict.model import by_length, predict, steps_of
-from bench.predict.paper import rows as paper_rows
+from bench.predict.paper import by_row
 from bench.predict.tables import Recorded
+from methods.adapters import VARIANTS
 from methods.errors import UserError
 
 VANILLA, BASE, ROW, DRAFT, TOKEN, OVERHEAD = 0.010, 0.008, 0.001, 0.002, 0.0015, 0.0005
@@ -142,16 +143,38 @@ def test_of_trees_the_best_is_said_where_several_were_run(tmp_path: Path, capsys
 def test_a_card_reads_what_a_draft_needs() -> None:
     info = {"method": "kangaroo", "dtype": "float16", "weight_bytes": 900_000_000, "layers": 4}
     info |= {"extra_parameters": 9_000_000, "head_bytes": 18_000_000, "config": {"method": {"exit_layer": 1}}}
-    costs = on_card(card_named("V100"), info, Draft.of(info))
+    draft = Draft.of(info)
+    costs = on_card(card_named("V100"), info, draft)
     assert costs.vanilla == pytest.approx(0.001)
-    assert costs.draft_token == pytest.approx((18e6 + 225e6 + 18e6) / 900e9) and costs.draft_step == 0
+    assert costs.draft_token == pytest.approx((18e6 + 220.5e6 + 18e6) / 900e9)
+    assert costs.draft_step == pytest.approx(220.5e6 / 900e9), "the last candidate goes through the first layer too"
+    assert predict(np.array([0]), np.array([1]), costs, draft).speedup == pytest.approx(1), "nothing drafted, one pass"
     wide = 1000  # rows: the tensor cores, not the memory
-    assert costs.verify(np.array([1, wide])) == pytest.approx([0.00075, 0.75 * 900e6 * wide / 125e12])
+    verified = 900e6 - 220.5e6  # three of four layers, and the head
+    assert costs.verify(np.array([1, wide])) == pytest.approx([verified / 900e9, verified * wide / 125e12])
+    apart = info | {"weight_bytes": 918_000_000, "step_bytes": 900_000_000}
+    assert on_card(card_named("V100"), apart, Draft.of(apart)).vanilla == costs.vanilla, (
+        "a table is not read"
+    )
+    own_head = info | {"config": {"method": {"exit_layer": 1, "variant": "mlp_only"}}}
+    without = on_card(card_named("V100"), own_head, Draft.of(own_head)).draft_token
+    assert without == pytest.approx((18e6 + 220.5e6) / 900e9), "its head is among its parameters"
+
+
+def test_variants_of_kangaroos_adapter_are_known_by_their_head() -> None:
+    assert {name for name, parts in VARIANTS.items() if parts.own_head} == set(OWN_HEAD)
+
+
+def test_a_chain_of_even_length_costs_by_the_token(tmp_path: Path) -> None:
+    times = Times([np.full(10, 6), np.full(20, 6)], *np.array([[0.1, 0.1], [0.6, 1.2], [1.0, 2.0], [1.7, 3.3]]))
+    for method, step, token in (("layerskip", 0.0, 0.01), ("medusa", 0.06, 0.0)):
+        costs = own(times, times, Draft(method, True, 1.0, 0))
+        assert [costs.draft_step, costs.draft_token] == pytest.approx([step, token])
 
 
 def test_the_papers_table_is_predicted_as_a_bound() -> None:
-    found = paper_rows()
-    assert len(found) == 48 and all(printed < predicted * 1.01 for *_, predicted, printed in found)
+    found = [cell for row in by_row() for cell in row["cells"].values()]
+    assert len(found) == 48 and all(cell.printed < cell.predicted * 1.01 for cell in found)
 
 
 def test_a_half_predicts_the_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -243,6 +266,15 @@ def test_a_draft_reads_its_weights_once_a_pass_of_it(method: str, settings: dict
     info |= {"extra_parameters": 0 if method == "pld" else 50, "head_bytes": 300}
     card = card_named("A100")
     assert on_card(card, info, Draft.of(info)).draft_step == pytest.approx(read / card.bytes_per_s)
+
+
+@pytest.mark.parametrize(("method", "read"), [("eagle", 100 + 300), ("eagle3", 100)])
+def test_a_chain_of_eagles_is_a_pass_a_token(method: str, read: int) -> None:
+    info = {"method": method, "config": {"method": {"depth": 5, "tree": "chain"}}, "weight_bytes": 4000, "layers": 8}
+    info |= {"dtype": "float16", "extra_parameters": 50, "head_bytes": 300}
+    card = card_named("A100")
+    costs = on_card(card, info, Draft.of(info))
+    assert costs.draft_step == 0 and costs.draft_token == pytest.approx(read / card.bytes_per_s)
 
 
 def test_what_kangaroos_tree_runs_is_not_recorded() -> None:

@@ -11,9 +11,12 @@ import torch
 from bench.records.frame import read_run, require_same_environment
 from bench.records.identity import environment
 from bench.report.collect import collect
+from bench.report.page import write_page
 from bench.run import main
+from methods.engine.attention import kernels
 from methods.errors import UserError
 from tests.bench.small_run import SmallRun, lines
+from tests.methods.test_lossless import METHODS
 
 
 @pytest.mark.parametrize(("temperature", "engine"), [(0, "eager"), (0.7, "eager"), (0, "fixed")])
@@ -28,6 +31,35 @@ def test_a_run(
     answers = [answer["choices"][0] for answer in lines(folder / "answers.jsonl")]
     assert {verdict["verdict"] for answer in answers for verdict in answer["fidelity"]} == {"equal"}
     assert json.loads((folder / "run.json").read_text())["gpu"] is None
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_with_joeys_drafts(
+    name: str, second: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for module in ("bench.assembly", "methods.engine.checkpoint"):
+        monkeypatch.setattr(f"{module}.pick_device", lambda device: second)
+    short = ["question_ids=[1]", "repeats=1", "warmup_turns=1", "max_new_tokens=12", "model.context=256"]
+    assert main([f"method={name}", "model=joey", *short, "engine=fixed", f"results_dir={tmp_path}"]) == 0
+    (file,) = tmp_path.glob("runs/joey/*/*/answers.jsonl")
+    (answer,) = lines(file)
+    choice = answer["choices"][0]
+    assert {verdict["verdict"] for verdict in choice["fidelity"]} == {"equal"} and sum(choice["new_tokens"]) > 12
+    assert "not captured" not in capsys.readouterr().err
+
+
+def test_what_a_kernel_lacks_is_said_and_stands_on_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ampere = kernels(torch.float32, 64, 2, (8, 0))
+    monkeypatch.setattr("methods.engine.llama.choose_kernels", lambda *of_model: ampere)
+    small = SmallRun.make(tmp_path)
+    assert main(small.overrides(repeats=1, limit=1, max_new_tokens=5)) == 0
+    said = "rows without a mask: memory-efficient (one row) and plain (a prompt, 2 heads to a key head), for flash"
+    error = capsys.readouterr().err
+    assert f"attention, {said}" in error and "under a mask" not in error, "what is as wanted goes without saying"
+    page = write_page(collect(tmp_path / "results"), tmp_path).read_text()
+    assert "Attention: rows under a mask: memory-efficient; " + said in page
 
 
 def test_the_engine_is_recorded_and_keeps_runs_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

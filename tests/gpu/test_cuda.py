@@ -137,3 +137,15 @@ def test_torch_agrees_on_which_kernel_serves_a_mask(dtype: torch.dtype, size: in
     (masked, _) = kernels(dtype, size, 1, torch.cuda.get_device_capability())
     assert can_use_efficient_attention(params) == (masked.name == "memory-efficient")
     assert not can_use_flash_attention(params)
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float16, 128), (torch.float32, 64), (torch.float16, 20)])
+def test_torch_agrees_on_which_kernel_serves_a_prompt(dtype: torch.dtype, size: int, groups: int) -> None:
+    query = torch.randn(1, 4, 64, size, dtype=dtype, device="cuda")
+    keys = torch.randn(1, 4 // groups, 64, size, dtype=dtype, device="cuda")
+    params = SDPAParams(query, keys, keys, None, 0.0, True, groups > 1)
+    (_, unmasked) = kernels(dtype, size, groups, torch.cuda.get_device_capability())
+    second = "memory-efficient" if can_use_efficient_attention(params) else "plain"
+    served = "flash" if can_use_flash_attention(params) else second
+    assert ("plain" if "plain" in unmasked.name else unmasked.name) == served

@@ -51,14 +51,9 @@ def grown(decoder: Decoder) -> list[Any]:
     return levels
 
 
-@pytest.mark.parametrize(
-    ("name", "temperature", "engine"),
-    [
-        *((name, 0.0, engine) for name in METHODS for engine in ("eager", "fixed")),
-        *((name, 0.8, "eager") for name in ("eagle", "kangaroo", "pld", "sps")),
-        *((name, 0.8, "fixed") for name in ("eagle", "eagle2", "sps")),
-    ],
-)
+@pytest.mark.parametrize("engine", ["eager", "fixed"])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("name", METHODS)
 def test_every_method(
     name: str, temperature: float, engine: str, model: Llama, second: torch.device, tmp_path: Path
 ) -> None:
@@ -97,7 +92,7 @@ def test_joeys_drafts(name: str, engine: str, joey: Llama, second: torch.device,
     there = FixedLlama.of(there) if engine == "fixed" else there
     tokens = prompt()
     wanted = Decoder(joey, fetched.make(target=joey)).generate(torch.tensor(tokens), NEW_TOKENS)
-    decoder = Decoder(there, fetched.make(target=there))
+    decoder = Decoder(there, fetched.make(target=there), context=256)  # one bucket of slots; others: test_fixed.py
     with there.preparing():
         decoder.generate(upload(tokens, second), NEW_TOKENS)
     found = decoder.generate(upload(tokens, second), NEW_TOKENS)

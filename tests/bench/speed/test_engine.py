@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.gauge import Card, Gauge
 from bench.measure import Timed
 from bench.predict.costs import Measured
 from bench.speed.__main__ import main
 from bench.speed.engine import Pair, pass_costs, shares, summarise
+from bench.words import MEMORY_LIMIT
 from methods.decoder import Generation, Step
 from methods.engine.llama import Llama
 from tests.bench.small_run import SmallRun
+from tests.bench.test_gauge import UUID, Memory, Nvml
 from tests.tiny import tiny_llama
 
 
@@ -67,7 +70,39 @@ def test_a_whole_measurement(tmp_path: Path, capsys) -> None:
     assert read is not None and read[0].steps.tolist() == [len(steps) for steps in turns["method"]["drafted"]]
     assert section["methods"]["kangaroo"]["settings"]["exit_layer"] == 1
     assert all(len(row["ratios"]) == 5 for row in section["methods"].values()), "up to two questions of each subtask"
-    assert section["uncaptured"] == {} and "!" not in printed
+    assert section["uncaptured"] == {} and "not captured" not in printed
+    for row in section["methods"].values():
+        assert 0 < row["vanilla_memory_share"] < 1 and not any(row["throttled"])
+        assert {value for side in row["readings"].values() for value in side.values()} == {None}
+    share = section["methods"]["hf_generate"]["vanilla_memory_share"]
+    assert f"vanilla's decoding {share:.0%}" in printed and section["card"] is None
+    assert ("! kangaroo: the baseline reaches" in printed) == (
+        section["methods"]["kangaroo"]["vanilla_memory_share"] < MEMORY_LIMIT
+    )
+
+
+def test_a_cards_readings_stand_beside_the_speeds(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    small, nvml, memory = SmallRun.make(tmp_path), Nvml(), Memory()
+    nvml.reasons = 0x40
+    memory.add(2_000_000_000)
+
+    monkeypatch.setattr(Gauge, "of", lambda device: Gauge(device, memory, Card.find(nvml, UUID)))
+    changes = [
+        "model=custom",
+        f"model.path={small.folder / 'model'}",
+        "model.weights=random",
+        "methods=[lookahead,pld]",
+    ]
+    tiny = ["dtypes=float32", "threads=1", "repeats=1", "prompt_tokens=8", "max_new_tokens=8", "passes=2", "past=8"]
+    assert main([*changes, *tiny, "rows=1", f"results_dir={tmp_path / 'results'}"]) == 0
+    printed = capsys.readouterr().out
+    lines = [line.split() for line in printed.splitlines()]
+    assert ["of", "the", "card,", "700", "W", "at", "most", "peak", "GB", "J/token", "SM", "MHz", "°C"] in lines
+    for name in ("vanilla", "lookahead", "pld"):
+        assert [name, "2.00", "0.00", "1980", "41"] in lines
+    assert "! lookahead: the card throttled in 12 of 12 turns (heat, by hardware)" in printed
+    (section,) = json.loads((tmp_path / "results" / "speed" / "custom.json").read_text())["sections"]
+    assert section["card"]["power_limit_milliwatts"] == 700_000
 
 
 def test_passes_that_were_not_captured_are_named(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
