@@ -153,9 +153,7 @@ def test_a_card_reads_what_a_draft_needs() -> None:
     verified = 900e6 - 220.5e6  # three of four layers, and the head
     assert costs.verify(np.array([1, wide])) == pytest.approx([verified / 900e9, verified * wide / 125e12])
     apart = info | {"weight_bytes": 918_000_000, "step_bytes": 900_000_000}
-    assert on_card(card_named("V100"), apart, Draft.of(apart)).vanilla == costs.vanilla, (
-        "a table is not read"
-    )
+    assert on_card(card_named("V100"), apart, Draft.of(apart)).vanilla == costs.vanilla, "a table is not read"
     own_head = info | {"config": {"method": {"exit_layer": 1, "variant": "mlp_only"}}}
     without = on_card(card_named("V100"), own_head, Draft.of(own_head)).draft_token
     assert without == pytest.approx((18e6 + 220.5e6) / 900e9), "its head is among its parameters"
