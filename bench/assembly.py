@@ -135,7 +135,7 @@ def _bind(settings: Run) -> Bound:
 
 
 def hollow(model: Model, folder: Path) -> Llama:
-    """The target without storage; of `weight_bytes` it knows."""
+    """The target without storage; of the sizes of its weights it knows."""
     shape = read_config(folder)
     dtype = pick_dtype(model.dtype, pick_device(model.device), shape)
     return Llama(shape, empty_weights(shape, dtype, torch.device("meta")), folder)

@@ -67,7 +67,7 @@ def _seconds(cell: Run) -> float:
     sides = 2 if cell.baseline == "paired" else 1
     tokens = turns * min(ANSWER_TOKENS, cell.max_new_tokens) * cell.repeats * sides
     folder = resolve(locate(cell.model.path), cell.model.revision, weights=False)
-    return tokens * hollow(cell.model, folder).weight_bytes / _rate(cell)
+    return tokens * hollow(cell.model, folder).step_bytes / _rate(cell)
 
 
 def _rate(cell: Run) -> float:

@@ -10,7 +10,7 @@ speed: passes as bench.speed timed them, between its numbers of rows by straight
     are bound alike, and is a guess elsewhere.
 card: a pass takes the longer of reading its weights at the peak bandwidth and multiplying them at the peak rate. A
     draft reads its extra parameters, and the target layers and head that it runs, once a pass of the draft: Medusa and
-    Hydra have one a step, the EAGLEs one a level of their tree, chains one a drafted token; a lookup reads nothing.
+    Hydra have one a step, the EAGLEs one a level of their tree, other chains one a token; a lookup reads nothing.
     With early exit the last candidate goes through the first layers as well, to be verified by the others. There is no
     overhead, and keys and values are left out (short contexts): a bound, no forecast of an implementation.
     Where run.json has no `head_bytes` (older runs) the head that a draft runs is left out too.
@@ -38,7 +38,7 @@ EAGLES = ("eagle", "eagle2", "eagle3")
 HEADLESS = ("eagle", "eagle2")  # draft with the target's head, once a level
 CHAINED = ("kangaroo", "layerskip", "sps")  # one pass of the draft a drafted token
 CHAINS = (*CHAINED, "pld", "sam", "hf_prompt_lookup")  # what they draft is a chain
-EAGLE_LEVELS = 5  # of its published tree, and of its chain
+EAGLE_LEVELS = 5  # of its published tree
 MACHINE = ("cpu", "gpu", "threads", "engine")
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -130,15 +130,13 @@ class Times:
         return float((self.wall_s - self.prefill_s).sum())
 
 
-def _fit(steps: Array, counted: Array, seconds: Array, *, by_unit: bool = False) -> tuple[float, float]:
-    """Seconds a step and seconds a counted unit; without variation of their ratio all goes to the step, or the unit.
+def _fit(steps: Array, counted: Array, seconds: Array) -> tuple[float, float]:
+    """Seconds a step and seconds a counted unit; without variation of their ratio all goes to the step.
 
     Least squares divide the time and may lose some where one turn was slow; the sum of all is kept.
     """
     ratios = counted[steps > 0] / steps[steps > 0]
     if not len(ratios) or np.ptp(ratios) < 1e-9:
-        if by_unit and counted.any():
-            return 0.0, float(seconds.sum() / counted.sum())
         return float(seconds.sum() / max(steps.sum(), 1)), 0.0
     step, unit = np.linalg.lstsq(np.stack([steps, counted], 1), seconds, rcond=None)[0]
     if unit < 0 or step < 0:  # noise: through the origin, by what is not negative
@@ -149,11 +147,24 @@ def _fit(steps: Array, counted: Array, seconds: Array, *, by_unit: bool = False)
     return float(step) * kept, float(unit) * kept
 
 
+def _fit_draft(answers: Times, draft: Draft) -> tuple[float, float]:
+    """Seconds of drafting a step and a drafted token. Where all steps draft as many, the passes of a chain are alike.
+
+    With early exit there is one more than drafted tokens: the last goes through the first layers as well.
+    """
+    tokens = answers.total(lambda drafted: drafted)
+    step, token = _fit(answers.steps, tokens, answers.draft_s)
+    if draft.one_by_one and not token and tokens.any():
+        more = float(draft.method in EXITING)
+        token = float(answers.draft_s.sum() / (tokens.sum() + more * answers.steps.sum()))
+        step = more * token
+    return step, token
+
+
 def own(answers: Times, baseline: Times, draft: Draft) -> Costs:
     """From the times of both sides."""
     per_step, per_row = _fit(answers.steps, answers.total(draft.rows), answers.verify_s)
-    tokens = answers.total(lambda drafted: drafted)
-    draft_step, draft_token = _fit(answers.steps, tokens, answers.draft_s, by_unit=draft.one_by_one)
+    draft_step, draft_token = _fit_draft(answers, draft)
     left = answers.decoding_s() - float(answers.draft_s.sum() + answers.verify_s.sum())
     return Costs(
         vanilla=baseline.decoding_s() / max(baseline.steps.sum(), 1),

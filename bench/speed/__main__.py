@@ -1,7 +1,8 @@
 """python -m bench.speed [model=joey] [key=value]: how fast is the engine, beside transformers and what is possible?
 
-Everything that is compared is timed in turns in one process. Three tables for each dtype and number of threads:
-what one target pass of n rows costs, each method against vanilla with its 95 % interval, and where the time went.
+Everything that is compared is timed in turns in one process. For each dtype and number of threads: what memory gives,
+what one target pass of n rows costs, each method against vanilla with its 95 % interval, where the time went, and
+what a card said of both sides.
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ def section(speed: Speed, runs: Sequence[Run], folder: Path, file: Path | None) 
     }
     missed = {"passes by rows": target.unprepared}
     for run in runs:
-        # An engine of its own, so that no storage, capture or count of the methods before is in its figures.
+        # A fixed engine is each method's own: no storage, capture or count of those before is in its figures.
         target = on_engine(speed.engine, loaded)
         gc.collect()
         sides = build(Parts.gather(run, rehearsed=True), target)

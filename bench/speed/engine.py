@@ -183,7 +183,7 @@ def memory_facts(target: Llama) -> dict[str, int]:
 
 
 def read_bandwidth(size_bytes: int, device: torch.device) -> float:
-    """Bytes/s of reading as much memory as the weights take, up to 1 GiB: no pass can be faster than its weights."""
+    """Bytes/s of reading so much memory, up to 1 GiB: no pass can be faster than the weights that it reads."""
     import torch
 
     buffer = torch.ones(max(1, min(size_bytes, MOST_BYTES) // 4), dtype=torch.float32, device=device)

@@ -61,12 +61,12 @@ class Repeated:
 
 
 class Graphs:
-    """Passes by key. They are captured while `recording`; a pass without a capture is done as it is, and counted."""
+    """Passes by key. Captured while `recording`; later, one without a capture is done as it is, and counted."""
 
     def __init__(self, device: torch.device) -> None:
         self.cuda = device.type == "cuda"
         self.recorded = False  # whether there was a recording at all
-        self.missed = 0  # passes since then that no capture was there for
+        self.missed = 0  # passes after it that no capture was there for
         self.refused = ""  # why a capture failed; none is tried after it
         self.is_recording = False
         self._captured: dict[Hashable, Captured] = {}

@@ -124,7 +124,7 @@ def test_what_an_experiment_takes_is_said(monkeypatch: pytest.MonkeyPatch) -> No
     cell = Run.of(installed().compose("config", overrides))
     download, time = outlook([cell, cell])
     assert download == "to download: nothing"
-    size, turns = hollow(cell.model, target_folder(cell.model)).weight_bytes, 14
+    size, turns = hollow(cell.model, target_folder(cell.model)).step_bytes, 14
     minutes = round(2 * turns * 300 * 100 * 2 * size / 2e10 / 60)
     assert time.startswith(
         f"to measure: about {minutes} minutes, if a token takes as long as reading the weights at 20"

@@ -163,16 +163,24 @@ def test_variants_of_kangaroos_adapter_are_known_by_their_head() -> None:
     assert {name for name, parts in VARIANTS.items() if parts.own_head} == set(OWN_HEAD)
 
 
-def test_a_chain_of_even_length_costs_by_the_token(tmp_path: Path) -> None:
+def test_a_chain_of_even_length_costs_by_the_token() -> None:
     times = Times([np.full(10, 6), np.full(20, 6)], *np.array([[0.1, 0.1], [0.6, 1.2], [1.0, 2.0], [1.7, 3.3]]))
-    for method, step, token in (("layerskip", 0.0, 0.01), ("medusa", 0.06, 0.0)):
+    for method, step, token in (("sps", 0.0, 0.01), ("layerskip", 0.06 / 7, 0.06 / 7), ("medusa", 0.06, 0.0)):
         costs = own(times, times, Draft(method, True, 1.0, 0))
         assert [costs.draft_step, costs.draft_token] == pytest.approx([step, token])
 
 
+def test_a_chain_cut_once_by_the_context_costs_by_the_token_too() -> None:
+    # A shorter last draft that happened to take longer: least squares would give all of it to the step.
+    drafted = [np.full(10, 6), np.array([6] * 9 + [5])]
+    times = Times(drafted, *np.array([[0.1, 0.1], [0.6, 0.7], [1.0, 1.0], [1.7, 1.8]]))
+    costs = own(times, times, Draft("sps", True, 1.0, 0))
+    assert [costs.draft_step, costs.draft_token] == pytest.approx([0.0, 1.3 / 119])
+
+
 def test_the_papers_table_is_predicted_as_a_bound() -> None:
     found = [cell for row in by_row() for cell in row["cells"].values()]
-    assert len(found) == 48 and all(cell.printed < cell.predicted * 1.01 for cell in found)
+    assert len(found) == 48 and all(cell.printed < cell.predicted for cell in found)
 
 
 def test_a_half_predicts_the_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

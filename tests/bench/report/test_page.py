@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.predict.paper import by_row
 from bench.report.collect import collect
 from bench.report.details import FIGURES
 from bench.report.page import write_page
@@ -319,6 +320,17 @@ def test_page_and_csv_hold_the_numbers_of_metrics(results, page):
             assert float(cell[attribute]) == row[name] == float(in_csv[name])
         for name in ("speedup_low", "speedup_pooled", "speedup_paired", "step_cost", "spread", "tokens_per_s"):
             assert float(in_csv[name]) == row[name]
+
+
+def test_the_papers_table_1_is_predicted_beneath_the_charts(page):
+    text = page.read_text()
+    section = text[text.index('<section class="group" id="paper">') :]
+    assert 'href="#paper"' in text and "<b>Prediction, not measured.</b>" in section
+    for row in by_row():
+        assert f'<tr><th scope="row">{row["model"]}</th><td>{row["method"]}</td>' in section
+        for cell in row["cells"].values():
+            share = f"{100 * cell.printed / cell.predicted:.0f} %"
+            assert f"<td>{show(cell.predicted)}×<small>printed {show(cell.printed)}× ({share})</small></td>" in section
 
 
 def test_every_figure_is_the_one_of_metrics(results, page):

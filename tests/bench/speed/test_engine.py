@@ -86,7 +86,18 @@ def test_a_cards_readings_stand_beside_the_speeds(tmp_path: Path, capsys, monkey
     nvml.reasons = 0x40
     memory.add(2_000_000_000)
 
-    monkeypatch.setattr(Gauge, "of", lambda device: Gauge(device, memory, Card.find(nvml, UUID)))
+    def energy(handle: str) -> int:
+        nvml.energy += 4000  # is asked before and behind every turn
+        return nvml.energy
+
+    def gauge(device: torch.device) -> Gauge:
+        made = Gauge(device, memory, Card.find(nvml, UUID))
+        made.held.update(method=300_000_000, baseline=100_000_000)
+        return made
+
+    monkeypatch.setattr(nvml, "nvmlDeviceGetTotalEnergyConsumption", energy)
+
+    monkeypatch.setattr(Gauge, "of", gauge)
     changes = [
         "model=custom",
         f"model.path={small.folder / 'model'}",
@@ -98,10 +109,12 @@ def test_a_cards_readings_stand_beside_the_speeds(tmp_path: Path, capsys, monkey
     printed = capsys.readouterr().out
     lines = [line.split() for line in printed.splitlines()]
     assert ["of", "the", "card,", "700", "W", "at", "most", "peak", "GB", "J/token", "SM", "MHz", "°C"] in lines
-    for name in ("vanilla", "lookahead", "pld"):
-        assert [name, "2.00", "0.00", "1980", "41"] in lines
-    assert "! lookahead: the card throttled in 12 of 12 turns (heat, by hardware)" in printed
     (section,) = json.loads((tmp_path / "results" / "speed" / "custom.json").read_text())["sections"]
+    vanilla = section["methods"]["lookahead"]["turns"]["vanilla"]["drafted"]
+    joules = 4 * len(vanilla) / sum(len(steps) + 1 for steps in vanilla)
+    for name, peak in (("vanilla", "1.70"), ("lookahead", "1.90"), ("pld", "1.90")):
+        assert [name, peak, f"{joules:.2f}", "1980", "41"] in lines, "each side without what the other holds"
+    assert "! lookahead: the card throttled in 12 of 12 turns (heat, by hardware)" in printed
     assert section["card"]["power_limit_milliwatts"] == 700_000
 
 
