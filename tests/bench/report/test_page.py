@@ -324,7 +324,7 @@ def test_page_and_csv_hold_the_numbers_of_metrics(results, page):
 
 def test_the_papers_table_1_is_predicted_beneath_the_charts(page):
     text = page.read_text()
-    section = text[text.index('<section class="group" id="paper">') :]
+    section = text[text.index('<section id="paper">') :]
     assert 'href="#paper"' in text and "<b>Prediction, not measured.</b>" in section
     for row in by_row():
         assert f'<tr><th scope="row">{row["model"]}</th><td>{row["method"]}</td>' in section
