@@ -51,9 +51,14 @@ def grown(decoder: Decoder) -> list[Any]:
     return levels
 
 
-@pytest.mark.parametrize("engine", ["eager", "fixed"])
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    ("name", "temperature", "engine"),
+    [
+        *((name, 0.0, engine) for name in METHODS for engine in ("eager", "fixed")),
+        *((name, 0.8, "eager") for name in METHODS),
+        *((name, 0.8, "fixed") for name in ("eagle", "eagle2", "sps")),
+    ],
+)
 def test_every_method(
     name: str, temperature: float, engine: str, model: Llama, second: torch.device, tmp_path: Path
 ) -> None:
