@@ -209,6 +209,7 @@ def test_a_device_that_refuses_to_capture_is_done_without(
     make, fixed = maker(name, tmp_path), FixedLlama.of(model)
     with fixed.preparing():
         Decoder(fixed, make(fixed)).generate(torch.tensor([5, 6, 7]), 3)
+    assert not fixed.unprepared, "passes of the warm-up are in no figure"
     wanted = Decoder(model, make(model)).generate(torch.tensor([5, 6, 7]), 20)
     assert Decoder(fixed, make(fixed)).generate(torch.tensor([5, 6, 7]), 20) == wanted
     assert fixed.unprepared.endswith("were not captured: operation not permitted when stream is capturing")
