@@ -78,7 +78,8 @@ class Gauge:
     """Reads a device around the turns of sides that take turns on it. cuda: torch.cuda; None on a CPU.
 
     A side's peak is the device's without what the other sides hold: their drafts, caches and what their turns left.
-    The target's weights, and captures made for all of them, count in each.
+    The target's weights, and captures made for all of them at the end of a warm-up, count in each. What a graph works
+    in is its pool's, which torch does not count as allocated: on the fixed engine no peak has it.
     """
 
     def __init__(self, device: torch.device, cuda: Any = None, card: Card | None = None) -> None:
@@ -122,8 +123,13 @@ class Gauge:
         if self.cuda is not None:
             others = sum(size for side, size in self.held.items() if side != self.side)
             found["peak_memory_bytes"] = self.cuda.max_memory_allocated(self.device) - others
-            self.held[self.side] += self._allocated() - self.before
+        self.leave()
         return found
+
+    def leave(self) -> None:
+        """The turn is over, or failed: what it left is its side's."""
+        if self.cuda is not None:
+            self.held[self.side] += self._allocated() - self.before
 
     def _allocated(self) -> int:
         return 0 if self.cuda is None else self.cuda.memory_allocated(self.device)

@@ -242,12 +242,13 @@ def readings(turns: pd.DataFrame | None) -> dict[str, int | float | None]:
     largest = (turns.peak_memory_bytes.max(), turns.temperature_c.max())
     peak, temperature = (int(value) if np.isfinite(value) else None for value in largest)
     energy, tokens = turns.energy_millijoules.sum(skipna=False), turns.new_tokens.sum()
+    told = len(turns) and turns.throttled.notna().all()
     return {
         "peak_memory_bytes": peak,
         "joules_per_token": _known(energy / 1e3 / tokens) if tokens else None,
         "sm_mhz": _known(turns.sm_mhz.mean()),
         "temperature_c": temperature,
-        "throttled_turns": int((turns.throttled != NOT_THROTTLED).sum()) if turns.throttled.notna().all() else None,
+        "throttled_turns": int((turns.throttled != NOT_THROTTLED).sum()) if told else None,
     }
 
 

@@ -53,6 +53,8 @@ def run_warnings(run: Run, found: dict[str, Any]) -> list[dict[str, str]]:
         texts.append("one repeat: the spread over repeats is unknown")
     sides = [run.answers, *([] if run.baseline is None else [run.baseline])]
     texts += throttled(why for side in sides for why in side.throttled)
+    if count := sum(int(side.uncaptured.sum()) for side in sides):
+        texts.append(f"{count} passes of both sides had no graph: times are not the fixed engine's usual ones")
     if (run.info.get("git") or {}).get("dirty"):
         texts.append("the working tree had uncommitted changes")
     if isinstance(unpinned := run.info.get("unpinned"), list) and unpinned:

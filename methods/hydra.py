@@ -232,7 +232,8 @@ class GroundedDraft:
         if prefix is not None:
             rows = len(method.levels) + 1
             self.cache = method.target.new_cache(prefill.cache.capacity, rows=rows, config=prefix.config)
-        self.unseen = method.target.norm(*prefill.tapped)  # states of accepted tokens behind those in the cache
+        # Normed states of accepted tokens behind those in the cache; without a prefix layer only the last counts.
+        self.unseen = self._wanted(method.target.norm(*prefill.tapped))
 
     def propose(self, tokens: list[int], room: int) -> Draft:
         """The tree, cut to the depth that the context has room for."""
@@ -246,4 +247,7 @@ class GroundedDraft:
     def observe(self, verification: Verification) -> None:
         """Note the states of the accepted rows, whoever drafted them."""
         accepted = verification.final[upload(verification.path, self.unseen.device)]
-        self.unseen = torch.cat((self.unseen, accepted))
+        self.unseen = self._wanted(torch.cat((self.unseen, accepted)))
+
+    def _wanted(self, states: Tensor) -> Tensor:
+        return states[-1:] if self.cache is None else states

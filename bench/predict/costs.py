@@ -8,11 +8,13 @@ speed: passes as bench.speed timed them, between its numbers of rows by straight
     in the turns that it ran of the method, and verifying by least squares over their steps and passes. Of a method
     that it did not run, draft and overhead take as many vanilla passes as in the run: that holds where both machines
     are bound alike, and is a guess elsewhere.
+    On the fixed engine a pass of either kind has as many rows as it was filled up to.
 card: a pass takes the longer of reading its weights at the peak bandwidth and multiplying them at the peak rate. A
     draft reads its extra parameters, and the target layers and head that it runs, once a pass of the draft: Medusa and
     Hydra have one a step, the EAGLEs one a level of their tree, other chains one a token; a lookup reads nothing.
-    With early exit the last candidate goes through the first layers as well, to be verified by the others. There is no
-    overhead, and keys and values are left out (short contexts): a bound, no forecast of an implementation.
+    With early exit the last candidate goes through the first layers as well, to be verified by the others. It is no
+    forecast of an implementation: there is no overhead, without which a speedup is higher, and no keys and values are
+    read (short contexts), without which it is lower: they take the same of both sides, and a draft hardly any.
     Where run.json has no `head_bytes` (older runs) the head that a draft runs is left out too.
 """
 
@@ -37,7 +39,8 @@ OWN_HEAD = ("kangaroo_head", "mlp_only")  # variants of Kangaroo's adapter that 
 EAGLES = ("eagle", "eagle2", "eagle3")
 HEADLESS = ("eagle", "eagle2")  # draft with the target's head, once a level
 CHAINED = ("kangaroo", "layerskip", "sps")  # one pass of the draft a drafted token
-CHAINS = (*CHAINED, "pld", "sam", "hf_prompt_lookup")  # what they draft is a chain
+CHAINS = (*CHAINED, "pld", "sam", "hf_prompt_lookup")  # what they draft by themselves is a chain
+OTHERS = ("fallback", "static")  # settings of sam that let something else draft
 EAGLE_LEVELS = 5  # of its published tree
 MACHINE = ("cpu", "gpu", "threads", "engine")
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -56,6 +59,7 @@ class Draft:
     chain: bool  # whether a draft can be cut short
     share: float | None  # of the weights that a vanilla step reads, in a pass that verifies; None: not recorded
     extra_rows: int  # rows of that pass that are not candidates
+    fixed: bool = False  # whether the run's passes were of the fixed engine
 
     @classmethod
     def of(cls, info: Mapping[str, Any]) -> Draft:
@@ -68,7 +72,8 @@ class Draft:
             share = 1 - (1 - head_share(info)) * settings["exit_layer"] / layers if known else None
         if method == "lookahead" and {"level", "window"} <= settings.keys():
             extra = (settings["level"] - 1) * settings["window"] - 1
-        return cls(method, method in CHAINS or settings.get("tree") == "chain", share, extra)
+        chain = method in CHAINS and not any(settings.get(key) for key in OTHERS)
+        return cls(method, chain or settings.get("tree") == "chain", share, extra, info.get("engine") == "fixed")
 
     @property
     def one_by_one(self) -> bool:
@@ -84,6 +89,13 @@ class Draft:
         if self.share is None:
             raise UserError("RUN: run.json has no layers, so a pass from the exit layer on is unknown elsewhere")
         return self.share
+
+
+def filled(rows: Array) -> Array:
+    """The rows that passes of so many have on the fixed engine."""
+    from methods.engine.fixed import ROWS
+
+    return np.where(rows > ROWS[-1], rows, np.array(ROWS)[np.searchsorted(ROWS, np.minimum(rows, ROWS[-1]))])
 
 
 @dataclass(frozen=True)
@@ -163,12 +175,15 @@ def _fit_draft(answers: Times, draft: Draft) -> tuple[float, float]:
 
 def own(answers: Times, baseline: Times, draft: Draft) -> Costs:
     """From the times of both sides."""
-    per_step, per_row = _fit(answers.steps, answers.total(draft.rows), answers.verify_s)
+    of_pass = filled if draft.fixed else np.asarray
+    per_step, per_row = _fit(
+        answers.steps, answers.total(lambda drafted: of_pass(draft.rows(drafted))), answers.verify_s
+    )
     draft_step, draft_token = _fit_draft(answers, draft)
     left = answers.decoding_s() - float(answers.draft_s.sum() + answers.verify_s.sum())
     return Costs(
         vanilla=baseline.decoding_s() / max(baseline.steps.sum(), 1),
-        verify=lambda rows: per_step + per_row * rows,
+        verify=lambda rows: per_step + per_row * of_pass(rows),
         draft_step=draft_step,
         draft_token=draft_token,
         overhead=left / max(answers.steps.sum(), 1),
@@ -194,12 +209,17 @@ class Measured:
     machine: Mapping[str, Any]  # where that was, as in a run's run.json; without what was not recorded
 
     @classmethod
-    def read(cls, file: Path, method: str, dtype: str | None, threads: int | None) -> Measured:
-        """Of the section with this dtype and, on a CPU, these threads. Raises UserError."""
+    def read(cls, file: Path, model: str, method: str, dtype: str | None, threads: int | None) -> Measured:
+        """Of this model, in the section with this dtype and these threads; of a machine with others, in its first.
+
+        Raises UserError.
+        """
         try:
             record = json.loads(file.read_text(encoding="utf-8"))
-            sections = record["sections"]
-            found = [s for s in sections if s["dtype"] in (dtype, "auto")]
+            sections, of = record["sections"], record.get("model") or record["config"]["model"]["name"]
+            if of != model:
+                raise UserError(f"cost={file}: measured with {of}; RUN is of {model}")
+            found = [s for s in sections if s["dtype"] == dtype]
             found = [s for s in found if s["threads"] == threads] or found
             if not found:
                 has = sorted({s["dtype"] for s in sections})
@@ -218,6 +238,7 @@ class Measured:
 
     def pass_s(self, wanted: Array) -> Array:
         """Seconds of passes of so many rows: by straight lines, the last of which goes on."""
+        wanted = filled(wanted) if self.machine.get("engine") == "fixed" else wanted
         inside, last = np.interp(wanted, self.rows, self.seconds), self.rows[-1]
         slope = np.diff(self.seconds[-2:]) / np.diff(self.rows[-2:]) if len(self.rows) > 1 else 0.0
         return inside + np.maximum(wanted - last, 0) * slope
@@ -251,19 +272,22 @@ class Card:
 
     name: str
     bytes_per_s: float
-    flops_16: float
-    flops_32: float
+    flops: Mapping[str, float]  # by dtype; without those that it does not compute in
 
-    def pass_s(self, weight_bytes: float, item_bytes: int, rows: Array) -> Array:
+    def pass_s(self, weight_bytes: float, dtype: str, rows: Array) -> Array:
         """Seconds [n] of one pass of rows [n] over weights: two operations a weight and row."""
-        flops = self.flops_32 if item_bytes == 4 else self.flops_16
-        return np.maximum(weight_bytes / self.bytes_per_s, 2 * weight_bytes / item_bytes * rows / flops)
+        operations = 2 * weight_bytes / ITEM_BYTES[dtype] * rows
+        return np.maximum(weight_bytes / self.bytes_per_s, operations / self.flops[dtype])
 
 
 def cards() -> dict[str, Card]:
     """The cards of bench/reference/cards.csv by name."""
-    rows = published.cards().itertuples()
-    return {row.card: Card(row.card, row.gb_per_s * 1e9, row.tflops_16 * 1e12, row.tflops_32 * 1e12) for row in rows}
+    return {
+        row.card: Card(
+            row.card, row.gb_per_s * 1e9, {t: peak * 1e12 for t in ITEM_BYTES if (peak := getattr(row, t)) > 0}
+        )
+        for row in published.cards().itertuples()
+    }
 
 
 def card_named(name: str) -> Card:
@@ -276,6 +300,10 @@ def card_named(name: str) -> Card:
 
 def _passes(method: str, settings: Mapping[str, Any]) -> int:
     """Passes of a draft that is no chain of single tokens. Raises UserError where the run does not say how many."""
+    if method == "sam" and settings.get("fallback"):
+        raise UserError(
+            "RUN: records not which steps the fallback drafted, so what drafting takes is unknown elsewhere"
+        )
     if method == "kangaroo_tree":
         raise UserError("RUN: records no levels of Kangaroo's tree, so the passes of its draft are unknown elsewhere")
     if method == "eagle":
@@ -287,18 +315,20 @@ def _passes(method: str, settings: Mapping[str, Any]) -> int:
 
 def on_card(card: Card, info: Mapping[str, Any], draft: Draft) -> Costs:
     """The card's roofline. Raises UserError where run.json does not say how large the target is."""
-    weights, item = step_bytes(info), ITEM_BYTES.get(str(info.get("dtype")))
-    if not weights or item is None:
+    weights, dtype = step_bytes(info), str(info.get("dtype"))
+    if not weights or dtype not in ITEM_BYTES:
         raise UserError("RUN: run.json has no weight_bytes or dtype, so no card can be predicted")
+    if dtype not in card.flops:
+        raise UserError(f"card={card.name}: does not compute in {dtype}, as RUN does")
     share, settings = draft.verified_share(), (info.get("config") or {}).get("method") or {}
     exiting = (1 - share) * weights
-    size = exiting + (info.get("extra_parameters") or 0) * item
+    size = exiting + (info.get("extra_parameters") or 0) * ITEM_BYTES[dtype]
     if draft.method in HEADLESS or (draft.method in EXITING and settings.get("variant") not in OWN_HEAD):
         size += info.get("head_bytes") or 0
     a_pass, last = size / card.bytes_per_s, exiting / card.bytes_per_s
     return Costs(
-        vanilla=float(card.pass_s(weights, item, np.array([1.0]))[0]),
-        verify=lambda rows: share * card.pass_s(weights, item, rows),
+        vanilla=float(card.pass_s(weights, dtype, np.array([1.0]))[0]),
+        verify=lambda rows: share * card.pass_s(weights, dtype, rows),
         draft_step=last if draft.one_by_one else _passes(draft.method, settings) * a_pass,
         draft_token=a_pass if draft.one_by_one else 0.0,
         overhead=0.0,

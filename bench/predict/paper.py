@@ -3,8 +3,7 @@
 The paper prints no drafted tokens: of Kangaroo one more than it accepted is taken, CR in all, which is what drafting
 until the first rejection costs (its threshold stops near there), and the last goes through the first layers too. Medusa
 runs its heads once a step; REST and Lookahead read nothing to draft, and verify up to 64 and 90 rows: a V100 is bound
-by memory there. No overhead and no cache is counted, so a prediction is a bound; by how much the print lies below is
-the implementation's share.
+by memory there. No overhead and no cache is counted; by how much the print lies below is the implementation's share.
 """
 
 from __future__ import annotations

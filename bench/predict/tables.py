@@ -31,7 +31,8 @@ class Recorded:
         self.name = f"{info.get('model')} / {self.draft.method}"
         self.measured: Measured | None = None
         if cost:
-            self.measured = Measured.read(Path(cost), self.draft.method, info.get("dtype"), info.get("threads"))
+            wanted = str(info.get("model")), self.draft.method, info.get("dtype"), info.get("threads")
+            self.measured = Measured.read(Path(cost), *wanted)
             self._same_settings(cost, self.measured)
 
     def _same_settings(self, cost: str, measured: Measured) -> None:
@@ -56,9 +57,12 @@ class Recorded:
 
     def notes(self) -> list[str]:
         """What the costs do not know."""
-        if self.measured is None or self.measured.turns is not None:
+        if self.measured is None:
             return []
-        return [f"{self.name}: no turns of it in cost=FILE, so its draft and overhead are scaled by vanilla's pass"]
+        here, there = self.info.get("threads"), self.measured.machine.get("threads")
+        found = [f"{self.name}: measured with {here} threads, cost=FILE with {there}"] if here != there else []
+        scaled = f"{self.name}: no turns of it in cost=FILE, so its draft and overhead are scaled by vanilla's pass"
+        return found if self.measured.turns else [*found, scaled]
 
 
 def predictions(folders: Sequence[Path], cost: str, card: str) -> str:
@@ -87,13 +91,13 @@ def _machines(run: Recorded, cost: str, card: str, notes: list[str]) -> dict[str
     if cost or not card:
         found[Path(cost).name if cost else "its own machine"] = run.costs(run.answers, run.baseline)
     if card or not cost:
-        named = [card_named(card)] if card else cards().values()
-        try:
-            found |= {one.name: on_card(one, run.info, run.draft) for one in named}
-        except UserError as error:
-            if card:
-                raise
-            notes.append(f"{run.name}: no cards: {error}")
+        for one in [card_named(card)] if card else cards().values():
+            try:
+                found[one.name] = on_card(one, run.info, run.draft)
+            except UserError as error:
+                if card:
+                    raise
+                notes.append(f"{run.name}, not predicted: {error}")
     return found
 
 

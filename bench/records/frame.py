@@ -35,6 +35,7 @@ COLUMNS = [
         "lengths",
         "candidates",
         "doubtful",
+        "uncaptured",
         "throttled",
     ),
 ]
@@ -92,7 +93,8 @@ def _cells(row: Row) -> list[Any]:
     return [
         *(row.question_id, row.category, row.subtask, row.repeat, row.turn, row.new_tokens),
         *(*times, *steps, *readings, *fidelity),
-        *(row.text, row.prompt_sha256, row.token_ids, row.lengths, row.drafted, row.doubtful or 0, row.throttled),
+        *(row.text, row.prompt_sha256, row.token_ids, row.lengths, row.drafted),
+        *(row.doubtful or 0, row.uncaptured or 0, row.throttled),
     ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import numpy as np
 from markupsafe import Markup, escape
 
@@ -27,10 +29,11 @@ def on_cards(entry: Entry, subtask: str) -> dict[str, Prediction]:
         asked = asked[asked.subtask == subtask]
     info = {**entry.run.info, "extra_parameters": entry.metrics["extra_parameters"]}
     draft, step = Draft.of(info), (np.concatenate([*asked.candidates]), np.concatenate([*asked.lengths]))
-    try:
-        return {name: predict(*step, on_card(card, info, draft), draft) for name, card in cards().items()}
-    except UserError:  # what is not known is not drawn, and the caption says so
-        return {}
+    found = {}
+    for name, card in cards().items():
+        with suppress(UserError):  # what is not known is not drawn, and the caption says so
+            found[name] = predict(*step, on_card(card, info, draft), draft)
+    return found
 
 
 def predicted_chart(group: Group, subtask: str) -> Markup | None:
@@ -61,7 +64,6 @@ def _draw(canvas: Canvas, y: float, entry: Entry, measured: float | None, named:
         canvas.add(f'<path class="reference" d="{marker(3, x, y + 5.5, 4.5)}"><title>'
                    f"{escape(entry.label)}, prediction: {escape(values)}</title></path>")  # fmt: skip
     last = max(places)
-    words = (
-        "all cards" if len(places) == 1 else places[last][0] if len(places[last]) == 1 else f"{len(places[last])} cards"
-    )
+    there = places[last]
+    words = "all cards" if len(there) == len(cards()) else there[0] if len(there) == 1 else f"{len(there)} cards"
     canvas.text(last + 7, y + 9, words, "tick", "start")

@@ -72,7 +72,7 @@ def thresholds(model: str) -> pd.DataFrame:
 
 @cache
 def cards() -> pd.DataFrame:
-    """Published peaks of GPUs: card, gb_per_s, tflops_16, tflops_32."""
+    """Published peaks of GPUs: card, gb_per_s, and TFLOPS in float16, bfloat16 and float32 (0: has none)."""
     return _table("cards")
 
 

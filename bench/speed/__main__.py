@@ -80,15 +80,16 @@ def measure(conf: Conf, overrides: Sequence[str]) -> None:
             torch.set_num_threads(threads or DEFAULT_THREADS)
             with fitting(model, folder):
                 found = section(speed, [replace(run, model=model) for run in runs], folder, file)
-            found |= {
-                "dtype": model.dtype,
-                "threads": torch.get_num_threads(),
-                "engine": pick_engine(speed.engine, device),
-            }
+            found |= {"threads": torch.get_num_threads(), "engine": pick_engine(speed.engine, device)}
             sections.append(found)
             print(format_section(found, str(device), demonstration=model.built_in), flush=True)
-    written = make_folder(str(results / "speed")) / f"{speed.model.name}.json"
-    record = {"config": asdict(speed), **environment.describe(device.type, DEFAULT_THREADS), "sections": sections}
+    written = make_folder(str(results / "speed")) / f"{speed.model.label}.json"
+    record = {
+        "config": asdict(speed),
+        "model": speed.model.label,
+        **environment.describe(device.type, DEFAULT_THREADS),
+        "sections": sections,
+    }
     written.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(f"raw values in {written}")
 
@@ -107,6 +108,7 @@ def section(speed: Speed, runs: Sequence[Run], folder: Path, file: Path | None) 
     prompts = make_prompts(speed, folder, target)
     found: dict[str, Any] = {
         **memory_facts(target),
+        "dtype": str(target.dtype).removeprefix("torch."),
         "attention": [str(kernel) for kernel in target.kernels],
         "past": speed.past,
         "pass_ms": pass_costs(target, speed.listed("rows"), speed.past, speed.passes),

@@ -112,8 +112,8 @@ class Met:
 
     @property
     def spare(self) -> int:
-        """The slot that no row sees."""
-        return next(storage.shape[3] - 1 for storage in self.storages if storage is not None)
+        """The slot that no row sees; 0 where there is no cache, and none is written."""
+        return next((storage.shape[3] - 1 for storage in self.storages if storage is not None), 0)
 
     def key(self, frame: Frame) -> tuple[Hashable, ...]:
         """Names the pass for which the frame was made."""
@@ -170,7 +170,7 @@ class Fixed:
         for met in self._met.values():
             most = row_bucket(min(met.rows, ROWS[-1]))
             counts = [met.rows] if met.unit.results == "whole" else [rows for rows in ROWS if rows <= most]
-            for rows, bucket in product(counts, slot_buckets(met.spare)):
+            for rows, bucket in product(counts, slot_buckets(met.spare or FIRST_BUCKET)):
                 frame = self.frame(rows, bucket, met.inputs)
                 frame.slots.fill_(met.spare)
                 self.graphs.capture(met.key(frame), partial(met.work, frame))
@@ -193,10 +193,16 @@ class FixedLlama(Llama):
         return made
 
     @property
+    def uncaptured(self) -> int:  # type: ignore[override]
+        """Passes behind a prompt, since `preparing`, that no capture was there for."""
+        return self.fixed.graphs.missed
+
+    @property
     def unprepared(self) -> str:  # type: ignore[override]
         """How many passes since `preparing` no capture was there for, and why if the device refused to capture."""
         graphs = self.fixed.graphs
-        why = f": {graphs.refused}" if graphs.refused else ", with a shape that the warm-up did not meet"
+        shapes = f"with a shape that the warm-up did not meet, or more than {ROWS[-1]} rows"
+        why = f": {graphs.refused}" if graphs.refused else f", {shapes}"
         return f"{graphs.missed} target or draft passes were not captured{why}" if graphs.missed else ""
 
     def alike(self, config: ModelConfig, weights: Weights, folder: Path | None = None) -> FixedLlama:
@@ -216,24 +222,28 @@ class FixedLlama(Llama):
         """As the eager engine's, and so for prompts, for many rows and over caches of another making."""
         places = list(zip(caches, unit.layers, strict=True))
         held = [(cache, layers) for cache, layers in places if layers and isinstance(cache, SlotCache)]
-        rows, past = len(positions), held[0][0].lengths[held[0][1][0]] if held else 0
-        if past == 0 or rows > ROWS[-1] or len(held) < sum(map(bool, unit.layers)):
+        wanted, rows = sum(map(bool, unit.layers)), len(positions)
+        past = held[0][0].lengths[held[0][1][0]] if held else 0
+        if rows > ROWS[-1] or len(held) < wanted or (wanted and past == 0):
+            if past or not wanted:
+                self.fixed.graphs.miss()
             return super().through(unit, inputs, positions, caches, mask)
-        cache, end = held[0][0], past + rows
-        if end > cache.capacity:
-            raise IndexError(f"the cache holds {cache.capacity} slots, {end} are needed")
+        end, buckets = past + rows, held[0][0].buckets if held else [FIRST_BUCKET]
+        if held and end > held[0][0].capacity:
+            raise IndexError(f"the cache holds {held[0][0].capacity} slots, {end} are needed")
+        assert len({cache.spare for cache, _ in held}) <= 1
+        most = max([rows, *(cache.rows for cache in caches[:1] if isinstance(cache, SlotCache))])
         assert not isinstance(mask, tuple) and not callable(mask)
-        assert all(other.spare == cache.spare for other, _ in held)
         whole = unit.results == "whole"
         met = Met(
             unit,
             tuple(cache.storage if cache and layers else None for cache, layers in places),
-            rows if whole else max(rows, cache.rows),
+            rows if whole else most,
             tuple((given.shape[1:], given.dtype) for given in inputs),
         )
-        bucket = next(bucket for bucket in cache.buckets if bucket >= end)
+        bucket = next(bucket for bucket in buckets if bucket >= end)
         frame = self.fixed.frame(rows if whole else row_bucket(rows), bucket, met.inputs)
-        frame.fill(inputs, positions, mask, past, cache.spare)
+        frame.fill(inputs, positions, mask, past, met.spare)
         results = self.fixed.do(met, frame)
         for one, layers in held:
             for layer in layers:

@@ -90,9 +90,13 @@ class Graphs:
             self.capture(key, work)
         found = self._captured.get(key)
         if found is None:
-            self.missed += self.recorded and not self.is_recording
+            self.miss()
             return work()
         return found.replay()
+
+    def miss(self) -> None:
+        """Count a pass without a capture, unless it is of a warm-up."""
+        self.missed += self.recorded and not self.is_recording
 
     def capture(self, key: Hashable, work: Work) -> None:
         """Make a pass ready; it may be done several times. Where the device refuses, passes are done as they are."""

@@ -231,7 +231,8 @@ class Llama:
         logits = model.head(model.run(states, positions, cache, slice(2, None)))      # the rest, from there
     """
 
-    unprepared = ""  # what is to be said of passes that `preparing` might have made ready, and did not
+    uncaptured = 0  # passes that `preparing` might have made ready, and did not
+    unprepared = ""  # what is to be said of them
 
     def __init__(self, config: ModelConfig, weights: Weights, folder: Path | None = None) -> None:
         self.config = config

@@ -12,7 +12,8 @@ import torch
 
 from bench.gauge import Card, Gauge, _card
 from bench.measure import timed_generation
-from bench.records.frame import read_run
+from bench.metrics import readings
+from bench.records.frame import read_run, turn_frame
 from bench.records.lines import choice_of, measured_row, read_rows
 from bench.report.collect import collect
 from bench.report.details import figure_table
@@ -121,6 +122,23 @@ def test_each_side_has_its_own_peak_and_every_turn_its_energy() -> None:
             assert {name: getattr(timed, name) for name in READ} == READ
 
 
+def test_what_a_failed_turn_left_is_its_sides_own() -> None:
+    memory = Memory()
+
+    class Failing:
+        context = 8
+
+        def generate(self, prompt: torch.Tensor, max_new_tokens: int, phases: Phases | None = None) -> Generation:
+            memory.add(500)
+            raise RuntimeError("out of memory")
+
+    gauge = Gauge(CPU, memory)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        timed_generation(Failing(), [1], 2, CPU, gauge=gauge, side="method")
+    timed = timed_generation(Turn(memory, Nvml(), passing=7), [1], 2, CPU, gauge=gauge, side="baseline")
+    assert timed.peak_memory_bytes == 7
+
+
 @pytest.mark.parametrize(
     ("lacking", "missing"),
     [
@@ -203,6 +221,11 @@ def test_the_report_shows_both_sides_and_warns_of_throttling(tmp_path: Path) -> 
     assert "The card's power limit: 700 W." in page and "the card throttled in " in page
     turns = found["overall"]["throttled_turns"]
     assert texts == [f"the card throttled in {turns} of {2 * turns} turns (power cap): times are not its usual ones"]
+
+
+def test_a_side_that_did_not_run_has_no_throttled_turns() -> None:
+    """Not 0, which would be a reading."""
+    assert set(readings(turn_frame([])).values()) == set(readings(None).values()) == {None}
 
 
 def _summary(folder: Path) -> dict[str, Any]:

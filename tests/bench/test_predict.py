@@ -87,12 +87,14 @@ def test_a_chain_is_cut_and_a_tree_is_not(tmp_path: Path) -> None:
     assert not by_length(drafted, emitted, costs, Draft("medusa", False, 1.0, 0))
 
 
-def speed_file(folder: Path, engine: str | None = None, **methods: Any) -> Path:
+def speed_file(
+    folder: Path, engine: str | None = None, model: str = "joey", threads: int | None = None, **methods: Any
+) -> Path:
     """As bench.speed writes: a vanilla pass takes twice as long as in the runs."""
-    section = {"dtype": "float16", "threads": None, "pass_ms": {"1": 20.0, "4": 26.0}, "methods": methods}
+    section = {"dtype": "float16", "threads": threads, "pass_ms": {"1": 20.0, "4": 26.0}, "methods": methods}
     section |= {"engine": engine} if engine else {}
     file = folder / "speed.json"
-    file.write_text(json.dumps({"sections": [section]}))
+    file.write_text(json.dumps({"config": {"model": {"name": model}}, "sections": [section]}))
     return file
 
 
@@ -109,6 +111,53 @@ def test_passes_of_bench_speed_replace_verification(tmp_path: Path) -> None:
     assert costs.vanilla == pytest.approx(2 * VANILLA) and costs.draft_token == pytest.approx(2 * TOKEN)
     # of 8 layers the draft ran 2; beyond the last number of rows the last line goes on
     assert costs.verify(np.array([1, 2, 7])) == pytest.approx(0.75 * np.array([0.020, 0.022, 0.032]))
+
+
+def test_costs_are_of_the_runs_model_and_other_threads_are_said(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", threads=1)
+    with pytest.raises(UserError, match=r"speed\.json: measured with smollm2-135m; RUN is of joey"):
+        Recorded(folder, str(speed_file(tmp_path, model="smollm2-135m")))
+    notes = Recorded(folder, str(speed_file(tmp_path, threads=16))).notes()
+    assert "joey / kangaroo: measured with 1 threads, cost=FILE with 16" in notes
+    assert len(Recorded(folder, str(speed_file(tmp_path, threads=1))).notes()) == 1
+
+
+def test_passes_of_the_fixed_engine_are_as_wide_as_they_were_filled_up_to(tmp_path: Path) -> None:
+    run = Recorded(write_run(tmp_path / "run", engine="fixed"), str(speed_file(tmp_path, engine="fixed")))
+    verify = run.costs(run.answers, run.baseline).verify
+    assert verify(np.array([1, 2, 3, 4, 5, 8, 9])) == pytest.approx(
+        0.75 * np.array([0.020, 0.022, 0.026, 0.026, 0.034, 0.034, 0.050])
+    )
+    drafted = [[1] * 3, [4] * 3, [1, 5] * 4]
+    seconds = [sum(0.002 + 0.001 * {2: 2, 5: 8, 6: 8}[d + 1] for d in steps) for steps in drafted]
+    sides = (turns(drafted, [0.1] * 3, seconds, [0.0] * 3), turns([[0] * 9], [0.0], [0.09], [0.0]))
+    method = {"settings": {}, "turns": dict(zip(("method", "vanilla"), sides, strict=True))}
+    run = Recorded(tmp_path / "run", str(speed_file(tmp_path, engine="fixed", kangaroo=method)))
+    assert run.measured is not None and run.measured.turns is not None
+    fitted = own(*run.measured.turns, run.draft).verify
+    assert fitted(np.array([2, 3, 5, 9, 128, 129])) == pytest.approx(0.002 + 0.001 * np.array([2, 4, 8, 16, 128, 129]))
+
+
+def test_sam_is_a_chain_where_nothing_else_drafts() -> None:
+    def of(**settings: Any) -> Draft:
+        return Draft.of({"method": "sam", "config": {"method": settings}})
+
+    assert of(fallback=None, static=None).chain
+    assert not of(fallback={"_target_": "methods.recycling.Recycling"}).chain and not of(static={"text": "x"}).chain
+    info = {"weight_bytes": 100e9, "dtype": "float16", "config": {"method": {"fallback": {"_target_": "x"}}}}
+    with pytest.raises(UserError, match="not which steps the fallback drafted"):
+        on_card(card_named("H100"), {"method": "sam", **info}, of(fallback={"_target_": "x"}))
+
+
+def test_a_card_that_does_not_compute_in_the_runs_dtype_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_run(tmp_path / "run", dtype="bfloat16", weight_bytes=16_000_000_000)
+    assert main([str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert "not predicted: card=V100: does not compute in bfloat16" in printed and "A100" in printed
+    assert "  V100  " not in printed
+    assert main([str(folder), "card=V100"]) == 2
 
 
 def test_turns_of_bench_speed_give_draft_vanilla_and_what_verifying_takes(tmp_path: Path) -> None:
@@ -178,7 +227,7 @@ def test_a_chain_cut_once_by_the_context_costs_by_the_token_too() -> None:
     assert [costs.draft_step, costs.draft_token] == pytest.approx([0.0, 1.3 / 119])
 
 
-def test_the_papers_table_is_predicted_as_a_bound() -> None:
+def test_what_the_paper_prints_lies_below_what_is_predicted() -> None:
     found = [cell for row in by_row() for cell in row["cells"].values()]
     assert len(found) == 48 and all(cell.printed < cell.predicted for cell in found)
 

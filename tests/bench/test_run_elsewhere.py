@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -46,6 +47,30 @@ def test_every_method_with_joeys_drafts(
     choice = answer["choices"][0]
     assert {verdict["verdict"] for verdict in choice["fidelity"]} == {"equal"} and sum(choice["new_tokens"]) > 12
     assert "not captured" not in capsys.readouterr().err
+
+
+def test_passes_without_a_graph_are_recorded_and_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(work: Any) -> None:
+        raise RuntimeError("no memory left to capture")
+
+    small = SmallRun.make(tmp_path)
+    changes = {"repeats": 1, "limit": 1, "max_new_tokens": 5, "engine": "fixed"}
+    for stop in (False, True):
+        if stop:
+            monkeypatch.setattr("methods.engine.graphs.Repeated", refuse)
+        assert main(small.overrides(results_dir=tmp_path / str(stop), **changes)) == 0
+        assert ("were not captured: no memory left" in capsys.readouterr().err) == stop
+        (folder,) = (file.parent for file in (tmp_path / str(stop)).glob("runs/*/*/*/run.json"))
+        choices = [line["choices"][0] for side in ("answers", "baseline") for line in lines(folder / f"{side}.jsonl")]
+        lacking = sum(count or 0 for choice in choices for count in choice.get("uncaptured", ()))
+        assert (lacking > 0) == stop
+        said = f"{lacking} passes of both sides had no graph: times are not the fixed engine's usual ones"
+        warnings = json.loads((folder / "metrics.json").read_text())["warnings"]
+        assert (said in {warning["text"] for warning in warnings}) == stop
+        page = write_page(collect(tmp_path / str(stop)), tmp_path / "report").read_text()
+        assert (said.replace("'", "&#39;") in page) == stop
 
 
 def test_what_a_kernel_lacks_is_said_and_stands_on_the_page(

@@ -79,6 +79,11 @@ def write(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> P
     return folder
 
 
+def plain_heads(folder: Path, target: ModelConfig) -> Path:
+    """A checkpoint of heads without a prefix layer."""
+    return write(folder, tensors_of(target, architecture="mlp"), config_of(hydra_head_arch="mlp"))
+
+
 def random_draft(folder: Path) -> dict[str, Any]:
     """What test_lossless gives the method besides its configuration."""
     return {"checkpoint": write(folder, tensors_of(tiny_llama(vocab_size=48).config), config_of())}

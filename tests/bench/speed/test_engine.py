@@ -61,12 +61,12 @@ def test_a_whole_measurement(tmp_path: Path, capsys) -> None:
     torch.set_num_threads(threads)
     printed = capsys.readouterr().out
     assert "hf_generate" in printed and "kangaroo" in printed and "differ" not in printed
-    record = json.loads((tmp_path / "results" / "speed" / "custom.json").read_text())
+    record = json.loads((tmp_path / "results" / "speed" / "model.json").read_text())
     (section,) = record["sections"]
     assert set(section["methods"]) == {"hf_generate", "kangaroo"} and section["threads"] == 1
     turns = section["methods"]["kangaroo"]["turns"]
     assert {len(values) for side in turns.values() for values in side.values()} == {5}
-    read = Measured.read(tmp_path / "results" / "speed" / "custom.json", "kangaroo", "float32", 1).turns
+    read = Measured.read(tmp_path / "results" / "speed" / "model.json", "model", "kangaroo", "float32", 1).turns
     assert read is not None and read[0].steps.tolist() == [len(steps) for steps in turns["method"]["drafted"]]
     assert section["methods"]["kangaroo"]["settings"]["exit_layer"] == 1
     assert all(len(row["ratios"]) == 5 for row in section["methods"].values()), "up to two questions of each subtask"
@@ -109,7 +109,7 @@ def test_a_cards_readings_stand_beside_the_speeds(tmp_path: Path, capsys, monkey
     printed = capsys.readouterr().out
     lines = [line.split() for line in printed.splitlines()]
     assert ["of", "the", "card,", "700", "W", "at", "most", "peak", "GB", "J/token", "SM", "MHz", "°C"] in lines
-    (section,) = json.loads((tmp_path / "results" / "speed" / "custom.json").read_text())["sections"]
+    (section,) = json.loads((tmp_path / "results" / "speed" / "model.json").read_text())["sections"]
     vanilla = section["methods"]["lookahead"]["turns"]["vanilla"]["drafted"]
     joules = 4 * len(vanilla) / sum(len(steps) + 1 for steps in vanilla)
     for name, peak in (("vanilla", "1.70"), ("lookahead", "1.90"), ("pld", "1.90")):
@@ -135,7 +135,7 @@ def test_random_weights_need_no_tokenizer(tmp_path: Path) -> None:
     changes = ["model=custom", f"model.path={small.folder / 'model'}", "model.weights=random", "methods=lookahead"]
     tiny = ["dtypes=float32", "threads=1", "repeats=1", "prompt_tokens=8", "max_new_tokens=8", "passes=2", "past=8"]
     assert main([*changes, *tiny, "rows=1", "limit=2", f"results_dir={tmp_path / 'results'}"]) == 0
-    (section,) = json.loads((tmp_path / "results" / "speed" / "custom.json").read_text())["sections"]
+    (section,) = json.loads((tmp_path / "results" / "speed" / "model.json").read_text())["sections"]
     assert len(section["methods"]["lookahead"]["ratios"]) == 12, "two for each of Spec-Bench's subtasks"
 
 

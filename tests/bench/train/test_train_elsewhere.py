@@ -34,6 +34,7 @@ TRAININGS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "eagle_noise": (eagle.train, FEATURES),
     "eagle3": (eagle3.train, {"unrolls": 3, "draft_vocab": 40}),
     "sps": (sps.train, {**SHAPE, "learns": "text", "start_from": None}),
+    "sps_distribution": (sps.train, {**SHAPE, "learns": "distribution", "start_from": None}),
 }
 
 

@@ -22,8 +22,10 @@ from methods.engine.fixed import ROWS, FixedLlama, SlotCache, row_bucket, slot_b
 from methods.engine.graphs import Graphs
 from methods.engine.llama import Llama
 from methods.errors import NonFiniteLogits
+from methods.hydra import Hydra
 from methods.proof import check_lossless, check_side_by_side
 from methods.vanilla import Vanilla
+from tests.methods.test_hydra import plain_heads
 from tests.methods.test_lossless import METHODS, maker
 from tests.methods.test_rest import tokenizer_folder
 from tests.tiny import packed, tiny_llama
@@ -231,3 +233,30 @@ def test_a_warm_up_makes_every_shape_ready(model: Llama) -> None:
         fixed.run(torch.zeros(9, 64), torch.arange(9), cache, slice(0, 2))
     assert fixed.unprepared.startswith("1 target or draft passes were not captured, with a shape") and ROWS[4] == 16
     assert torch.equal(before[:, :, :, :3], cache.storage[:, :, :, :3])
+
+
+def test_a_pass_of_more_rows_than_any_shape_is_counted(model: Llama) -> None:
+    fixed = FixedLlama.of(model)
+    cache = fixed.new_cache(300, rows=200)
+    with torch.inference_mode():
+        with fixed.preparing():
+            for rows in (3, 129):
+                fixed.run(torch.zeros(rows, 64), torch.arange(rows), cache, slice(0, 2))
+        cache.reset()
+        fixed.run(torch.zeros(130, 64), torch.arange(130), cache, slice(0, 2))
+        assert fixed.uncaptured == 0, "a prompt is the eager engine's"
+        fixed.run(torch.zeros(129, 64), torch.arange(129), cache, slice(0, 2))
+    assert fixed.uncaptured == 1 and "more than 128 rows" in fixed.unprepared
+
+
+def test_heads_without_a_layer_of_their_own_are_one_replay_too(
+    model: Llama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = plain_heads(tmp_path, model.config)
+    wanted = generated(model, lambda target: Hydra(target, checkpoint=folder, tree="chain"), PROMPT, 40)
+    fixed, keys = FixedLlama.of(model), list[Any]()
+    do = fixed.fixed.graphs.do
+    monkeypatch.setattr(fixed.fixed.graphs, "do", lambda key, work: (keys.append(key), do(key, work))[1])
+    assert generated(fixed, lambda target: Hydra(target, checkpoint=folder, tree="chain"), PROMPT, 40) == wanted
+    keys = keys[-2 * len(wanted.steps) :]
+    assert len({key[0] for key in keys}) == 2 and keys[0][0] == keys[2][0] != keys[1][0] == keys[3][0]
