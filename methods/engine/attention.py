@@ -92,11 +92,13 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Mask | None) -> Te
             query.transpose(0, 1)[None], keys[None], values[None], is_causal=True, enable_gqa=groups > 1
         )
         return out[0].transpose(0, 1).reshape(rows, -1)
-    # The query heads that share a key head become rows of one attention, so keys and values are never repeated.
-    grouped = query.unflatten(1, (kv_heads, groups)).permute(1, 2, 0, 3).reshape(1, kv_heads, groups * rows, -1)
+    # The query heads that share a key head become rows of one attention, so keys and values are never repeated. Those
+    # of a single row are in that order already.
+    grouped = query if rows == 1 else query.unflatten(1, (kv_heads, groups)).permute(1, 2, 0, 3)
+    grouped = grouped.reshape(1, kv_heads, groups * rows, -1)
     out = F.scaled_dot_product_attention(grouped, keys[None], values[None], attn_mask=mask)
     # Not a view: some of the GPU's kernels give heads and rows in another memory order.
-    return out.reshape(heads, rows, -1).transpose(0, 1).reshape(rows, -1)
+    return out.reshape(1, -1) if rows == 1 else out.reshape(heads, rows, -1).transpose(0, 1).reshape(rows, -1)
 
 
 def attention_mask(mask: Mask | None, states: Tensor, past: int, groups: int) -> Mask | None:

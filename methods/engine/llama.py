@@ -154,7 +154,7 @@ def rms_norm(states: Tensor, weight: Tensor, eps: float) -> Tensor:
         return F.rms_norm(states, (size,), weight, eps)
     # torch has one kernel for layer norm on a CPU and seven small ones for this: 8 us against 14 for a row of 256. The
     # mean of (x, -x) is 0 and its variance the mean square of x, so layer norm of the two gives the same.
-    return F.layer_norm(torch.cat((states, -states), -1), (2 * size,), None, None, eps)[..., :size] * weight
+    return torch.layer_norm(torch.cat((states, -states), -1), (2 * size,), None, None, eps)[..., :size] * weight
 
 
 def self_attention(
@@ -169,14 +169,14 @@ def self_attention(
 ) -> Tensor:
     """Attention over normed [n, input], added to residual [n, hidden]: [n, hidden]. `layer`: the place in the cache."""
     heads, kv_heads, head_dim, eps = config.num_heads, config.num_kv_heads, config.head_dim, config.norm_eps
-    qkv = weights.qkv(normed, weights.qkv_bias).unflatten(1, (-1, head_dim))
-    query_keys, values = qkv[:, : heads + kv_heads], qkv[:, heads + kv_heads :]
+    qkv = weights.qkv(normed, weights.qkv_bias).view(len(normed), -1, head_dim)
+    query_keys, values = qkv.split_with_sizes((heads + kv_heads, kv_heads), 1)
     if weights.q_norm is not None and weights.k_norm is not None:
-        query, keys = query_keys.split((heads, kv_heads), 1)
+        query, keys = query_keys.split_with_sizes((heads, kv_heads), 1)
         query = rms_norm(query, weights.q_norm, eps)
         keys = rms_norm(keys, weights.k_norm, eps)
         query_keys = torch.cat((query, keys), 1)
-    query, keys = rotation(query_keys).split((heads, kv_heads), 1)
+    query, keys = rotation(query_keys).split_with_sizes((heads, kv_heads), 1)
     if cache is None:
         keys, values = keys.transpose(0, 1), values.transpose(0, 1)
     else:

@@ -70,7 +70,7 @@ def _block_product(states: Tensor, blocks: Tensor, addend: Tensor | None) -> Ten
         product = torch.bmm(spread, blocks)
     else:
         product = torch.baddbmm(addend.view(-1, count, BLOCK).transpose(0, 1), spread, blocks)
-    return product.transpose(0, 1).reshape(rows, -1)
+    return product.view(1, -1) if rows == 1 else product.transpose(0, 1).reshape(rows, -1)
 
 
 @cache

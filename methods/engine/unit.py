@@ -46,10 +46,14 @@ class Rows:
 
     def with_last(self, states: Tensor, row: Tensor) -> Tensor:
         """States [n - 1, ...] of the rows before the last, and its own [1, ...]: [n, ...]."""
-        return torch.cat((states, row)) if self.end is None else states.index_copy(0, self.end, row)
+        if self.end is not None:
+            return states.index_copy(0, self.end, row)
+        return torch.cat((states, row)) if len(states) else row
 
     def only_last(self) -> Rows:
         """The last row alone, over a cache that has the others already."""
+        if self.end is None and len(self.positions) == 1:
+            return self
         position, sees = self.last(self.positions), self.last(self.sees) if isinstance(self.sees, Tensor) else None
         if self.end is None:
             return Rows(position, self.cache, self.past, sees)
