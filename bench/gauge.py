@@ -85,6 +85,7 @@ class Gauge:
     def __init__(self, device: torch.device, cuda: Any = None, card: Card | None = None) -> None:
         self.device, self.cuda, self.card = device, cuda, card
         self.held: Counter[str] = Counter()  # bytes by side
+        self.under_way: tuple[str, int] | None = None  # the turn's side, and the bytes allocated when it began
 
     @classmethod
     def of(cls, device: torch.device) -> Gauge:
@@ -108,8 +109,9 @@ class Gauge:
 
     def begin(self, side: str) -> None:
         """Before a turn of this side, the device being idle."""
+        self._settle()  # a turn that failed, whose frames hold nothing any more
         if self.cuda is not None:
-            self.side, self.before = side, self._allocated()
+            self.under_way = side, self._allocated()
             self.cuda.reset_peak_memory_stats(self.device)
         self.energy = self.card.energy_millijoules() if self.card else None
 
@@ -120,16 +122,18 @@ class Gauge:
             energy = self.card.energy_millijoules()
             spent = None if energy is None or self.energy is None else energy - self.energy
             found = {"energy_millijoules": spent, **self.card.state()}
-        if self.cuda is not None:
-            others = sum(size for side, size in self.held.items() if side != self.side)
+        if self.cuda is not None and self.under_way is not None:
+            others = sum(size for side, size in self.held.items() if side != self.under_way[0])
             found["peak_memory_bytes"] = self.cuda.max_memory_allocated(self.device) - others
-        self.leave()
+        self._settle()
         return found
 
-    def leave(self) -> None:
-        """The turn is over, or failed: what it left is its side's."""
-        if self.cuda is not None:
-            self.held[self.side] += self._allocated() - self.before
+    def _settle(self) -> None:
+        """What a turn left is its side's."""
+        if self.under_way is not None:
+            side, before = self.under_way
+            self.held[side] += self._allocated() - before
+        self.under_way = None
 
     def _allocated(self) -> int:
         return 0 if self.cuda is None else self.cuda.memory_allocated(self.device)

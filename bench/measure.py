@@ -40,7 +40,7 @@ class Timed:
     memory_mhz: int | None = None
     temperature_c: int | None = None
     throttled: str | None = None  # why clocks were low, or "none"
-    uncaptured: int | None = None  # passes that the engine had no graph for, where it has graphs and some were lacking
+    uncaptured_passes: int | None = None  # that the engine had no graph for, where it has graphs and some were lacking
 
 
 class _CpuSpan:
@@ -115,14 +115,9 @@ def timed_generation(
     if gauge is not None:
         gauge.begin(side)
     started = clock()
-    try:
-        generation = generator.generate(prompt, max_new_tokens, timer)
-        if cuda:
-            torch.cuda.synchronize(device)
-    except BaseException:
-        if gauge is not None:
-            gauge.leave()
-        raise
+    generation = generator.generate(prompt, max_new_tokens, timer)
+    if cuda:
+        torch.cuda.synchronize(device)
     wall_s = clock() - started
     seconds: dict[str, Any] = {f"{name}_s": span.seconds() for name, span in timer.spans.items()}
     return Timed(generation, wall_s, **seconds, **(gauge.end() if gauge else {}))

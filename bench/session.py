@@ -175,11 +175,11 @@ def _generated(name: str, side: Generator, ids: list[int], max_new_tokens: int, 
         raise TurnFailed("failed", f"token {max(ids)} of the prompt is beyond {known}: is this its tokenizer?")
     if len(ids) >= side.context:
         raise TurnFailed("skipped", f"prompt of {len(ids)} tokens leaves no room in a context of {side.context}")
-    before = sides.target.uncaptured
+    before = sides.target.uncaptured_passes
     try:
         with _turn_fits_memory(name):
             timed = timed_generation(side, ids, max_new_tokens, sides.target.device, gauge=sides.gauge, side=name)
-            return replace(timed, uncaptured=sides.target.uncaptured - before or None)
+            return replace(timed, uncaptured_passes=sides.target.uncaptured_passes - before or None)
     except NonFiniteLogits as error:
         raise TurnFailed("failed", f"{name}: {error}") from error
 

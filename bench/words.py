@@ -53,8 +53,8 @@ def run_warnings(run: Run, found: dict[str, Any]) -> list[dict[str, str]]:
         texts.append("one repeat: the spread over repeats is unknown")
     sides = [run.answers, *([] if run.baseline is None else [run.baseline])]
     texts += throttled(why for side in sides for why in side.throttled)
-    if count := sum(int(side.uncaptured.sum()) for side in sides):
-        texts.append(f"{count} passes of both sides had no graph: times are not the fixed engine's usual ones")
+    if count := sum(int(side.uncaptured_passes.sum()) for side in sides):
+        texts.append(f"{plural('pass', count)} had no graph: times are not the fixed engine's usual ones")
     if (run.info.get("git") or {}).get("dirty"):
         texts.append("the working tree had uncommitted changes")
     if isinstance(unpinned := run.info.get("unpinned"), list) and unpinned:
@@ -126,8 +126,8 @@ def _includes_1(row: dict[str, Any], name: str) -> bool:
 
 
 def plural(word: str, count: int) -> str:
-    """1 question, 2 questions."""
-    return f"{count} {word}" if count == 1 else f"{count} {word}s"
+    """1 question, 2 questions, 3 passes."""
+    return f"{count} {word}" if count == 1 else f"{count} {word}{'es' if word.endswith('s') else 's'}"
 
 
 def show(value: float | None, digits: int = 2) -> str:

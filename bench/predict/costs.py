@@ -13,8 +13,7 @@ card: a pass takes the longer of reading its weights at the peak bandwidth and m
     draft reads its extra parameters, and the target layers and head that it runs, once a pass of the draft: Medusa and
     Hydra have one a step, the EAGLEs one a level of their tree, other chains one a token; a lookup reads nothing.
     With early exit the last candidate goes through the first layers as well, to be verified by the others. It is no
-    forecast of an implementation: there is no overhead, without which a speedup is higher, and no keys and values are
-    read (short contexts), without which it is lower: they take the same of both sides, and a draft hardly any.
+    forecast of an implementation: there is no overhead, and no keys and values are read (short contexts).
     Where run.json has no `head_bytes` (older runs) the head that a draft runs is left out too.
 """
 
@@ -31,6 +30,7 @@ import numpy as np
 from bench.metrics import step_bytes
 from bench.records.lines import Row
 from bench.report import published
+from bench.settings import CUSTOM
 from methods.errors import UserError, nearest
 
 Array = np.ndarray
@@ -73,7 +73,8 @@ class Draft:
         if method == "lookahead" and {"level", "window"} <= settings.keys():
             extra = (settings["level"] - 1) * settings["window"] - 1
         chain = method in CHAINS and not any(settings.get(key) for key in OTHERS)
-        return cls(method, chain or settings.get("tree") == "chain", share, extra, info.get("engine") == "fixed")
+        fixed = info.get("engine") == "fixed" and not method.startswith("hf_")  # transformers has an engine of its own
+        return cls(method, chain or settings.get("tree") == "chain", share, extra, fixed)
 
     @property
     def one_by_one(self) -> bool:
@@ -93,9 +94,9 @@ class Draft:
 
 def filled(rows: Array) -> Array:
     """The rows that passes of so many have on the fixed engine."""
-    from methods.engine.fixed import ROWS
+    from methods.engine.fixed import ROWS, row_bucket
 
-    return np.where(rows > ROWS[-1], rows, np.array(ROWS)[np.searchsorted(ROWS, np.minimum(rows, ROWS[-1]))])
+    return np.array([count if count > ROWS[-1] else row_bucket(count) for count in rows.tolist()])
 
 
 @dataclass(frozen=True)
@@ -207,6 +208,7 @@ class Measured:
     turns: tuple[Times, Times] | None
     settings: Mapping[str, Any]  # the method's
     machine: Mapping[str, Any]  # where that was, as in a run's run.json; without what was not recorded
+    uncaptured: str = ""  # what is to be said of passes in those turns that had no graph
 
     @classmethod
     def read(cls, file: Path, model: str, method: str, dtype: str | None, threads: int | None) -> Measured:
@@ -217,7 +219,7 @@ class Measured:
         try:
             record = json.loads(file.read_text(encoding="utf-8"))
             sections, of = record["sections"], record.get("model") or record["config"]["model"]["name"]
-            if of != model:
+            if of not in (model, CUSTOM):  # older files do not say which model a custom one was
                 raise UserError(f"cost={file}: measured with {of}; RUN is of {model}")
             found = [s for s in sections if s["dtype"] == dtype]
             found = [s for s in found if s["threads"] == threads] or found
@@ -229,7 +231,10 @@ class Measured:
             sides = [_read_times(side) for side in ran["turns"].values()] if "turns" in ran else []
             turns = (sides[0], sides[1]) if sides else None
             machine = {key: (record | found[0])[key] for key in MACHINE if key in record | found[0]}
-            return cls(rows, seconds, turns, ran.get("settings", {}), machine)
+            uncaptured = (found[0].get("uncaptured") or {}).get(method, "")
+            return cls(rows, seconds, turns, ran.get("settings", {}), machine, uncaptured)
+        except UserError:
+            raise
         except OSError as error:
             raise UserError(f"cost={file}: cannot be read ({error.strerror})") from error
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
@@ -238,9 +243,12 @@ class Measured:
 
     def pass_s(self, wanted: Array) -> Array:
         """Seconds of passes of so many rows: by straight lines, the last of which goes on."""
-        wanted = filled(wanted) if self.machine.get("engine") == "fixed" else wanted
-        inside, last = np.interp(wanted, self.rows, self.seconds), self.rows[-1]
-        slope = np.diff(self.seconds[-2:]) / np.diff(self.rows[-2:]) if len(self.rows) > 1 else 0.0
+        rows, seconds = self.rows, self.seconds
+        if self.machine.get("engine") == "fixed":
+            wanted, (rows, which) = filled(wanted), np.unique(filled(rows), return_inverse=True)
+            seconds = np.bincount(which, self.seconds) / np.bincount(which)
+        inside, last = np.interp(wanted, rows, seconds), rows[-1]
+        slope = np.diff(seconds[-2:]) / np.diff(rows[-2:]) if len(rows) > 1 else 0.0
         return inside + np.maximum(wanted - last, 0) * slope
 
     def costs(self, draft: Draft, answers: Times, baseline: Times) -> Costs:
@@ -302,7 +310,7 @@ def _passes(method: str, settings: Mapping[str, Any]) -> int:
     """Passes of a draft that is no chain of single tokens. Raises UserError where the run does not say how many."""
     if method == "sam" and settings.get("fallback"):
         raise UserError(
-            "RUN: records not which steps the fallback drafted, so what drafting takes is unknown elsewhere"
+            "RUN: does not record which steps the fallback drafted, so what drafting takes is unknown elsewhere"
         )
     if method == "kangaroo_tree":
         raise UserError("RUN: records no levels of Kangaroo's tree, so the passes of its draft are unknown elsewhere")

@@ -60,7 +60,8 @@ class Recorded:
         if self.measured is None:
             return []
         here, there = self.info.get("threads"), self.measured.machine.get("threads")
-        found = [f"{self.name}: measured with {here} threads, cost=FILE with {there}"] if here != there else []
+        found = [f"{self.name}: measured with threads={here}, cost=FILE with threads={there}"] if here != there else []
+        found += [f"{self.name}, cost=FILE: {self.measured.uncaptured}"] if self.measured.uncaptured else []
         scaled = f"{self.name}: no turns of it in cost=FILE, so its draft and overhead are scaled by vanilla's pass"
         return found if self.measured.turns else [*found, scaled]
 

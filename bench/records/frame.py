@@ -35,7 +35,7 @@ COLUMNS = [
         "lengths",
         "candidates",
         "doubtful",
-        "uncaptured",
+        "uncaptured_passes",
         "throttled",
     ),
 ]
@@ -94,7 +94,7 @@ def _cells(row: Row) -> list[Any]:
         *(row.question_id, row.category, row.subtask, row.repeat, row.turn, row.new_tokens),
         *(*times, *steps, *readings, *fidelity),
         *(row.text, row.prompt_sha256, row.token_ids, row.lengths, row.drafted),
-        *(row.doubtful or 0, row.uncaptured or 0, row.throttled),
+        *(row.doubtful or 0, row.uncaptured_passes or 0, row.throttled),
     ]
 
 

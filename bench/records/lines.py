@@ -84,7 +84,7 @@ class Row:
     memory_mhz: int | None = None
     temperature_c: int | None = None
     throttled: str | None = None
-    uncaptured: int | None = None
+    uncaptured_passes: int | None = None
     doubtful: int | None = None  # drafts with a confidence that is not a number
     fidelity: Fidelity | None = None
 
@@ -107,10 +107,10 @@ LISTS: dict[str, tuple[str, type]] = {
     "draft_s": ("draft_s", float),
     "verify_s": ("verify_s", float),
     "doubtful": ("doubtful", int),
-    "uncaptured": ("uncaptured", int),
+    "uncaptured_passes": ("uncaptured_passes", int),
     **READINGS,
 }
-OPTIONAL = ("doubtful", "uncaptured", "fidelity", *READINGS)  # written only where one turn has some
+OPTIONAL = ("doubtful", "uncaptured_passes", "fidelity", *READINGS)  # written only where one turn has some
 NEEDED = ("turns", "new_tokens", "wall_time")
 WORDS = {str: "text", int: "an integer", float: "a number of seconds"}
 

@@ -31,7 +31,7 @@ def on_cards(entry: Entry, subtask: str) -> dict[str, Prediction]:
     draft, step = Draft.of(info), (np.concatenate([*asked.candidates]), np.concatenate([*asked.lengths]))
     found = {}
     for name, card in cards().items():
-        with suppress(UserError):  # what is not known is not drawn, and the caption says so
+        with suppress(UserError):  # of what is not known, or not computed on the card; the caption says so
             found[name] = predict(*step, on_card(card, info, draft), draft)
     return found
 

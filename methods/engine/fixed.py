@@ -193,7 +193,7 @@ class FixedLlama(Llama):
         return made
 
     @property
-    def uncaptured(self) -> int:  # type: ignore[override]
+    def uncaptured_passes(self) -> int:  # type: ignore[override]
         """Passes behind a prompt, since `preparing`, that no capture was there for."""
         return self.fixed.graphs.missed
 
@@ -243,7 +243,7 @@ class FixedLlama(Llama):
         )
         bucket = next(bucket for bucket in buckets if bucket >= end)
         frame = self.fixed.frame(rows if whole else row_bucket(rows), bucket, met.inputs)
-        frame.fill(inputs, positions, mask, past, met.spare)
+        frame.fill(inputs, positions, mask if wanted else None, past, met.spare)  # without a cache nothing is seen
         results = self.fixed.do(met, frame)
         for one, layers in held:
             for layer in layers:

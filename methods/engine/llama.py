@@ -231,7 +231,7 @@ class Llama:
         logits = model.head(model.run(states, positions, cache, slice(2, None)))      # the rest, from there
     """
 
-    uncaptured = 0  # passes that `preparing` might have made ready, and did not
+    uncaptured_passes = 0  # passes that `preparing` might have made ready, and did not
     unprepared = ""  # what is to be said of them
 
     def __init__(self, config: ModelConfig, weights: Weights, folder: Path | None = None) -> None:

@@ -115,10 +115,10 @@ def test_passes_of_bench_speed_replace_verification(tmp_path: Path) -> None:
 
 def test_costs_are_of_the_runs_model_and_other_threads_are_said(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", threads=1)
-    with pytest.raises(UserError, match=r"speed\.json: measured with smollm2-135m; RUN is of joey"):
+    with pytest.raises(UserError, match=r"^cost=[^ ]*speed\.json: measured with smollm2-135m; RUN is of joey$"):
         Recorded(folder, str(speed_file(tmp_path, model="smollm2-135m")))
     notes = Recorded(folder, str(speed_file(tmp_path, threads=16))).notes()
-    assert "joey / kangaroo: measured with 1 threads, cost=FILE with 16" in notes
+    assert "joey / kangaroo: measured with threads=1, cost=FILE with threads=16" in notes
     assert len(Recorded(folder, str(speed_file(tmp_path, threads=1))).notes()) == 1
 
 
@@ -138,6 +138,26 @@ def test_passes_of_the_fixed_engine_are_as_wide_as_they_were_filled_up_to(tmp_pa
     assert fitted(np.array([2, 3, 5, 9, 128, 129])) == pytest.approx(0.002 + 0.001 * np.array([2, 4, 8, 16, 128, 129]))
 
 
+def test_timed_passes_are_filled_up_as_well(tmp_path: Path) -> None:
+    """Of 3 and of 7 rows they are of 4 and 8; two of the same width are one figure, the mean."""
+    cost = speed_file(tmp_path, engine="fixed")
+    record = json.loads(cost.read_text())
+    record["sections"][0]["pass_ms"] = {"1": 20.0, "3": 26.0, "7": 33.0, "8": 35.0}
+    record["sections"][0]["uncaptured"] = {"kangaroo": "3 target or draft passes were not captured"}
+    cost.write_text(json.dumps(record))
+    run = Recorded(write_run(tmp_path / "run", engine="fixed"), str(cost))
+    assert run.measured is not None
+    assert run.measured.pass_s(np.array([1, 2, 4, 5, 8, 12])) == pytest.approx(
+        [0.020, 0.022, 0.026, 0.034, 0.034, 0.05]
+    )
+    assert run.notes()[0] == "joey / kangaroo, cost=FILE: 3 target or draft passes were not captured"
+
+
+def test_transformers_fills_nothing_up() -> None:
+    of = {"engine": "fixed", "config": {"method": {}}}
+    assert [Draft.of({"method": name, **of}).fixed for name in ("hf_prompt_lookup", "pld")] == [False, True]
+
+
 def test_sam_is_a_chain_where_nothing_else_drafts() -> None:
     def of(**settings: Any) -> Draft:
         return Draft.of({"method": "sam", "config": {"method": settings}})
@@ -145,7 +165,7 @@ def test_sam_is_a_chain_where_nothing_else_drafts() -> None:
     assert of(fallback=None, static=None).chain
     assert not of(fallback={"_target_": "methods.recycling.Recycling"}).chain and not of(static={"text": "x"}).chain
     info = {"weight_bytes": 100e9, "dtype": "float16", "config": {"method": {"fallback": {"_target_": "x"}}}}
-    with pytest.raises(UserError, match="not which steps the fallback drafted"):
+    with pytest.raises(UserError, match="not record which steps the fallback drafted"):
         on_card(card_named("H100"), {"method": "sam", **info}, of(fallback={"_target_": "x"}))
 
 

@@ -64,9 +64,9 @@ def test_passes_without_a_graph_are_recorded_and_warned_of(
         assert ("were not captured: no memory left" in capsys.readouterr().err) == stop
         (folder,) = (file.parent for file in (tmp_path / str(stop)).glob("runs/*/*/*/run.json"))
         choices = [line["choices"][0] for side in ("answers", "baseline") for line in lines(folder / f"{side}.jsonl")]
-        lacking = sum(count or 0 for choice in choices for count in choice.get("uncaptured", ()))
+        lacking = sum(count or 0 for choice in choices for count in choice.get("uncaptured_passes", ()))
         assert (lacking > 0) == stop
-        said = f"{lacking} passes of both sides had no graph: times are not the fixed engine's usual ones"
+        said = f"{lacking} passes had no graph: times are not the fixed engine's usual ones"
         warnings = json.loads((folder / "metrics.json").read_text())["warnings"]
         assert (said in {warning["text"] for warning in warnings}) == stop
         page = write_page(collect(tmp_path / str(stop)), tmp_path / "report").read_text()

@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from bench.train.kangaroo import initialise, write
+from methods.adapters import Adapter
 from methods.decoder import Decoder
+from methods.engine.fixed import FixedLlama
 from methods.errors import UserError
 from methods.kangaroo import Kangaroo
 from methods.kangaroo_tree import KangarooTree
@@ -131,3 +134,22 @@ def test_settings_out_of_range_are_one_line(tmp_path: Path, settings: dict[str, 
     values: Any = {"exit_layer": 1, "gamma": 3, "eta": 0.4, "variant": "kangaroo", "width": 2, "nodes": 9, **settings}
     with pytest.raises(UserError, match=said):
         KangarooTree(tiny_llama(), **values, checkpoint=adapter_checkpoint(tmp_path, hidden=64))
+
+
+@pytest.mark.parametrize(("variant", "exit_layer"), [("kangaroo", 4), ("mlp_only", 0), ("mlp_only", 4)])
+def test_a_pass_that_no_cache_takes_in_is_fixed_too(tmp_path: Path, variant: str, exit_layer: int) -> None:
+    """Behind the last layer verification is norm and head; without attention, on the embeddings, so is drafting."""
+    target = tiny_llama(num_layers=4, vocab_size=48, eos_token_ids=())
+    adapter = Adapter(target.config, variant=variant, dtype=torch.float32, device=target.device)
+    initialise(adapter, target, seed=1)
+    write(tmp_path, adapter, exit_layer=exit_layer, dtype=torch.float32)
+    settings = {"exit_layer": exit_layer, "variant": variant, "gamma": 3, "eta": 0.0, "width": 3, "nodes": 12}
+    fixed, prompt = FixedLlama.of(target), torch.tensor([5, 9, 11, 3])
+    plain, captured = (
+        Decoder(engine, KangarooTree(engine, **settings, checkpoint=tmp_path)) for engine in (target, fixed)
+    )
+    with fixed.preparing():
+        captured.generate(prompt[:2], 9)
+    wanted = plain.generate(prompt, 40)
+    assert captured.generate(prompt, 40) == wanted and not fixed.unprepared
+    assert max(step.emitted for step in wanted.steps) > 1 or exit_layer == 0
