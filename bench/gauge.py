@@ -109,7 +109,7 @@ class Gauge:
 
     def begin(self, side: str) -> None:
         """Before a turn of this side, the device being idle."""
-        self._settle()  # a turn that failed, whose frames hold nothing any more
+        self.settle()  # of a turn that failed, whose frames hold nothing any more
         if self.cuda is not None:
             self.under_way = side, self._allocated()
             self.cuda.reset_peak_memory_stats(self.device)
@@ -125,11 +125,11 @@ class Gauge:
         if self.cuda is not None and self.under_way is not None:
             others = sum(size for side, size in self.held.items() if side != self.under_way[0])
             found["peak_memory_bytes"] = self.cuda.max_memory_allocated(self.device) - others
-        self._settle()
+        self.settle()
         return found
 
-    def _settle(self) -> None:
-        """What a turn left is its side's."""
+    def settle(self) -> None:
+        """What the last turn left is its side's, also where it failed."""
         if self.under_way is not None:
             side, before = self.under_way
             self.held[side] += self._allocated() - before

@@ -164,6 +164,7 @@ def _warm_up(settings: Run, sides: Sides, chat: Chat, questions: list[Question])
                 with suppress(TurnFailed):  # the recorded turns will say so, one by one
                     if side is not None:
                         _generated(name, side, ids, settings.max_new_tokens, sides)
+                sides.gauge.settle()  # before anything is captured for both
 
 
 def _generated(name: str, side: Generator, ids: list[int], max_new_tokens: int, sides: Sides) -> Timed:

@@ -31,6 +31,7 @@ from bench.metrics import step_bytes
 from bench.records.lines import Row
 from bench.report import published
 from bench.settings import CUSTOM
+from bench.speed.engine import PASSES
 from methods.errors import UserError, nearest
 
 Array = np.ndarray
@@ -59,7 +60,7 @@ class Draft:
     chain: bool  # whether a draft can be cut short
     share: float | None  # of the weights that a vanilla step reads, in a pass that verifies; None: not recorded
     extra_rows: int  # rows of that pass that are not candidates
-    fixed: bool = False  # whether the run's passes were of the fixed engine
+    fixed: bool = False  # whether the run was on the fixed engine
 
     @classmethod
     def of(cls, info: Mapping[str, Any]) -> Draft:
@@ -73,8 +74,12 @@ class Draft:
         if method == "lookahead" and {"level", "window"} <= settings.keys():
             extra = (settings["level"] - 1) * settings["window"] - 1
         chain = method in CHAINS and not any(settings.get(key) for key in OTHERS)
-        fixed = info.get("engine") == "fixed" and not method.startswith("hf_")  # transformers has an engine of its own
-        return cls(method, chain or settings.get("tree") == "chain", share, extra, fixed)
+        return cls(method, chain or settings.get("tree") == "chain", share, extra, info.get("engine") == "fixed")
+
+    @property
+    def foreign(self) -> bool:
+        """Whether it decodes with transformers' engine, which fills nothing up."""
+        return self.method.startswith("hf_")
 
     @property
     def one_by_one(self) -> bool:
@@ -176,7 +181,7 @@ def _fit_draft(answers: Times, draft: Draft) -> tuple[float, float]:
 
 def own(answers: Times, baseline: Times, draft: Draft) -> Costs:
     """From the times of both sides."""
-    of_pass = filled if draft.fixed else np.asarray
+    of_pass = filled if draft.fixed and not draft.foreign else np.asarray
     per_step, per_row = _fit(
         answers.steps, answers.total(lambda drafted: of_pass(draft.rows(drafted))), answers.verify_s
     )
@@ -208,7 +213,7 @@ class Measured:
     turns: tuple[Times, Times] | None
     settings: Mapping[str, Any]  # the method's
     machine: Mapping[str, Any]  # where that was, as in a run's run.json; without what was not recorded
-    uncaptured: str = ""  # what is to be said of passes in those turns that had no graph
+    notes: tuple[str, ...] = ()  # what the file does not know, or warns of
 
     @classmethod
     def read(cls, file: Path, model: str, method: str, dtype: str | None, threads: int | None) -> Measured:
@@ -231,8 +236,10 @@ class Measured:
             sides = [_read_times(side) for side in ran["turns"].values()] if "turns" in ran else []
             turns = (sides[0], sides[1]) if sides else None
             machine = {key: (record | found[0])[key] for key in MACHINE if key in record | found[0]}
-            uncaptured = (found[0].get("uncaptured") or {}).get(method, "")
-            return cls(rows, seconds, turns, ran.get("settings", {}), machine, uncaptured)
+            uncaptured = found[0].get("uncaptured") or {}
+            notes = [uncaptured[key] for key in (PASSES, method) if key in uncaptured]
+            notes += ["does not say of which custom model it is"] if of == CUSTOM != model else []
+            return cls(rows, seconds, turns, ran.get("settings", {}), machine, tuple(notes))
         except UserError:
             raise
         except OSError as error:
@@ -241,10 +248,10 @@ class Measured:
             why = f"{type(error).__name__}: {error}"
             raise UserError(f"cost={file}: not a file that bench.speed wrote ({why})") from error
 
-    def pass_s(self, wanted: Array) -> Array:
+    def pass_s(self, wanted: Array, draft: Draft) -> Array:
         """Seconds of passes of so many rows: by straight lines, the last of which goes on."""
         rows, seconds = self.rows, self.seconds
-        if self.machine.get("engine") == "fixed":
+        if self.machine.get("engine") == "fixed" and not draft.foreign:
             wanted, (rows, which) = filled(wanted), np.unique(filled(rows), return_inverse=True)
             seconds = np.bincount(which, self.seconds) / np.bincount(which)
         inside, last = np.interp(wanted, rows, seconds), rows[-1]
@@ -261,13 +268,13 @@ class Measured:
         else:
             ran, found, scale = self.turns[0], own(*self.turns, draft), 1.0
             # A pass in a turn takes longer than one by itself: a longer context, and choosing and accepting behind it.
-            passes = ran.total(lambda drafted: share * self.pass_s(draft.rows(drafted)))
+            passes = ran.total(lambda drafted: share * self.pass_s(draft.rows(drafted), draft))
             beyond, times = _fit(ran.steps, passes, ran.verify_s)
             if not times and passes.any():  # as many rows in every step, or noise
                 beyond, times = 0.0, float(ran.verify_s.sum() / passes.sum())
         return Costs(
             vanilla=found.vanilla * scale,
-            verify=lambda rows: times * share * self.pass_s(rows) + beyond,
+            verify=lambda rows: times * share * self.pass_s(rows, draft) + beyond,
             draft_step=found.draft_step * scale,
             draft_token=found.draft_token * scale,
             overhead=found.overhead * scale,

@@ -61,7 +61,7 @@ class Recorded:
             return []
         here, there = self.info.get("threads"), self.measured.machine.get("threads")
         found = [f"{self.name}: measured with threads={here}, cost=FILE with threads={there}"] if here != there else []
-        found += [f"{self.name}, cost=FILE: {self.measured.uncaptured}"] if self.measured.uncaptured else []
+        found += [f"{self.name}, cost=FILE: {note}" for note in self.measured.notes]
         scaled = f"{self.name}: no turns of it in cost=FILE, so its draft and overhead are scaled by vanilla's pass"
         return found if self.measured.turns else [*found, scaled]
 

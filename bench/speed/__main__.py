@@ -101,7 +101,7 @@ def section(speed: Speed, runs: Sequence[Run], folder: Path, file: Path | None) 
     """
     from bench.assembly import Parts, build, load_target, on_engine
     from bench.speed import peer
-    from bench.speed.engine import make_prompts, memory_facts, of_device, paired, pass_costs, summarise, turn
+    from bench.speed.engine import PASSES, make_prompts, memory_facts, of_device, paired, pass_costs, summarise, turn
 
     loaded = load_target(runs[0].model, folder, seed=0)
     target = on_engine(speed.engine, loaded)
@@ -114,7 +114,7 @@ def section(speed: Speed, runs: Sequence[Run], folder: Path, file: Path | None) 
         "pass_ms": pass_costs(target, speed.listed("rows"), speed.past, speed.passes),
         "methods": {},
     }
-    missed = {"passes by rows": target.unprepared}
+    missed = {PASSES: target.unprepared}
     for run in runs:
         # A fixed engine is each method's own: no storage, capture or count of those before is in its figures.
         target = on_engine(speed.engine, loaded)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from bench.settings import Speed
     from methods.engine.llama import Llama
 
+PASSES = "passes by rows"  # what is timed besides methods
 Turn = Callable[[list[int]], "Timed"]  # answers a prompt of token ids
 
 

@@ -143,19 +143,32 @@ def test_timed_passes_are_filled_up_as_well(tmp_path: Path) -> None:
     cost = speed_file(tmp_path, engine="fixed")
     record = json.loads(cost.read_text())
     record["sections"][0]["pass_ms"] = {"1": 20.0, "3": 26.0, "7": 33.0, "8": 35.0}
-    record["sections"][0]["uncaptured"] = {"kangaroo": "3 target or draft passes were not captured"}
+    record["sections"][0]["uncaptured"] = {"kangaroo": "3 were not captured", "passes by rows": "4 were not"}
     cost.write_text(json.dumps(record))
     run = Recorded(write_run(tmp_path / "run", engine="fixed"), str(cost))
     assert run.measured is not None
-    assert run.measured.pass_s(np.array([1, 2, 4, 5, 8, 12])) == pytest.approx(
-        [0.020, 0.022, 0.026, 0.034, 0.034, 0.05]
+    found = run.measured.pass_s(np.array([1, 2, 4, 5, 8, 12]), run.draft)
+    assert found == pytest.approx([0.020, 0.022, 0.026, 0.034, 0.034, 0.05])
+    assert run.notes()[:2] == [f"joey / kangaroo, cost=FILE: {text}" for text in ("4 were not", "3 were not captured")]
+
+
+def test_transformers_fills_nothing_up(tmp_path: Path) -> None:
+    cost, rows = str(speed_file(tmp_path, engine="fixed")), np.array([3])
+    for name, seconds in (("hf_prompt_lookup", 0.024), ("pld", 0.026)):
+        run = Recorded(write_run(tmp_path / name, name, engine="fixed"), cost)
+        assert run.costs(run.answers, run.baseline).verify(rows) == pytest.approx(seconds)
+        fitted = own(Times.of(run.answers), Times.of(run.baseline), run.draft).verify
+        assert (fitted(np.array([3])) == pytest.approx(fitted(np.array([4])))) == (name == "pld")
+
+
+def test_custom_models_are_told_apart_where_the_file_says_which(tmp_path: Path) -> None:
+    folder, cost = write_run(tmp_path / "run", model="mine"), speed_file(tmp_path, model="custom")
+    assert Recorded(folder, str(cost)).notes()[0] == (
+        "mine / kangaroo, cost=FILE: does not say of which custom model it is"
     )
-    assert run.notes()[0] == "joey / kangaroo, cost=FILE: 3 target or draft passes were not captured"
-
-
-def test_transformers_fills_nothing_up() -> None:
-    of = {"engine": "fixed", "config": {"method": {}}}
-    assert [Draft.of({"method": name, **of}).fixed for name in ("hf_prompt_lookup", "pld")] == [False, True]
+    cost.write_text(json.dumps({**json.loads(cost.read_text()), "model": "another"}))
+    with pytest.raises(UserError, match="measured with another; RUN is of mine"):
+        Recorded(folder, str(cost))
 
 
 def test_sam_is_a_chain_where_nothing_else_drafts() -> None:

@@ -64,6 +64,7 @@ def test_a_whole_measurement(tmp_path: Path, capsys) -> None:
     record = json.loads((tmp_path / "results" / "speed" / "model.json").read_text())
     (section,) = record["sections"]
     assert set(section["methods"]) == {"hf_generate", "kangaroo"} and section["threads"] == 1
+    assert record["model"] == "model" and section["dtype"] == "float32"
     turns = section["methods"]["kangaroo"]["turns"]
     assert {len(values) for side in turns.values() for values in side.values()} == {5}
     read = Measured.read(tmp_path / "results" / "speed" / "model.json", "model", "kangaroo", "float32", 1).turns
