@@ -153,7 +153,7 @@ def step_cost(group: Group) -> Figure | None:
     for entry, row in found:
         axes.plot(row["cr"], row["decode_speedup"], linestyle="none", marker=marker(entry), color=colour(entry),
                   markersize=5, label=plain(entry.label), clip_on=False)  # fmt: skip
-    axes.set(xlim=(0.9, chart.right), ylim=(chart.low, chart.top))
+    axes.set(xlim=(chart.left, chart.right), ylim=(chart.low, chart.top))
     c_said = "$c$: what a step costs beyond its own target pass, in passes"
     axes.set(xlabel=f"compression ratio (tokens per step)\n{c_said}", ylabel="decode speedup")
     axes.set_title(model_title(group), pad=12)

@@ -132,6 +132,9 @@ def ctar_curves(group: Group, subtask: str) -> list[tuple[Entry, str, list[float
     return curves
 
 
+NAME_WIDTH = 0.13  # of a chart's width, which the name of a line may take
+
+
 @dataclass(frozen=True)
 class CostChart:
     """Decode speedup against CR: its range, and the lines on which every step costs c target passes beyond its own."""
@@ -139,6 +142,7 @@ class CostChart:
     right: float
     low: float
     top: float
+    left: float = 0.9
 
     @classmethod
     def of(cls, rows: Sequence[dict[str, Any]]) -> CostChart:
@@ -147,10 +151,15 @@ class CostChart:
         return cls(right, min(0.5, min(speedups) * 0.9), max(1.5, max(speedups) * 1.15))
 
     def lines(self) -> Iterator[tuple[float, float, float]]:
-        """(c, CR, decode speedup) where each line that is seen leaves the chart: at the top, or else on the right."""
+        """(c, CR, decode speedup) where each line that is seen leaves the chart: at the top, or else on the right.
+
+        One whose name would touch that of the line before, above the chart, is left out.
+        """
+        free = self.left
         for c in (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0):
             end = min(self.right, self.top * (1 + c))
-            if end / (1 + c) > self.low:
+            if end / (1 + c) > self.low and (end == self.right or end >= free):
+                free = end + NAME_WIDTH * (self.right - self.left)
                 yield c, end, end / (1 + c)
 
 

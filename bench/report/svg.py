@@ -208,11 +208,11 @@ def cost_chart(group: Group, subtask: str) -> Markup | None:
         return None
     chart = CostChart.of([row for _, row in found])
     y_range = (chart.low, chart.top)
-    canvas = Canvas(250, f"Speedup against CR, {title(subtask)}", (0.9, chart.right), y_range, left=48, right=40)
+    canvas = Canvas(250, f"Speedup against CR, {title(subtask)}", (chart.left, chart.right), y_range, left=48, right=40)
     canvas.y_axis(ticks(*y_range), "decode speedup")
-    canvas.x_axis(ticks(0.9, chart.right), "CR, tokens per step", grid=False)
+    canvas.x_axis(ticks(chart.left, chart.right), "CR, tokens per step", grid=False)
     for c, end, height in chart.lines():
-        start = max(0.9, chart.low * (1 + c))
+        start = max(chart.left, chart.low * (1 + c))
         x, y = canvas.x(end), canvas.y(height)
         canvas.line(canvas.x(start), canvas.y(start / (1 + c)), x, y, "iso")
         if end < chart.right:

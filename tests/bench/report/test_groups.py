@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from bench.report.collect import collect, group_runs, shape
+from bench.report.collect import CostChart, collect, group_runs, shape
 from bench.report.command import main
 from bench.report.tables import group_notes
 from tests.bench.report.simulate import GPU, MACHINE, Plan, Truth, changed, write_run
@@ -141,3 +141,10 @@ def test_two_models_of_one_name_are_two_tables(tmp_path):
     groups = {tuple(e.run.method for e in group.entries): group.model for group in collect(tmp_path).groups}
     assert set(groups) == {("kangaroo", "rest"), ("medusa",)} and len({*groups.values()}) == 2
     assert all(re.fullmatch(r"joey \([0-9a-f]{7}\)", name) for name in groups.values())
+
+
+def test_lines_of_the_cost_chart_whose_names_would_touch_are_left_out() -> None:
+    def drawn(cr: float) -> list[float]:
+        return [c for c, _, _ in CostChart.of([{"cr": cr, "decode_speedup": 1.2}]).lines()]
+
+    assert drawn(1.5) == [0, 0.25, 0.5, 1, 2] and drawn(5.3) == [0, 0.5, 1, 2, 4, 8]
