@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 
 from bench.records.identity import file_keys
 from bench.report import published
-from bench.report.collect import CostChart, Group, identity, measured_rows
+from bench.report.collect import Group, identity, measured_rows
+from bench.report.cost_chart import CostChart
 from bench.report.style import COLOURS, COLUMN, DOTTED, MARKERS, colour, marker, model_title, plain, shared_legend
 
 FIGURES = ("cr", "speedup", "speedup_low", "speedup_high")

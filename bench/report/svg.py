@@ -9,7 +9,8 @@ from markupsafe import Markup, escape
 from matplotlib.ticker import MaxNLocator
 
 from bench.records.frame import CTAR_POSITIONS
-from bench.report.collect import PUBLISHED, CostChart, Entry, Group, ctar_curves, measured_rows
+from bench.report.collect import PUBLISHED, Entry, Group, ctar_curves, measured_rows
+from bench.report.cost_chart import CostChart
 from bench.report.tables import title
 from bench.words import show
 

@@ -9,8 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from bench.report.collect import CostChart, collect, group_runs, shape
+from bench.report.collect import collect, group_runs, shape
 from bench.report.command import main
+from bench.report.cost_chart import CostChart
 from bench.report.tables import group_notes
 from tests.bench.report.simulate import GPU, MACHINE, Plan, Truth, changed, write_run
 
