@@ -1,4 +1,4 @@
-# make bench                                   built-in model, the eight fastest methods, then the report
+# make bench                                   built-in model, eight methods, then the report
 # make bench METHOD=all                        every method
 # make bench METHOD=kangaroo MODEL=vicuna-7b   [TASK=math_reasoning] [ARGS="limit=20 repeats=1"]
 # make PYTHON=python3.12 ...                   make .venv with another Python
@@ -8,7 +8,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 MODEL ?= joey
-# With no METHOD: of joey what ends soonest, of SmolLM2 what it has drafts for, of other models all.
+# With no METHOD: of joey eight, for 20 minutes at most on two cores; of SmolLM2 what it has drafts for, of other models all.
 METHODS_joey := eagle,kangaroo,lookahead,medusa,pld,rest,sam,sps
 METHODS_smollm2-135m := eagle3,kangaroo,kangaroo_tree,layerskip,lookahead,pld,recycling,rest,sam
 METHOD ?= $(or $(METHODS_$(MODEL)),all)
