@@ -10,22 +10,30 @@ import select
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from types import FrameType
+from typing import TYPE_CHECKING
 
-from methods.errors import UserError
+from methods.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from bench.config import Conf
 
 Main = Callable[[Sequence[str]], int]
+HELP = {"-h", "--help"}
 
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM, as a job that is preempted gets it: whatever handles Ctrl-C handles it too."""
 
 
-def command(advice: Callable[[Sequence[str]], str]) -> Callable[[Main], Main]:
-    """Make a function of arguments an entry point. advice: what follows "interrupted; " for these arguments."""
+def command(advice: Callable[[Sequence[str]], str], usage: str = "") -> Callable[[Main], Main]:
+    """Make a function of arguments an entry point. advice: what follows "interrupted; " for these arguments.
+
+    usage: what --help prints; without it the function does that by itself.
+    """
 
     def decorate(work: Main) -> Main:
         @wraps(work)
@@ -33,7 +41,11 @@ def command(advice: Callable[[Sequence[str]], str]) -> Callable[[Main], Main]:
             stops: list[KeyboardInterrupt] = []
             try:
                 with stoppable(stops):
-                    status = work(arguments)
+                    if usage and HELP & set(arguments):
+                        print(usage)
+                        status = 0
+                    else:
+                        status = work(arguments)
                     print(end="", flush=True)  # while a reader that has left can still be told from a mistake
                     return status
             except BaseException as error:
@@ -49,6 +61,64 @@ def command(advice: Callable[[Sequence[str]], str]) -> Callable[[Main], Main]:
         return main
 
     return decorate
+
+
+class _Lists(dict[str, str]):
+    """The names that a group of configuration offers."""
+
+    def __init__(self, conf: Conf, more: Mapping[str, Callable[[Conf], Sequence[str]]]) -> None:
+        super().__init__({name: ", ".join(find(conf)) for name, find in more.items()})
+        self.conf = conf
+
+    def __missing__(self, group: str) -> str:
+        return ", ".join(self.conf.choices(group))
+
+
+def configured(
+    advice: Callable[[Sequence[str]], str], usage: str, **more: Callable[[Conf], Sequence[str]]
+) -> Callable[[Callable[[Conf, list[str]], int]], Main]:
+    """As `command`, for a function of the folders of configuration and the overrides.
+
+    usage: {group} in it becomes the names that conf/group offers, and a name of `more` what that finds.
+    """
+
+    def decorate(work: Callable[[Conf, list[str]], int]) -> Main:
+        @command(advice)
+        @wraps(work)
+        def main(arguments: Sequence[str]) -> int:
+            from bench.config import Conf  # takes a moment, in which a signal is one line too
+
+            conf, overrides = Conf.given(arguments)
+            if HELP & set(overrides):
+                print(usage.format_map(_Lists(conf, more)))
+                return 0
+            return work(conf, overrides)
+
+        return main
+
+    return decorate
+
+
+def key_values(arguments: Sequence[str], defaults: Mapping[str, str]) -> dict[str, str]:
+    """key=value arguments, over their defaults. Raises UserError for an unknown key, or none, and for no value."""
+    values = dict(defaults)
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key not in values:
+            raise UserError(f"{argument}: unknown argument; {nearest(key, values)}")
+        if not value:
+            raise UserError(f"{argument}: expected {key}=VALUE")
+        values[key] = value
+    return values
+
+
+def numbers(arguments: Sequence[str], defaults: Mapping[str, int], least: int = 1) -> dict[str, int]:
+    """As key_values, of whole numbers. Raises UserError for one below `least` too."""
+    values = key_values(arguments, {key: str(number) for key, number in defaults.items()})
+    for key, value in values.items():
+        if not value.isdecimal() or int(value) < least:
+            raise UserError(f"{key}={value}: must be a number from {least:,}")
+    return {key: int(value) for key, value in values.items()}
 
 
 def goes_on(arguments: Sequence[str]) -> str:

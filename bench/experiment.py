@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.command import command, goes_on
+from bench.command import configured, goes_on
 from methods.digest import sha256
 from methods.errors import UserError, nearest
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from bench.settings import Run, Train
 
 USAGE = """usage: python -m bench.experiment name=NAME [model=NAME] [key=value ...] [training.key=value ...]
-names:   {names}
-models:  {models}
-results_dir=FOLDER       cells, checkpoints and the report of each experiment ({results})
+names:   {experiment}
+models:  {model}
+results_dir=FOLDER       cells, checkpoints and the report of each experiment (results/experiments)
 key=value                for every cell, as for bench.run; key=a,b for a key of the grid replaces its values there
 training.key=value       for every training, as for bench.train (training.data.path=sharegpt.json)"""
 RESULTS = "results/experiments"
@@ -135,16 +135,9 @@ class Cell:
         return self.output is None or any((self.output / name).exists() for name in COMPLETE)
 
 
-@command(goes_on)
-def main(arguments: Sequence[str]) -> int:
+@configured(goes_on, USAGE)
+def main(conf: Conf, left: list[str]) -> int:
     """Do what is left of an experiment. Returns 0; 1 when not all turns were lossless; 2 for bad input; 130 stopped."""
-    from bench.config import Conf
-
-    conf, left = Conf.given(arguments)
-    if {"-h", "--help"} & set(left):
-        names, models = (", ".join(conf.choices(group)) for group in ("experiment", "model"))
-        print(USAGE.format(names=names, models=models, results=RESULTS))
-        return 0
     parsed = Arguments.parse(left)
     experiment, others = read_experiment(conf, parsed.name, parsed.model).narrowed(parsed.run)
     return perform(conf, experiment, replace(parsed, run=others))

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from bench.command import command, goes_on
+from bench.command import configured, goes_on
 
 if TYPE_CHECKING:
     from bench.config import Conf
@@ -22,8 +22,8 @@ USAGE = """usage: python -m bench.run [method=NAME[,NAME...]|all] [model=NAME] [
        --config-dir FOLDER                              methods and models of your own, laid out like conf/
 method=all: {all}; transformers' own generate (hf_...) only when named
             (make bench alone leaves out recycling and layerskip, the slowest on joey)
-methods: {methods}
-models:  {models}
+methods: {method}
+models:  {model}
 questions: {questions}; or data.path=FILE
 tasks:   all, mt_bench, translation, summarization, qa, math_reasoning, rag; of your own questions, their categories
 keys and their defaults: conf/config.yaml, conf/method/NAME.yaml, conf/model/NAME.yaml, conf/questions/NAME.yaml"""
@@ -35,20 +35,15 @@ def advice(arguments: Sequence[str]) -> str:
     return slurm if any(text.startswith("launcher=") for text in arguments) else goes_on(arguments)
 
 
-@command(advice)
-def main(arguments: Sequence[str]) -> int:
+@configured(advice, USAGE, all=lambda conf: all_methods(conf))
+def main(conf: Conf, overrides: list[str]) -> int:
     """Run what the command line asks for. Returns the exit status: 0 done, 1 some turn or method failed, 2 input."""
-    from bench.config import FOLDER_OPTION, Conf
+    from bench.config import FOLDER_OPTION
     from bench.settings import Run
     from bench.slurm import Slurm, submit
     from bench.types import settings_of
     from methods.errors import UserError, nearest
 
-    conf, overrides = Conf.given(arguments)
-    if {"-h", "--help"} & set(overrides):
-        lists = {f"{group.rstrip('s')}s": ", ".join(conf.choices(group)) for group in ("method", "model", "questions")}
-        print(USAGE.format(all=", ".join(all_methods(conf)), **lists))
-        return 0
     sweep = bool(set(SWEEP) & set(overrides))
     overrides = [override for override in overrides if override not in SWEEP]
     for option in (override for override in overrides if override.startswith("-")):

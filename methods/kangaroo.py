@@ -22,6 +22,8 @@ from methods.engine.unit import Rows, Unit
 from methods.errors import UserError
 from methods.files import Checkpoint
 
+AdapterFolder = Annotated[Path, Checkpoint("a Kangaroo adapter")]
+
 
 class Kangaroo:
     """Drafts a chain of at most gamma tokens with the target's first layers and the adapter (section 3.2).
@@ -33,14 +35,7 @@ class Kangaroo:
     """
 
     def __init__(
-        self,
-        target: Llama,
-        *,
-        exit_layer: int,
-        gamma: int,
-        eta: float,
-        variant: str,
-        checkpoint: Annotated[Path, Checkpoint("a Kangaroo adapter")],
+        self, target: Llama, *, exit_layer: int, gamma: int, eta: float, variant: str, checkpoint: AdapterFolder
     ) -> None:
         layers = target.config.num_layers
         if gamma < 1:

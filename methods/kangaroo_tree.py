@@ -11,8 +11,6 @@ says how many of the nodes kept have been run: all that the host needs to know o
 from __future__ import annotations
 
 import math
-from pathlib import Path
-from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -23,8 +21,7 @@ from methods.draft import Draft, Resumed, Tree, upload
 from methods.engine.llama import Llama
 from methods.engine.unit import Rows, Unit
 from methods.errors import UserError
-from methods.files import Checkpoint
-from methods.kangaroo import Kangaroo, SelfDraft
+from methods.kangaroo import AdapterFolder, Kangaroo, SelfDraft
 
 
 class KangarooTree(Kangaroo):
@@ -42,7 +39,7 @@ class KangarooTree(Kangaroo):
         gamma: int,
         eta: float,
         variant: str,
-        checkpoint: Annotated[Path, Checkpoint("a Kangaroo adapter")],
+        checkpoint: AdapterFolder,
         width: int,
         nodes: int,
     ) -> None:

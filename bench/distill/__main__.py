@@ -7,25 +7,23 @@ a file, or from the target too: sampled behind its user header (as in Magpie, ar
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from bench.command import command, goes_on
+from bench.command import configured, goes_on
+
+if TYPE_CHECKING:
+    from bench.config import Conf
 
 USAGE = """usage: python -m bench.distill [model=NAME] output=FILE.jsonl [prompts=FILE] [exclude=FILE] [key=value ...]
-models: {models}
+models: {model}
 keys and their defaults: conf/distill.yaml, conf/model/NAME.yaml"""
 
 
-@command(goes_on)
-def main(arguments: Sequence[str]) -> int:
+@configured(goes_on, USAGE)
+def main(conf: Conf, overrides: list[str]) -> int:
     """Write conversations until there are as many as asked for. Returns the exit status."""
-    from bench.config import Conf
     from bench.settings import Distill
 
-    conf, overrides = Conf.given(arguments)
-    if {"-h", "--help"} & set(overrides):
-        print(USAGE.format(models=", ".join(conf.choices("model"))))
-        return 0
     settings = Distill.of(conf.compose("distill", overrides))
     from bench.distill.work import distill  # imports torch
 

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.command import again, command
-from methods.errors import UserError, nearest
+from bench.command import again, command, key_values
+from methods.errors import UserError
 
 USAGE = """usage: python -m bench.predict RUN... [cost=FILE] [card=NAME] [held_out=true]
        python -m bench.predict paper
@@ -21,22 +21,14 @@ USAGE = """usage: python -m bench.predict RUN... [cost=FILE] [card=NAME] [held_o
 Speedups are of decoding, without prefill. How costs are made: bench/predict/costs.py."""
 
 
-@command(again)
+@command(again, USAGE)
 def main(arguments: Sequence[str]) -> int:
     """Print predictions. Returns 0, or 2 for a user's mistake."""
-    if {"-h", "--help"} & set(arguments) or not arguments:
-        print(USAGE)
-        return 0
     runs = [argument for argument in arguments if "=" not in argument]
-    rest = [argument for argument in arguments if "=" in argument]
-    given = {"cost": "", "card": "", "held_out": "false"}
-    for argument in rest:
-        key, _, value = argument.partition("=")
-        if key not in given:
-            raise UserError(f"{argument}: unknown; {nearest(key, given)}")
-        if not value or (key == "held_out" and value not in ("true", "false")):
-            raise UserError(f"{argument}: expected {'held_out=true or false' if key == 'held_out' else f'{key}=VALUE'}")
-        given[key] = value
+    settings = [argument for argument in arguments if "=" in argument]
+    given = key_values(settings, {"cost": "", "card": "", "held_out": "false"})
+    if given["held_out"] not in ("true", "false"):
+        raise UserError(f"held_out={given['held_out']}: expected held_out=true or false")
     if "paper" in runs:
         if len(arguments) > 1:
             raise UserError("paper takes no runs and no settings")

@@ -7,29 +7,27 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from bench.command import command, goes_on
+from bench.command import configured, goes_on
 from methods.errors import UserError
+
+if TYPE_CHECKING:
+    from bench.config import Conf
 
 LEVELS = re.compile(r"^concurrency=([^\[]*,.*)$")  # a list without the brackets that a shell would take
 USAGE = """usage: python -m bench.serve server.url=URL server.baseline_url=URL [model=NAME] [key=value ...]
        python -m bench.serve server.launch=COMMAND server.baseline_launch=COMMAND ...      started here, at {{port}}
-models, whose tokenizers make the prompts: {models}; server.prompt=chat needs none
+models, whose tokenizers make the prompts: {model}; server.prompt=chat needs none
 keys and their defaults: conf/serve.yaml, conf/model/NAME.yaml"""
 
 
-@command(goes_on)
-def main(arguments: Sequence[str]) -> int:
+@configured(goes_on, USAGE)
+def main(conf: Conf, overrides: list[str]) -> int:
     """Measure two servers. Returns 0, or 1 where requests failed or greedy answers diverged; 2 for a mistake."""
-    from bench.config import Conf
     from bench.settings import Serve
     from bench.types import settings_of
 
-    conf, overrides = Conf.given(arguments)
-    if {"-h", "--help"} & set(overrides):
-        print(USAGE.format(models=", ".join(conf.choices("model"))))
-        return 0
     settings = settings_of(Serve, conf.compose("serve", [_bracketed(text) for text in overrides]).values)
     from bench.serve.session import run  # imports torch
 

@@ -138,12 +138,9 @@ def ours(name: str) -> str:
     return f"blk.{number}.{layers[part]}.{kind}"
 
 
-@command(again)
+@command(again, USAGE)
 def main(arguments: Sequence[str]) -> int:
     """Returns the exit status."""
-    if {"-h", "--help"} & set(arguments):
-        print(USAGE)
-        return 0
     if len(arguments) not in (2, 3) or not arguments[1].endswith(SUFFIX):
         raise UserError(USAGE)
     folder, file, *tokenizer = map(Path, arguments)

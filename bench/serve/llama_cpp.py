@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.command import again, command
-from methods.errors import UserError, nearest
+from bench.command import again, command, key_values
+from methods.errors import UserError
 
 DEFAULTS = {"model": "", "port": "", "draft": "", "ngram": "", "length": "8", "slots": "4", "context": "1024",
             "threads": "1", "cache": "f16"}  # fmt: skip
@@ -26,12 +26,9 @@ PORTS = range(1, 1 << 16)
 LOOKS_EVERY_S = 0.5
 
 
-@command(again)
+@command(again, __doc__)
 def main(arguments: Sequence[str]) -> int:
     """Serve. Returns the exit status; ends with the process that started it."""
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return 0
     values = parse(arguments)
     check_installed("bench.serve.llama_cpp")
     import xllamacpp
@@ -52,12 +49,7 @@ def check_installed(who: str) -> None:
 
 def parse(arguments: Sequence[str]) -> dict[str, str]:
     """key=value arguments. Raises UserError for one that is unknown, or no number where one is wanted."""
-    values = dict(DEFAULTS)
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if key not in values or not equals:
-            raise UserError(f"{argument}: unknown argument; {nearest(key, values)}")
-        values[key] = value
+    values = key_values(arguments, DEFAULTS)
     for key in NUMBERS:
         if (values[key] or key != "ngram") and not (values[key].isdecimal() and int(values[key])):
             raise UserError(f"{key}={values[key]}: must be a number from 1")

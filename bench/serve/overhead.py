@@ -16,10 +16,9 @@ from multiprocessing.connection import Connection
 
 import numpy as np
 
-from bench.command import again, command
+from bench.command import again, command, numbers
 from bench.serve.client import Client, connected
 from bench.serve.dialects import DIALECTS, Request
-from methods.errors import UserError, nearest
 
 DEFAULTS = {"concurrency": 32, "requests": 2000, "events": 16}
 PROMPT = list(range(200))
@@ -81,20 +80,10 @@ async def _report(port: int, concurrency: int, requests: int, events: int) -> No
     print(f"a request of one event takes {p50:.2f} ms (p50) and {p99:.2f} ms (p99), the trivial server's time included")
 
 
-@command(again)
+@command(again, f"usage: {__doc__}")
 def main(arguments: Sequence[str]) -> int:
     """Returns the exit status."""
-    if {"-h", "--help"} & set(arguments):
-        print(f"usage: {__doc__}")
-        return 0
-    values = dict(DEFAULTS)
-    for argument in arguments:
-        key, _, value = argument.partition("=")
-        if key not in values:
-            raise UserError(f"{argument}: unknown argument; {nearest(key, values)}")
-        if not value.isdecimal() or int(value) < 1:
-            raise UserError(f"{argument}: must be a number from 1")
-        values[key] = int(value)
+    values = numbers(arguments, DEFAULTS)
     context = get_context("spawn")
     ours, theirs = context.Pipe()
     server = context.Process(target=serve, args=(theirs,), daemon=True)

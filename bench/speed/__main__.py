@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.command import again, command
+from bench.command import again, configured
 
 if TYPE_CHECKING:
     from bench.config import Conf
@@ -23,26 +23,14 @@ if TYPE_CHECKING:
 
 USAGE = """usage: python -m bench.speed [model=NAME] [methods=[NAME,...]] [dtypes=[NAME,...]] [key=value ...]
        method.KEY=VALUE     for each of the methods that has this key, such as method.checkpoint=FOLDER
-models:  {models}
-methods: {methods}
+models:  {model}
+methods: {method}
 keys and their defaults: conf/speed.yaml, conf/model/NAME.yaml"""
 
 
-@command(again)
-def main(arguments: Sequence[str]) -> int:
+@configured(again, USAGE)
+def main(conf: Conf, overrides: list[str]) -> int:
     """Measure and print; the raw values go to <results_dir>/speed/. Returns the exit status: 0, or 2 for bad input."""
-    from bench.config import Conf
-
-    conf, overrides = Conf.given(arguments)
-    if {"-h", "--help"} & set(overrides):
-        print(USAGE.format(**{f"{group}s": ", ".join(conf.choices(group)) for group in ("method", "model")}))
-        return 0
-    measure(conf, overrides)
-    return 0
-
-
-def measure(conf: Conf, overrides: Sequence[str]) -> None:
-    """Run the whole measurement. Raises UserError for a mistake in the configuration."""
     import torch
 
     from bench import environment
@@ -92,6 +80,7 @@ def measure(conf: Conf, overrides: Sequence[str]) -> None:
     }
     written.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(f"raw values in {written}")
+    return 0
 
 
 def section(speed: Speed, runs: Sequence[Run], folder: Path, file: Path | None) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.command import again, command
-from bench.speed.rest import VOCABULARY, one_core, read_sizes, text
+from bench.command import again, command, numbers
+from bench.speed.rest import VOCABULARY, one_core, text
 
 WANTED_US = {"pld": 20, "sam": 20, "recycling": 60}
 
@@ -99,8 +99,7 @@ def report(name: str, found: Measured) -> str:
 @command(again)
 def main(arguments: Sequence[str]) -> int:
     """Measure and print. Returns 0, or 2 for an argument that is none."""
-    sizes = {"tokens": 2_000, "steps": 500}
-    read_sizes(arguments, sizes, least=10)
+    sizes = numbers(arguments, {"tokens": 2_000, "steps": 500}, least=10)
     print(f"after {sizes['tokens']} tokens, one core, other work on it included")
     for name in WANTED_US:
         print(report(name, measure(name, **sizes)))

@@ -19,8 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.command import again, command
-from methods.errors import UserError
+from bench.command import again, command, numbers
 
 VOCABULARY = 32_000
 DOCUMENT_TOKENS = 600
@@ -152,22 +151,10 @@ def report(found: Measured) -> str:
     )
 
 
-def read_sizes(arguments: Sequence[str], sizes: dict[str, int], *, least: int) -> None:
-    """Put KEY=NUMBER of the command line in place of the defaults. Raises UserError for anything else."""
-    for argument in arguments:
-        key, _, value = argument.partition("=")
-        if key not in sizes or not value.isdigit() or int(value) < least:
-            valid = ", ".join(f"{name}=NUMBER" for name in sizes)
-            raise UserError(f"{argument}: valid: {valid}, each at least {least}")
-        sizes[key] = int(value)
-
-
 @command(again)
 def main(arguments: Sequence[str]) -> int:
     """Measure and print. Returns 0, or 2 for an argument that is none."""
-    sizes = {"tokens": 10_000_000, "lookups": 2_000}
-    read_sizes(arguments, sizes, least=1_000)
-    print(report(measure(**sizes)))
+    print(report(measure(**numbers(arguments, {"tokens": 10_000_000, "lookups": 2_000}, least=1_000))))
     return 0
 
 

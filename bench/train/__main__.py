@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from bench.command import command, goes_on
+from bench.command import configured, goes_on
 from methods.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
 
 USAGE = """usage: python -m bench.train [method=NAME] [model=NAME] data.path=FILE output=FOLDER [key=value ...]
        accelerate launch --num_processes N -m bench.train ...
-methods: {methods}
-models:  {models}
+methods: {train}
+models:  {model}
 keys and their defaults: conf/train.yaml, conf/train/METHOD.yaml, conf/recipe/MODEL-METHOD.yaml"""
 
 
-@command(lambda arguments: goes_on(arguments).replace("where it stopped", "from the last checkpoint"))
-def main(arguments: Sequence[str]) -> int:
+def advice(arguments: Sequence[str]) -> str:
+    """What follows "interrupted; "."""
+    return goes_on(arguments).replace("where it stopped", "from the last checkpoint")
+
+
+@configured(advice, USAGE)
+def main(conf: Conf, overrides: list[str]) -> int:
     """Run what `train._target_` of conf/train.yaml names, with the overrides. Returns the exit status."""
-    from bench.config import Conf
     from bench.train.launch import start_missing_processes
 
-    conf, overrides = Conf.given(arguments)
-    if {"-h", "--help"} & set(overrides):
-        print(USAGE.format(methods=", ".join(conf.choices("train")), models=", ".join(conf.choices("model"))))
-        return 0
-    start_missing_processes(list(arguments))
+    start_missing_processes([*overrides, *conf.search_path()])
     try:
         train(compose(conf, overrides))
     except UserError:

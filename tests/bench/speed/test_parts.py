@@ -31,7 +31,7 @@ def test_the_generated_text_has_documents_and_phrases_that_return() -> None:
 def test_other_arguments_are_refused(capsys) -> None:
     for argument in ("token=5000", "tokens=many", "tokens=5", "tokens"):
         assert rest.main([argument]) == 2
-        assert capsys.readouterr().err.startswith(f"{argument}: valid: tokens=NUMBER")
+        assert capsys.readouterr().err.startswith(f"{argument}: ")
 
 
 def test_lookups_are_measured_one_method_a_line(capsys) -> None:
@@ -40,7 +40,7 @@ def test_lookups_are_measured_one_method_a_line(capsys) -> None:
     assert [line.split()[0] for line in lines] == ["pld", "sam", "recycling"]
     assert "80.0 candidates a step" in lines[-1] and all("us median" in line for line in lines)
     assert lookups.main(["steps=5"]) == 2
-    assert capsys.readouterr().err == "steps=5: valid: tokens=NUMBER, steps=NUMBER, each at least 10\n"
+    assert capsys.readouterr().err == "steps=5: must be a number from 10\n"
 
 
 def test_packing_is_compared_for_every_number_of_rows(capsys) -> None:
