@@ -21,9 +21,9 @@ from bench.measure import Generator
 from bench.places import ROOT, locate
 from bench.settings import Model, Run
 from methods.decoder import Decoder
-from methods.engine.checkpoint import empty_weights, load_model, pick_device, pick_dtype, read_config, resolve
+from methods.engine.checkpoint import empty_weights, load_model, pick_device, pick_dtype, read_config
 from methods.engine.fixed import FixedLlama
-from methods.engine.hub import hub_name
+from methods.engine.hub import hub_name, resolve
 from methods.engine.llama import Llama
 from methods.errors import UserError, first_line
 from methods.vanilla import Vanilla

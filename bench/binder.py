@@ -18,8 +18,9 @@ from bench.chat import CHAT_FILES
 from bench.digests import sha256
 from bench.places import locate
 from bench.types import check_type, kinds_of
-from methods.engine.checkpoint import resolve, weight_files
 from methods.engine.config import reading
+from methods.engine.hub import resolve
+from methods.engine.weight_files import weight_files
 from methods.errors import UserError, first_line, nearest
 from methods.files import Checkpoint, DataFile
 

@@ -252,7 +252,7 @@ def training_hash(settings: Train) -> str:
 def _weights(path: str, revision: str | None) -> dict[str, str]:
     from bench.binder import file_hashes
     from bench.places import locate
-    from methods.engine.checkpoint import resolve
+    from methods.engine.hub import resolve
 
     return file_hashes(resolve(locate(path), revision))
 

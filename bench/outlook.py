@@ -13,8 +13,8 @@ from bench.questions.sets import find
 from bench.settings import Run
 from bench.sources import Source
 from bench.words import plural
-from methods.engine.checkpoint import pick_device, resolve
-from methods.engine.hub import pending_bytes
+from methods.engine.checkpoint import pick_device
+from methods.engine.hub import pending_bytes, resolve
 
 ANSWER_TOKENS = 300  # of a turn, as chat models answer Spec-Bench on average; fewer where max_new_tokens is less
 TEXT = "text"  # key of what a datastore is made of

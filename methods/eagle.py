@@ -19,7 +19,6 @@ from methods.decoder import Prefill
 from methods.draft import Draft
 from methods.engine.checkpoint import published_layer, read_config, read_tensors, tensor_shapes
 from methods.engine.config import read_json
-from methods.engine.kv_cache import KVCache
 from methods.engine.llama import (
     BlockWeights,
     Llama,
@@ -113,10 +112,6 @@ class EagleModel:
                 if isinstance(part, Matrix):
                     part.pack()
         return model
-
-    def new_cache(self, capacity: int, rows: int = 1) -> KVCache:
-        """For the keys and values of one sequence."""
-        return self.target.new_cache(capacity, rows=rows, config=self.config)
 
     def features(self, tapped: tuple[Tensor, ...]) -> Tensor:
         """What the last layer gives, [n, hidden], normed."""

@@ -16,7 +16,6 @@ from torch.nn import functional as F
 
 from methods.eagle2 import DynamicMethod
 from methods.eagle3_formats import Eagle3Weights, Shape, read_shape, read_weights
-from methods.engine.kv_cache import KVCache
 from methods.engine.llama import (
     Llama,
     Rope,
@@ -62,10 +61,6 @@ class Eagle3Model:
             for matrix in model.matrices:
                 matrix.pack()
         return model
-
-    def new_cache(self, capacity: int, rows: int = 1) -> KVCache:
-        """For the keys and values of one sequence."""
-        return self.target.new_cache(capacity, rows=rows, config=self.config)
 
     def features(self, tapped: tuple[Tensor, ...]) -> Tensor:
         """The target's states [n, width] before each of the taps, as one: [n, hidden]."""

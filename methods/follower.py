@@ -14,8 +14,7 @@ from torch import Tensor
 
 from methods.decoder import Prefill, Verification
 from methods.draft import upload
-from methods.engine.kv_cache import KVCache
-from methods.engine.llama import Llama
+from methods.engine.llama import Llama, ModelConfig
 from methods.engine.unit import Rows, Unit
 
 
@@ -26,9 +25,7 @@ class DraftModel(Protocol):
     vocabulary: Tensor | None  # [draft vocab] int64: the target's id of each token of `logits`; None: the same
     extra_parameters: int
     target: Llama
-
-    def new_cache(self, capacity: int, rows: int = 1) -> KVCache:
-        """For the keys and values of one sequence; rows: as in `Llama.new_cache`."""
+    config: ModelConfig  # of its layer
 
     def features(self, tapped: tuple[Tensor, ...]) -> Tensor:
         """The target's states [n, hidden] of every tap -> features [n, hidden]."""
@@ -67,7 +64,8 @@ class Follower:
 
     def __init__(self, model: DraftModel, prompt: list[int], prefill: Prefill, *, nodes: int, deepest: int) -> None:
         self.model = model
-        self.cache = model.new_cache(prefill.cache.capacity + nodes, deepest + 1)
+        capacity = prefill.cache.capacity + nodes
+        self.cache = model.target.new_cache(capacity, rows=deepest + 1, config=model.config)
         self.unseen = model.features(prefill.tapped)  # of pairs behind those in the cache
         self.pairs = 0
         if len(prompt) > 1:

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from methods.decoder import Prefill, Verification
 from methods.draft import Draft
 from methods.draft_vocabulary import OFFSETS, read_vocabulary
-from methods.engine.checkpoint import read_tensors, tensor_shapes, weight_files
+from methods.engine.checkpoint import read_tensors, tensor_shapes
 from methods.engine.config import read_json
 from methods.engine.llama import Llama
 from methods.engine.matrix import new_matrix
+from methods.engine.weight_files import weight_files
 from methods.errors import UserError
 from methods.files import Checkpoint, DataFile
 from methods.trees import CALIBRATION, by_depth, read_tree

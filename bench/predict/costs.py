@@ -27,9 +27,9 @@ from typing import Any
 
 import numpy as np
 
+from bench import published
 from bench.metrics import step_bytes
 from bench.records.lines import Row
-from bench.report import published
 from bench.settings import CUSTOM
 from bench.speed.engine import PASSES
 from methods.errors import UserError, nearest

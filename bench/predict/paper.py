@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from bench import published
 from bench.predict.costs import Costs, Draft, card_named, head_share, on_card
 from bench.predict.model import predict
-from bench.report import published
-from bench.report.tables import PAPER_ORDER
+from bench.published import PAPER_ORDER
 from bench.words import aligned, show
 
 # Vicuna's shape: layers, hidden size, parameters of the whole; the vocabulary is 32000.

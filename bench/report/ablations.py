@@ -11,8 +11,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from bench import published
 from bench.records.identity import file_keys
-from bench.report import published
 from bench.report.collect import Group, identity, measured_rows
 from bench.report.cost_chart import CostChart
 from bench.report.style import COLOURS, COLUMN, DOTTED, MARKERS, colour, marker, model_title, plain, shared_legend

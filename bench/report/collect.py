@@ -11,11 +11,10 @@ from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
-from bench import words
+from bench import published, words
 from bench.questions.spec_bench import SUBTASKS
 from bench.records.frame import Run, asked_otherwise, merge, ordered_subtasks, read_run
 from bench.records.identity import HARDWARE, differences, environment, file_keys, measured
-from bench.report import published
 from bench.serve.metrics import Comparison
 from methods.digest import sha256
 from methods.errors import UserError

@@ -16,6 +16,7 @@ from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure
 
 from bench.files import replace_file
+from bench.published import PAPER_ORDER
 from bench.records.frame import CTAR_POSITIONS
 from bench.report.ablations import figure_exit_layer, figure_exit_layer_share, figure_threshold, step_cost
 from bench.report.collect import PUBLISHED, Collection, Group, ctar_curves, file_name, measured_rows
@@ -33,7 +34,7 @@ from bench.report.style import (
     plain,
     shared_legend,
 )
-from bench.report.tables import PAPER_ORDER, title
+from bench.report.tables import title
 from bench.serve.words import crossing_label
 
 

@@ -10,11 +10,12 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from bench import published
 from bench.files import replace_text
 from bench.places import BENCH
 from bench.predict import paper
+from bench.published import PAPER_ORDER
 from bench.records.identity import flatten, incidental
-from bench.report import published
 from bench.report.answers import first_divergences, payloads
 from bench.report.collect import Collection, Group
 from bench.report.details import figure_table
@@ -23,7 +24,6 @@ from bench.report.servers import definitions, view
 from bench.report.svg import cost_chart, ctar_chart, legend_mark, speedup_chart, split_chart
 from bench.report.tables import (
     LEADERBOARD_CAPTION,
-    PAPER_ORDER,
     TABLE1_CAPTION,
     by_speed,
     group_notes,

@@ -9,13 +9,13 @@ from typing import Any
 
 import pandas as pd
 
+from bench import published
 from bench.files import replace_text
+from bench.published import PAPER_ORDER
 from bench.records.frame import CTAR_POSITIONS
-from bench.report import published
 from bench.report.collect import Collection, Entry, Group
 from bench.words import show, show_interval
 
-PAPER_ORDER = ("translation", "qa", "summarization", "math_reasoning", "rag", "mt_bench")
 TITLES = {
     "translation": "Translation",
     "qa": "QA",

@@ -115,7 +115,7 @@ def _chat(settings: Serve, info: dict[str, Any]) -> Chat | None:
     """What makes token ids of conversations; None where the servers do so themselves."""
     if settings.server.prompt == "chat":
         return None
-    from methods.engine.checkpoint import resolve  # imports torch
+    from methods.engine.hub import resolve  # imports torch
 
     model = settings.model
     folder = resolve(locate(model.path), model.revision, weights=False)

@@ -28,8 +28,8 @@ from methods.draft_vocabulary import OFFSETS, offsets
 from methods.eagle3 import Eagle3Model
 from methods.eagle3_formats import KEPT, Shape, default_taps, empty_weights, published, read_shape, read_weights
 from methods.engine.attention import Mask
-from methods.engine.checkpoint import resolve
 from methods.engine.config import published_config
+from methods.engine.hub import resolve
 from methods.engine.kv_cache import KVCache
 from methods.engine.llama import Llama, Taps
 from methods.engine.unit import Rows

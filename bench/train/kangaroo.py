@@ -20,8 +20,8 @@ from bench.train.source import START, DataSource, ModelSource, frequent
 from bench.train.states import KeptStates
 from methods.adapters import PUBLISHED, VARIANTS, Adapter, check_variant
 from methods.draft_vocabulary import OFFSETS
-from methods.engine.checkpoint import resolve
 from methods.engine.config import ModelConfig, published_config
+from methods.engine.hub import resolve
 from methods.engine.llama import Llama
 from methods.engine.unit import Rows
 from methods.errors import UserError

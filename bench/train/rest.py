@@ -26,7 +26,7 @@ from bench.train.conversations import Render, Tally, named_records
 from bench.words import plural
 from methods.datastore import CHECKSUM, FILE_NAME, FORMAT, SEPARATOR, VERSION, seal
 from methods.digest import sha256 as text_sha256
-from methods.engine.checkpoint import resolve
+from methods.engine.hub import resolve
 from methods.engine.vocabulary import Vocabulary
 from methods.errors import UserError
 from methods.hf import load_tokenizer

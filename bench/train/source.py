@@ -17,7 +17,8 @@ from bench.places import locate
 from bench.train import conversations
 from bench.train.conversations import Encoded, Render
 from bench.train.loop import Data
-from methods.engine.checkpoint import load_model, resolve
+from methods.engine.checkpoint import load_model
+from methods.engine.hub import resolve
 from methods.engine.llama import Llama
 from methods.errors import UserError
 

@@ -23,8 +23,9 @@ from bench.train import loop
 from bench.train.loss import Sums, Target, as_is, cross_entropy
 from bench.train.packing import Row
 from bench.train.source import START, DataSource, ModelSource
-from methods.engine.checkpoint import empty_weights, load_model, published_weights, randomise, resolve
+from methods.engine.checkpoint import empty_weights, load_model, published_weights, randomise
 from methods.engine.config import published_config
+from methods.engine.hub import resolve
 from methods.engine.llama import Llama, ModelConfig
 from methods.engine.vocabulary import Vocabulary
 from methods.errors import UserError, nearest

@@ -6,12 +6,11 @@ memory than the model. Files are memory-mapped and reopened every so often, beca
 
 from __future__ import annotations
 
-import os
 import zipfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import torch
 from safetensors import safe_open
@@ -19,29 +18,12 @@ from torch import Tensor
 
 from methods.engine import config as folders
 from methods.engine import gguf
-from methods.engine.config import read_json, reading, shown
-from methods.engine.hub import resolve
+from methods.engine.config import reading, shown, some
 from methods.engine.llama import BlockWeights, LayerWeights, Llama, ModelConfig, Weights
 from methods.engine.matrix import Matrix, new_matrix
+from methods.engine.weight_files import weight_files
 from methods.errors import UserError, nearest
 
-__all__ = [
-    "empty_weights",
-    "load_model",
-    "pick_device",
-    "pick_dtype",
-    "published_layer",
-    "published_weights",
-    "randomise",
-    "read_config",
-    "read_tensors",
-    "resolve",
-    "tensor_shapes",
-    "weight_files",
-]
-
-SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
-HEAD_FILES = ("medusa_lm_head.safetensors", "medusa_lm_head.pt", "hydra_lm_head.pt")  # as they are published
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 DEVICES = ("auto", "cpu", "cuda")
 REOPEN_BYTES = 256 << 20  # at most; less for a small checkpoint
@@ -124,30 +106,6 @@ def pick_dtype(dtype: str, device: torch.device, config: ModelConfig) -> torch.d
     if name not in DTYPES:
         raise UserError(f"model.dtype=auto: the checkpoint's own {name} is not supported; valid: {', '.join(DTYPES)}")
     return DTYPES[name]
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The files that hold the weights, safetensors before .bin; empty when there are none.
-
-    Raises UserError when an index names a file that is not there, or not in the folder.
-    """
-    if gguf.is_gguf(folder):
-        return [folder]
-    for name in (*SINGLE_FILES, *HEAD_FILES):
-        if (folder / name).is_file():
-            return [folder / name]
-        index = folder / f"{name}.index.json"
-        if index.is_file():
-            listed = read_json(index).get("weight_map")
-            if not isinstance(listed, dict) or not listed:
-                raise UserError(f"{index}: no weight_map that lists the shards")
-            shards = sorted({str(shard) for shard in listed.values()})
-            if outside := [shard for shard in shards if PurePath(shard).is_absolute() or ".." in PurePath(shard).parts]:
-                raise UserError(f"{index}: names {_some(outside)}, outside this folder")
-            if lost := [shard for shard in shards if not os.path.isfile(folder / shard)]:
-                raise UserError(f"{index}: names {_some(lost)}, missing in this folder")
-            return [folder / shard for shard in shards]
-    return []
 
 
 def empty_weights(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Weights:
@@ -245,8 +203,8 @@ def _fill(
     """
     files = weight_files(folder)
     if not files:
-        wanted = " or ".join(SINGLE_FILES)
-        raise UserError(f"{folder}: no weights in this folder; wanted: {wanted}, or shards with an index")
+        wanted = "model.safetensors or pytorch_model.bin, or shards with an index"
+        raise UserError(f"{folder}: no weights in this folder; wanted: {wanted}")
     wanted_shapes = shapes or {name: tuple(slot.shape) for name, slot in slots.items()}
     _check(folder, files, wanted_shapes, harmless)
     with torch.no_grad():
@@ -260,12 +218,12 @@ def _check(folder: Path, files: list[Path], wanted: Mapping[str, tuple[int, ...]
         found |= _shapes(file)
     faults = []
     if missing := [name for name in wanted if name not in found]:
-        faults.append(f"missing {_some(missing)}")
+        faults.append(f"missing {some(missing)}")
     if extra := [name for name in found if name not in wanted and not name.endswith(harmless)]:
-        faults.append(f"extra {_some(extra)}")
+        faults.append(f"extra {some(extra)}")
     shapes = ((name, found[name], shape) for name, shape in wanted.items() if name in found)
     if wrong := [f"{name} {list(is_)} instead of {list(shape)}" for name, is_, shape in shapes if is_ != shape]:
-        faults.append(f"mis-shaped {_some(wrong)}")
+        faults.append(f"mis-shaped {some(wrong)}")
     if faults:
         settings = "its settings" if gguf.is_gguf(folder) else "config.json"
         raise UserError(f"{folder}: the weights do not fit {settings}: {'; '.join(faults)}")
@@ -342,9 +300,3 @@ def _is_plain(tensor: object) -> bool:
     return (
         isinstance(tensor, Tensor) and tensor.layout == torch.strided and not any(getattr(tensor, name) for name in odd)
     )
-
-
-def _some(names: Iterable[str], most: int = 6) -> str:
-    listed = [shown(name) for name in names]
-    more = f" and {len(listed) - most} more" if len(listed) > most else ""
-    return ", ".join(listed[:most]) + more

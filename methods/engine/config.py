@@ -7,7 +7,7 @@ rope_scaling, torch_dtype; rope_parameters, dtype) are few enough to read here.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -158,6 +158,13 @@ def shown(value: object) -> str:
     """A name from a file, on one line."""
     text = str(value)
     return text if text.isprintable() and len(text) < 200 else f"{text[:200]!r}"
+
+
+def some(names: Iterable[str], most: int = 6) -> str:
+    """The first of many names from a file, on one line."""
+    listed = [shown(name) for name in names]
+    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + more
 
 
 def _refuse_unsupported(file: Path, raw: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path, PurePath
 from typing import Any
 
+from methods.engine.weight_files import weight_files
 from methods.errors import UserError, first_line
 
 PREFIX = "gdrive:"
@@ -94,8 +95,6 @@ def _download(folder_id: str, inner: str, place: Path) -> None:
 
 def _lack(folder: Path) -> str | None:
     """What keeps a folder from being a whole checkpoint; None when nothing does."""
-    from methods.engine.checkpoint import weight_files
-
     if not (folder / "config.json").is_file():
         return "no config.json"
     try:

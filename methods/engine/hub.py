@@ -9,17 +9,14 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from fnmatch import fnmatchcase
 from importlib.util import find_spec
 from pathlib import Path
 
 from methods.engine import drive
+from methods.engine.weight_files import matches, wanted_weights, weight_files
 from methods.errors import UserError, first_line
 
 TEXT_FILES = ["*.json", "*.jinja", "tokenizer.model", "vocab.txt", "merges.txt"]
-# Exact names: repositories also hold consolidated.safetensors, adapters and other copies of the same weights.
-SAFETENSORS = ["model.safetensors", "model-*-of-*.safetensors", "medusa_lm_head.safetensors"]
-BINARIES = ["pytorch_model.bin", "pytorch_model-*-of-*.bin", "medusa_lm_head.pt", "hydra_lm_head.pt"]
 PACKAGE = "package:"  # package:NAME/FILE|owner/name: a file inside an installed Python package, else a hub repository
 COMMIT = re.compile("[0-9a-f]{40}")
 LORA = "adapter_config.json"
@@ -140,22 +137,15 @@ def _wanted(hub_id: str, revision: str | None, weights: bool) -> tuple[list[str]
 
     listing = HfApi().model_info(hub_id, revision=revision or "main", files_metadata=True)
     sizes = {file.rfilename: file.size or 0 for file in listing.siblings or ()}
-    preferred = SAFETENSORS if any(_matches(name, SAFETENSORS) for name in sizes) else BINARIES
-    patterns = TEXT_FILES + (preferred if weights else [])
-    names = [name for name in sizes if _matches(name, patterns)]
+    patterns = TEXT_FILES + (wanted_weights(sizes) if weights else [])
+    names = [name for name in sizes if matches(name, patterns)]
     cached = {name for name in names if isinstance(try_to_load_from_cache(hub_id, name, revision=listing.sha), str)}
     return patterns, {name: sizes[name] for name in names if name not in cached}
-
-
-def _matches(name: str, patterns: list[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _cached(hub_id: str, revision: str | None, weights: bool) -> Path | None:
     """The cache's snapshot of a repository, if it is whole."""
     from huggingface_hub import snapshot_download
-
-    from methods.engine.checkpoint import weight_files
 
     try:
         found = snapshot_download(hub_id, revision=revision, allow_patterns=TEXT_FILES, local_files_only=True)

@@ -191,18 +191,6 @@ def feed_forward(hidden: Tensor, weights: FeedForwardWeights, config: ModelConfi
     return weights.down.add(hidden, F.silu(gate) * up)
 
 
-def new_cache(config: ModelConfig, capacity: int, dtype: torch.dtype, device: torch.device) -> KVCache:
-    """An empty cache with `capacity` slots for every layer of a model of this shape."""
-    return KVCache(
-        layers=config.num_layers,
-        kv_heads=config.num_kv_heads,
-        capacity=capacity,
-        head_dim=config.head_dim,
-        dtype=dtype,
-        device=device,
-    )
-
-
 class Taps:
     """Collects the states before some layers, [n, hidden] each, while a pass runs through them.
 
@@ -277,7 +265,15 @@ class Llama:
 
         rows: most rows of a pass behind the prompt's. config: a draft's, whose layers they are; None: this model's.
         """
-        return new_cache(config or self.config, capacity, self.dtype, self.device)
+        shape = config or self.config
+        return KVCache(
+            layers=shape.num_layers,
+            kv_heads=shape.num_kv_heads,
+            capacity=capacity,
+            head_dim=shape.head_dim,
+            dtype=self.dtype,
+            device=self.device,
+        )
 
     def embed(self, tokens: Tensor) -> Tensor:
         """tokens [n] int64 -> [n, hidden]."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.report import published
+from bench import published
 
 
 @pytest.mark.parametrize("path", sorted(published.REFERENCE.glob("*.csv")), ids=lambda path: path.stem)

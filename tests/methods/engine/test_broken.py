@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from bench.binder import file_hashes
-from methods.engine.checkpoint import load_model, read_config, read_tensors, tensor_shapes, weight_files
+from methods.engine.checkpoint import load_model, read_config, read_tensors, tensor_shapes
 from methods.engine.vocabulary import Vocabulary
+from methods.engine.weight_files import weight_files
 from methods.errors import UserError
 from methods.trees import read_accuracies
 from tests.tiny import SHAPE

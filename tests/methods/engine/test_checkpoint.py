@@ -17,8 +17,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bench.binder import file_hashes
-from methods.engine.checkpoint import load_model, read_config, read_tensors, weight_files
+from methods.engine.checkpoint import load_model, read_config, read_tensors
 from methods.engine.llama import Llama
+from methods.engine.weight_files import weight_files
 from tests.gguf_file import write_gguf
 from tests.tiny import (
     FAMILIES,

@@ -15,7 +15,8 @@ from bench.chat import Chat, Message
 from methods.digest import file_sha256
 from methods.engine import gguf as files
 from methods.engine import hub
-from methods.engine.checkpoint import load_model, resolve
+from methods.engine.checkpoint import load_model
+from methods.engine.hub import resolve
 from methods.engine.vocabulary import Vocabulary
 from methods.errors import UserError
 from methods.hf import load_tokenizer, model_of

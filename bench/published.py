@@ -13,6 +13,7 @@ from bench.places import BENCH
 SETTINGS = {"medusa": "chain", "lookahead": "accepts 3"}
 LAYERS = {"vicuna-7b": 32, "vicuna-13b": 40}
 REFERENCE = BENCH / "reference"
+PAPER_ORDER = ("translation", "qa", "summarization", "math_reasoning", "rag", "mt_bench")  # of Table 1
 PAPER = "Kangaroo paper, arXiv 2404.18911"
 
 
