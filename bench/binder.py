@@ -17,15 +17,15 @@ from hydra.utils import get_object
 from bench.chat import CHAT_FILES
 from bench.digests import sha256
 from bench.places import locate
-from bench.types import check_type, kinds_of
+from bench.types import Unread, check_type, kinds_of
 from methods.engine.config import reading
 from methods.engine.hub import resolve
-from methods.engine.weight_files import weight_files
+from methods.engine.weight_files import matches, weight_files
 from methods.errors import UserError, first_line, nearest
 from methods.files import Checkpoint, DataFile
 
 TARGET = "_target_"
-FOR_PEOPLE = (".csv", ".log", ".md", ".pdf", ".png")  # what our trainings leave beside a draft, for example
+FOR_PEOPLE = ("log.csv", "*.log", "*.md", "*.pdf", "*.png")  # what our trainings leave beside a draft, for example
 CONTEXT = ("target", "model")  # parameters that the caller gives, not the configuration
 
 
@@ -57,6 +57,14 @@ class Bound:
         given = {name: value for name, value in context.items() if name in takes}
         inside = {name: value._made_inside(**context) for name, value in self._inside()}
         return self.target(**{**given, **self.arguments, **inside})
+
+    def sources(self) -> Iterator[str | Bound]:
+        """What its files are configured to be, and those of what stands inside: as given, or what makes them."""
+        for name, value in self.arguments.items():
+            if name in self.markers and value is not None:
+                yield value
+            elif isinstance(value, Bound):
+                yield from value.sources()
 
     def files(self) -> Iterator[tuple[str, Path]]:
         """(dotted key, path) of every file that was fetched."""
@@ -107,6 +115,11 @@ def bind(node: Mapping[str, Any], key: str, *, model: str = "") -> Bound:
     faults = [f"{key}.{name}: unknown; {nearest(name, named)}" for name in given if name not in named and not takes_all]
     wanted = [name for name in named if parameters[name].default is inspect.Parameter.empty]
     faults += [f"{key}.{name} is missing: give {key}.{name}=VALUE" for name in wanted if name not in given]
+    for name, kind in ((name, kinds[name]) for name in named if isinstance(kinds[name], Unread)):
+        faults.append(
+            f"{key}.{name}: nobody can tell whether it is a file, as its annotation {kind.text} is for type checkers "
+            f"alone ({kind.why}): import it at run time too"
+        )
     markers = {name: marker for name in named if (marker := _marker(kinds[name]))}
     arguments: dict[str, Any] = {}
     for name, value in given.items():
@@ -132,9 +145,10 @@ def file_hashes(path: Path, *, draft: bool = False) -> dict[str, str]:
     Raises UserError when one cannot be read.
     """
     files = [path]
-    if path.is_dir():
-        inside = [file for file in path.rglob("*") if file.suffix not in FOR_PEOPLE] if draft else path.glob("*.json")
-        files = sorted({*(file for file in inside if file.name not in CHAT_FILES), *weight_files(path)})
+    if path.is_dir() and draft:
+        files = sorted(file for file in path.rglob("*") if not matches(file.name, FOR_PEOPLE))
+    elif path.is_dir():
+        files = sorted({*(file for file in path.glob("*.json") if file.name not in CHAT_FILES), *weight_files(path)})
     hashes = {}
     for file in filter(Path.is_file, files):
         with reading(file, "part of a checkpoint"):

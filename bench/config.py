@@ -204,11 +204,6 @@ def installed() -> Conf:
     return Conf(tuple(found))
 
 
-def choices(group: str) -> list[str]:
-    """Names that a configuration group offers, of everything that is installed."""
-    return installed().choices(group)
-
-
 def plain(config: DictConfig) -> dict[str, Any]:
     """The configuration as plain dictionaries. Raises UserError for a value that is missing."""
     try:

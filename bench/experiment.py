@@ -99,10 +99,8 @@ class Arguments:
     train: list[str]  # overrides of bench.train
 
     @classmethod
-    def parse(cls, arguments: Sequence[str]) -> Arguments:
+    def parse(cls, conf: Conf, arguments: Sequence[str]) -> Arguments:
         """Raises UserError for an argument that is no key=value, and when there is no name."""
-        from bench.config import choices
-
         own = {"name": "", "model": "joey", "results_dir": RESULTS}
         run: list[str] = []
         train: list[str] = []
@@ -117,7 +115,7 @@ class Arguments:
             else:
                 run.append(argument)
         if not own["name"]:
-            raise UserError(f"name is missing; valid: {', '.join(choices('experiment'))}")
+            raise UserError(f"name is missing; valid: {', '.join(conf.choices('experiment'))}")
         return cls(own["name"], own["model"], Path(own["results_dir"]), run, train)
 
 
@@ -138,21 +136,24 @@ class Cell:
 @configured(goes_on, USAGE)
 def main(conf: Conf, left: list[str]) -> int:
     """Do what is left of an experiment. Returns 0; 1 when not all turns were lossless; 2 for bad input; 130 stopped."""
-    parsed = Arguments.parse(left)
+    parsed = Arguments.parse(conf, left)
     experiment, others = read_experiment(conf, parsed.name, parsed.model).narrowed(parsed.run)
     return perform(conf, experiment, replace(parsed, run=others))
 
 
 def perform(conf: Conf, experiment: Experiment, arguments: Arguments) -> int:
     """Train, measure and report what is not yet there."""
+    from bench.binder import bind
     from bench.outlook import outlook
     from bench.session import run
-    from bench.train.__main__ import train
+    from bench.train.work import train
 
     cells, lacking = [], dict[str, list[str]]()  # what is wrong: with which methods
     for overrides in experiment.cells():
         try:
-            cells.append(make_cell(conf, experiment, arguments, overrides))
+            cell = make_cell(conf, experiment, arguments, overrides)
+            bind(cell.run.method, "method", model=cell.run.model.name)
+            cells.append(cell)
         except UserError as error:
             lacking.setdefault(str(error), []).append(overrides["method"])
     if lacking:
@@ -187,7 +188,7 @@ def make_cell(conf: Conf, experiment: Experiment, arguments: Arguments, cell: Ma
     """
     from bench.binder import draft_key
     from bench.settings import Run
-    from bench.train.__main__ import compose, fitting
+    from bench.train.work import compose, fitting
 
     name, head = f"method={cell['method']}", f"model={arguments.model}"
     grid = _written({key: value for key, value in cell.items() if key != "method"})
@@ -196,9 +197,9 @@ def make_cell(conf: Conf, experiment: Experiment, arguments: Arguments, cell: Ma
     settings = Run.of(conf.compose("config", written))
     key = draft_key(settings.method)
     if key is None or any(override.startswith(f"method.{key}=") for override in arguments.run):
-        return _checked(Cell(settings, written, None, None))
+        return Cell(settings, written, None, None)
     if experiment.draft == "configured" and settings.method[key] is not None:
-        return _checked(Cell(settings, written, None, None))
+        return Cell(settings, written, None, None)
     read = _read_by_training(conf, cell["method"])
     of_both = [text for text in (*grid, *own) if text.partition("=")[0] in read or text.startswith("model.")]
     train = compose(conf, [name, head, *of_both, *_written(experiment.training), *arguments.train, "output=anywhere"])
@@ -208,18 +209,7 @@ def make_cell(conf: Conf, experiment: Experiment, arguments: Arguments, cell: Ma
     settings = replace(settings, method={**settings.method, key: str(output)})
     written.append(f"method.{key}={output}")
     train = replace(train, output=str(output), train={**train.train, "output": str(output)})
-    return _checked(Cell(settings, written, train, output))
-
-
-def _checked(cell: Cell) -> Cell:
-    """The cell. Raises UserError unless its method takes these settings."""
-    from bench.binder import bind
-    from methods.adapters import check_variant
-
-    bind(cell.run.method, "method", model=cell.run.model.name)
-    if "variant" in cell.run.method:
-        check_variant(cell.run.method["variant"])
-    return cell
+    return Cell(settings, written, train, output)
 
 
 @cache

@@ -2,39 +2,38 @@
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import os
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from safetensors import SafetensorError
 
 from methods.errors import UserError, first_line
 
+LOCK = ".lock"
+
 
 def replace_file(path: Path, write: Callable[[Path], object], key: str = "output") -> None:
     """Write beside `path`, flush to the disk, then take its place. Where a link stood, it goes; what it named stays.
 
-    key: what the user sets to choose the folder. Raises UserError when the disk does not take the file; whatever stood
-    at `path` is then untouched.
+    Several processes may write the same file at once: the last one's stays. key: what the user sets to choose the
+    folder. Raises UserError when the disk does not take the file; whatever stood at `path` is then untouched.
     """
-    # A folder, because safetensors writes beside the file it is given; of one name, so that the next write removes what
-    # a killed one left.
-    aside = path.with_name(f".{path.name}.partial")
-    fresh = aside / path.name
     try:
-        _remove(aside)
-        aside.mkdir(parents=True)
-        write(fresh)
-        with fresh.open("rb") as file:
-            os.fsync(file.fileno())
-        fresh.chmod(_usual_mode())  # safetensors makes files that only their owner can read
-        os.replace(fresh, path)
-        _remove(aside)
+        with _aside(path) as folder:
+            fresh = folder / path.name
+            write(fresh)
+            with fresh.open("rb") as file:
+                os.fsync(file.fileno())
+            fresh.chmod(_usual_mode())  # safetensors makes files that only their owner can read
+            os.replace(fresh, path)
     except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is a RuntimeError to torch's zip writer
-        _remove(aside)
         kept = "; the file that was there is untouched" if path.is_file() else ""
         raise UserError(f"{key}={path.parent}: {path.name} cannot be written ({_reason(error)}){kept}") from error
 
@@ -74,12 +73,35 @@ def _usual_mode() -> int:
     return 0o666 & ~mask
 
 
-def _remove(aside: Path) -> None:
-    with suppress(OSError):  # where the folder around is the trouble, that is what is reported
-        if aside.is_dir() and not aside.is_symlink():
-            shutil.rmtree(aside)
-        else:
-            aside.unlink(missing_ok=True)
+@contextmanager
+def _aside(path: Path) -> Iterator[Path]:
+    """A folder beside `path` for this write alone, because safetensors writes beside the file it is given.
+
+    A writer locks a file in its folder as long as it lives; folders that killed ones left are removed here.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        with suppress(OSError), (left / LOCK).open("r+") as found:
+            fcntl.flock(found, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left)
+    folder, lock = _locked(path)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        lock.close()
+
+
+def _locked(path: Path) -> tuple[Path, IO[str]]:
+    """A new folder, and the file in it that this process has locked."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+        with suppress(FileNotFoundError):
+            lock = (folder / LOCK).open("w")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if (folder / LOCK).exists():  # else another writer took the folder for one that was left
+                return folder, lock
+            lock.close()
 
 
 def _reason(error: BaseException) -> str:

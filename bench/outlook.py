@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+import re
+from collections.abc import Iterator, Sequence
 
 from bench.assembly import hollow
-from bench.binder import TARGET
+from bench.binder import Bound, bind
 from bench.places import locate
 from bench.questions.choice import chosen
 from bench.questions.sets import find
@@ -18,16 +18,20 @@ from methods.engine.hub import pending_bytes, resolve
 
 ANSWER_TOKENS = 300  # of a turn, as chat models answer Spec-Bench on average; fewer where max_new_tokens is less
 TEXT = "text"  # key of what a datastore is made of
+ELSEWHERE = re.compile("gdrive:|[^/]+/[^/]+$")  # folders of Google Drive, ids of the hub
 BANDWIDTH = {"cuda": 1e12, "cpu": 2e10}  # bytes/s that weights are read with: a data-centre GPU, a desktop
 
 
 def outlook(cells: Sequence[Run]) -> Iterator[str]:
     """One line on what will be downloaded, and one on the time. Raises UserError for questions that cannot be had."""
     names = dict.fromkeys((cell.model.path, cell.model.revision) for cell in cells)
-    names |= dict.fromkeys((path, None) for cell in cells for path in _paths(cell.method))
+    files = [file for cell in cells for file in bind(cell.method, "method", model=cell.model.name).sources()]
+    names |= {(file, None): None for file in files if isinstance(file, str) and ELSEWHERE.match(file)}
     sizes = {path: pending_bytes(locate(path), revision) for path, revision in names}
-    texts = dict.fromkeys(text for cell in cells for text in _texts(cell.method))
-    sizes |= {text.source: text.pending_bytes() for text in texts}
+    texts = [made.arguments for made in files if isinstance(made, Bound) and TEXT in made.arguments]
+    for text in texts:
+        source = Source(text[TEXT], text.get("revision"), text.get("sha256"), "method", TEXT)
+        sizes[source.source] = source.pending_bytes()
     known = sum(size for size in sizes.values() if size)
     unknown = [path for path, size in sizes.items() if size is None]
     parts = [f"{known / 1e9:.1f} GB from the hub"] if known else []
@@ -37,28 +41,6 @@ def outlook(cells: Sequence[Run]) -> Iterator[str]:
     time = plural("minute", minutes) if minutes < 90 else plural("hour", round(minutes / 60))
     rate = f"{_rate(cells[0]) / 1e9:.0f} GB/s"
     yield f"to measure: about {time}, if a token takes as long as reading the weights at {rate}"
-
-
-def _paths(node: Mapping[str, Any]) -> Iterator[str]:
-    """What a method's settings name elsewhere: ids of the hub, and folders of Google Drive."""
-    for name, value in node.items():
-        if isinstance(value, Mapping):
-            yield from _paths(value)
-        elif (
-            name not in (TARGET, TEXT)
-            and isinstance(value, str)
-            and (value.startswith("gdrive:") or value.count("/") == 1)
-        ):
-            yield value
-
-
-def _texts(node: Mapping[str, Any]) -> Iterator[Source]:
-    """The texts that something is made of when it is first wanted, such as REST's datastore."""
-    if isinstance(node.get(TEXT), str):
-        yield Source(node[TEXT], node.get("revision"), node.get("sha256"), "method", TEXT)
-    for value in node.values():
-        if isinstance(value, Mapping):
-            yield from _texts(value)
 
 
 def _seconds(cell: Run) -> float:

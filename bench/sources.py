@@ -97,9 +97,8 @@ class Source:
             raise UserError(f"{self.where}: cannot be reached ({first_line(error)}); {self.remedy}") from error
         if self.sha256 not in (None, sha256(content)):
             raise UserError(f"{self.where}: has sha256 {sha256(content)}, wanted {self.sha256}; {self.remedy}")
-        own = fresh.with_name(f"{os.getpid()}.partial")  # shards that begin together may all fetch it
-        replace_file(own, lambda partial: partial.write_bytes(content), "XDG_CACHE_HOME")
-        return own.replace(fresh)
+        replace_file(fresh, lambda partial: partial.write_bytes(content), "XDG_CACHE_HOME")
+        return fresh
 
     def _of_hub(self, dataset: str, file: str | None) -> Path:
         """A dataset's file in the hub client's cache; without a name, the only one of a fitting kind."""

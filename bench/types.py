@@ -6,7 +6,7 @@ import inspect
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -16,10 +16,20 @@ WORDS = {int: "an integer", float: "a number", str: "text", bool: "true or false
 Settings = TypeVar("Settings")
 
 
+@dataclass(frozen=True)
+class Unread:
+    """An annotation that a type checker alone can read. Any value fits it."""
+
+    text: str
+    why: str
+
+
 def check_type(key: str, value: Any, kind: Any) -> None:
     """Raises UserError unless the value fits an annotation; of those that WORDS does not know, any value does."""
     if not _fits(value, kind):
         shown = value if isinstance(value, str) else json.dumps(value, default=str)
+        if get_origin(kind) is Literal:
+            raise UserError(f"{key}={shown}: unknown; {nearest(value, get_args(kind))}")
         raise UserError(f"{key}={shown}: must be {_in_words(kind)}")
 
 
@@ -49,7 +59,7 @@ def settings_of(kind: type[Settings], values: Mapping[str, Any], prefix: str = "
 
 
 def kinds_of(target: Callable[..., Any]) -> dict[str, Any]:
-    """What each parameter of a callable is annotated with; Any where that is nothing, or only a type checker knows it.
+    """What each parameter of a callable is annotated with; Any where that is nothing, Unread where it cannot be read.
 
     Python's own get_type_hints gives up on all of them when it cannot evaluate one.
     """
@@ -60,8 +70,8 @@ def kinds_of(target: Callable[..., Any]) -> dict[str, Any]:
         if isinstance(kind, str):
             try:
                 kind = eval(kind, {**vars(inspect.getmodule(target)), **getattr(function, "__globals__", {})})
-            except NameError:
-                kind = Any
+            except NameError as error:
+                kind = Unread(kind, str(error))
         found[name] = kind
     return found
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +29,10 @@ from methods.engine.llama import (
 )
 from methods.engine.matrix import Matrix, new_matrix
 from methods.engine.unit import Rows
-from methods.errors import UserError, nearest
+from methods.errors import UserError
 
-PUBLISHED = "kangaroo"
+Variant = Literal["kangaroo", "kangaroo_head", "one_layer_transformer", "mlp_only"]
+PUBLISHED: Variant = "kangaroo"
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Parts:
     own_head: bool = False  # an LM head besides the target's
 
 
-VARIANTS = {  # extra parameters at hidden size 4096, SwiGLU 11008 wide and vocabulary 32000
+VARIANTS: dict[Variant, Parts] = {  # extra parameters at hidden size 4096, SwiGLU 11008 wide and vocabulary 32000
     PUBLISHED: Parts(attention=True),  # 67 M
     "kangaroo_head": Parts(attention=True, own_head=True),  # 198 M
     "one_layer_transformer": Parts(attention=True, feed_forward=True),  # 202 M
@@ -56,20 +58,19 @@ class Adapter(nn.Module):
 
     config: shape of the attention and SwiGLU blocks, usually the target's own; vocabulary [draft vocab] int64: the
     target's tokens that an own head knows, None for all. Matrices that read the same input are one; `published` and
-    `load_published` speak the names of checkpoints. Raises UserError for an unknown variant.
+    `load_published` speak the names of checkpoints.
     """
 
     def __init__(
         self,
         config: ModelConfig,
         *,
-        variant: str,
+        variant: Variant,
         dtype: torch.dtype,
         device: torch.device,
         vocabulary: Tensor | None = None,
     ) -> None:
         super().__init__()
-        check_variant(variant)
         self.config, self.variant, self.parts = config, variant, VARIANTS[variant]
         hidden, attention = config.hidden_size, config.num_heads * config.head_dim
         keys = config.num_kv_heads * config.head_dim
@@ -155,9 +156,8 @@ class Adapter(nn.Module):
         return rms_norm(states, self.norm, config.norm_eps)
 
     @classmethod
-    def load(cls, folder: Path, target: Llama, variant: str) -> Adapter:
+    def load(cls, folder: Path, target: Llama, variant: Variant) -> Adapter:
         """Read an adapter's folder. Raises UserError when it is another variant, or does not fit the target."""
-        check_variant(variant)
         found = str(read_json(folder / "config.json").get("variant", PUBLISHED))
         if found != variant:
             raise UserError(f"method.checkpoint={folder}: an adapter of variant {found}, but method.variant={variant}")
@@ -180,9 +180,3 @@ class Adapter(nn.Module):
         if target.packed:
             adapter.pack()
         return adapter.requires_grad_(False)
-
-
-def check_variant(variant: str) -> None:
-    """Raises UserError unless VARIANTS has it."""
-    if variant not in VARIANTS:
-        raise UserError(f"method.variant={variant}: unknown; {nearest(variant, VARIANTS)}")

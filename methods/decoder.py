@@ -174,7 +174,9 @@ class Sequence:
 
     @torch.inference_mode()
     def step(self) -> None:
-        """Draft, verify, accept."""
+        """Draft, verify, accept. Raises RuntimeError when another sequence has begun in this one's cache."""
+        if self.cache.sequences != self.number:
+            raise RuntimeError("this sequence is over: another one has begun in its cache")
         tokens, phases = self.tokens, self.phases
         with phases.draft():
             draft = self.drafter.propose(tokens, self.decoder.context - len(tokens))
@@ -199,6 +201,7 @@ class Sequence:
         """Run the prompt; returns it as a list, and the first token."""
         model, taps = self.model, Taps(self.decoder.method.taps)
         self.cache.reset()
+        self.number = self.cache.sequences
         positions = self.decoder.positions[: self.length]
         hidden = model.run(model.embed(prompt), positions, self.cache, slice(0, None), taps=taps)
         final = model.norm(hidden[-1:])

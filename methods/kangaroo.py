@@ -13,7 +13,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from methods.adapters import Adapter
+from methods.adapters import Adapter, Variant
 from methods.decoder import Prefill, Verification
 from methods.draft import Draft, Resumed, Tree, upload
 from methods.engine.config import read_json
@@ -35,7 +35,7 @@ class Kangaroo:
     """
 
     def __init__(
-        self, target: Llama, *, exit_layer: int, gamma: int, eta: float, variant: str, checkpoint: AdapterFolder
+        self, target: Llama, *, exit_layer: int, gamma: int, eta: float, variant: Variant, checkpoint: AdapterFolder
     ) -> None:
         layers = target.config.num_layers
         if gamma < 1:

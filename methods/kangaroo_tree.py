@@ -15,6 +15,7 @@ import math
 import torch
 from torch import Tensor
 
+from methods.adapters import Variant
 from methods.beam import Beam, Level, expand
 from methods.decoder import Prefill, Verification
 from methods.draft import Draft, Resumed, Tree, upload
@@ -38,7 +39,7 @@ class KangarooTree(Kangaroo):
         exit_layer: int,
         gamma: int,
         eta: float,
-        variant: str,
+        variant: Variant,
         checkpoint: AdapterFolder,
         width: int,
         nodes: int,

@@ -11,7 +11,7 @@ import pytest
 from hydra.utils import get_object
 
 from bench.binder import bind
-from bench.config import choices, installed
+from bench.config import installed
 from bench.experiment import read_experiment
 from bench.places import CONF
 from bench.settings import Distill, Run, Serve, Speed, Train
@@ -126,7 +126,7 @@ def test_every_file_opens_with_the_command_that_uses_it(file: Path) -> None:
         return
     if file.parent.name == "draft":
         method, _, model = file.stem.partition("-")
-        assert f"method={method} model={model}" in rest and model in choices("model"), opening
+        assert f"method={method} model={model}" in rest and model in installed().choices("model"), opening
         return
     group = {"": "", "train": "method", "experiment": "name", "sample": "model"}.get(file.parent.name, file.parent.name)
     if file.parent != CONF and group != "launcher":

@@ -17,7 +17,7 @@ from bench.places import BENCH
 from bench.questions.formats import read_questions
 from bench.questions.spec_bench import MT_BENCH, SUBTASKS
 from bench.run import all_methods, main
-from bench.train.__main__ import compose
+from bench.train.work import compose
 from tests.bench.small_run import lines
 
 ASSETS = BENCH / "assets" / "joey"

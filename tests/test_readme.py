@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from bench.config import choices, installed
+from bench.config import installed
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -47,7 +47,7 @@ def test_the_tree_is_current() -> None:
 def test_models_and_commands_that_it_names_exist() -> None:
     text = section("Measure a model")
     models = re.search(r"^Models: (.*?)checkpoint", text, re.DOTALL | re.MULTILINE)
-    assert models and set(re.findall(r"`([\w.-]+)`", models[1])) == set(choices("model"))
+    assert models and set(re.findall(r"`([\w.-]+)`", models[1])) == set(installed().choices("model"))
     for module in re.findall(r"python -m (bench\.\w+)", README):
         path = ROOT / module.replace(".", "/")
         assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module

@@ -64,8 +64,8 @@ def _draft(method: str, out: Path, work: Path, seed: int) -> None:
     What it took is recorded here, because a draft that is already there takes nothing.
     """
     from bench.config import installed
-    from bench.train.__main__ import compose, train
     from bench.train.state import AnotherRun
+    from bench.train.work import compose, train
 
     overrides = [f"method={method}", "model=joey", f"output={out / method}", f"seed={seed}"]
     overrides += [] if out.resolve() == ASSETS else [f"model.path={out}"]

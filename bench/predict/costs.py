@@ -41,6 +41,7 @@ EAGLES = ("eagle", "eagle2", "eagle3")
 HEADLESS = ("eagle", "eagle2")  # draft with the target's head, once a level
 CHAINED = ("kangaroo", "layerskip", "sps")  # one pass of the draft a drafted token
 CHAINS = (*CHAINED, "pld", "sam", "hf_prompt_lookup")  # what they draft by themselves is a chain
+KINDS = {*EXITING, *EAGLES, *CHAINS, "medusa", "hydra", "lookahead", "rest", "recycling", "vanilla", "hf_generate"}
 OTHERS = ("fallback", "static")  # settings of sam that let something else draft
 EAGLE_LEVELS = 5  # of its published tree
 MACHINE = ("cpu", "gpu", "threads", "engine")
@@ -52,11 +53,19 @@ def head_share(info: Mapping[str, Any]) -> float:
     return (info.get("head_bytes") or 0) / (step_bytes(info) or 1)
 
 
+def _kind(method: str, target: str) -> str:
+    """What a method is, whatever its YAML is called: the module of its class, if that is one of ours."""
+    ours, _, name = target.partition(".")
+    module = name.partition(".")[0]
+    return "" if ours != "methods" else method if module in ("", "hf") else module
+
+
 @dataclass(frozen=True)
 class Draft:
     """What of a run's configuration decides its costs."""
 
-    method: str
+    method: str  # as its run is called
+    kind: str  # what drafts, as below; "": nobody here knows
     chain: bool  # whether a draft can be cut short
     share: float | None  # of the weights that a vanilla step reads, in a pass that verifies; None: not recorded
     extra_rows: int  # rows of that pass that are not candidates
@@ -66,25 +75,26 @@ class Draft:
     def of(cls, info: Mapping[str, Any]) -> Draft:
         settings = (info.get("config") or {}).get("method") or {}
         method, layers = str(info.get("method")), info.get("layers")
+        kind = _kind(method, str(settings.get("_target_", "methods.")))
         share: float | None = 1.0
         extra = 0
-        if method in EXITING:
+        if kind in EXITING:
             known = layers and "exit_layer" in settings
             share = 1 - (1 - head_share(info)) * settings["exit_layer"] / layers if known else None
-        if method == "lookahead" and {"level", "window"} <= settings.keys():
+        if kind == "lookahead" and {"level", "window"} <= settings.keys():
             extra = (settings["level"] - 1) * settings["window"] - 1
-        chain = method in CHAINS and not any(settings.get(key) for key in OTHERS)
-        return cls(method, chain or settings.get("tree") == "chain", share, extra, info.get("engine") == "fixed")
+        chain = kind in CHAINS and not any(settings.get(key) for key in OTHERS)
+        return cls(method, kind, chain or settings.get("tree") == "chain", share, extra, info.get("engine") == "fixed")
 
     @property
     def foreign(self) -> bool:
         """Whether it decodes with transformers' engine, which fills nothing up."""
-        return self.method.startswith("hf_")
+        return self.kind.startswith("hf_")
 
     @property
     def one_by_one(self) -> bool:
         """Whether every drafted token is a pass of the draft."""
-        return self.method in CHAINED or (self.chain and self.method in EAGLES)
+        return self.kind in CHAINED or (self.chain and self.kind in EAGLES)
 
     def rows(self, drafted: Array) -> Array:
         """Of the passes that verify so many candidates."""
@@ -173,7 +183,7 @@ def _fit_draft(answers: Times, draft: Draft) -> tuple[float, float]:
     tokens = answers.total(lambda drafted: drafted)
     step, token = _fit(answers.steps, tokens, answers.draft_s)
     if draft.one_by_one and not token and tokens.any():
-        more = float(draft.method in EXITING)
+        more = float(draft.kind in EXITING)
         token = float(answers.draft_s.sum() / (tokens.sum() + more * answers.steps.sum()))
         step = more * token
     return step, token
@@ -313,15 +323,17 @@ def card_named(name: str) -> Card:
     return found[name]
 
 
-def _passes(method: str, settings: Mapping[str, Any]) -> int:
+def _passes(kind: str, settings: Mapping[str, Any]) -> int:
     """Passes of a draft that is no chain of single tokens. Raises UserError where the run does not say how many."""
-    if method == "sam" and settings.get("fallback"):
+    if kind not in KINDS:
+        raise UserError("RUN: of a method from outside, nobody here knows what a draft reads; cost=FILE predicts any")
+    if kind == "sam" and settings.get("fallback"):
         raise UserError(
             "RUN: does not record which steps the fallback drafted, so what drafting takes is unknown elsewhere"
         )
-    if method == "kangaroo_tree":
+    if kind == "kangaroo_tree":
         raise UserError("RUN: records no levels of Kangaroo's tree, so the passes of its draft are unknown elsewhere")
-    if method == "eagle":
+    if kind == "eagle":
         tree = settings.get("tree")
         return max(map(len, tree)) if isinstance(tree, list) else EAGLE_LEVELS
     depth = settings.get("depth")  # of EAGLE-2 and EAGLE-3: levels behind the first
@@ -338,13 +350,13 @@ def on_card(card: Card, info: Mapping[str, Any], draft: Draft) -> Costs:
     share, settings = draft.verified_share(), (info.get("config") or {}).get("method") or {}
     exiting = (1 - share) * weights
     size = exiting + (info.get("extra_parameters") or 0) * ITEM_BYTES[dtype]
-    if draft.method in HEADLESS or (draft.method in EXITING and settings.get("variant") not in OWN_HEAD):
+    if draft.kind in HEADLESS or (draft.kind in EXITING and settings.get("variant") not in OWN_HEAD):
         size += info.get("head_bytes") or 0
     a_pass, last = size / card.bytes_per_s, exiting / card.bytes_per_s
     return Costs(
         vanilla=float(card.pass_s(weights, dtype, np.array([1.0]))[0]),
         verify=lambda rows: share * card.pass_s(weights, dtype, rows),
-        draft_step=last if draft.one_by_one else _passes(draft.method, settings) * a_pass,
+        draft_step=last if draft.one_by_one else _passes(draft.kind, settings) * a_pass,
         draft_token=a_pass if draft.one_by_one else 0.0,
         overhead=0.0,
     )

@@ -33,7 +33,7 @@ def _costs(model: str, method: str) -> tuple[Costs, Draft]:
     # Of the embedding table, which is as large as the head, a step reads a row.
     info = {"step_bytes": 2 * parameters - head, "dtype": "float16", "extra_parameters": extra, "head_bytes": head}
     share = 1 - (1 - head_share(info)) * EXITS[model] / layers if method == "kangaroo" else 1.0
-    draft = Draft(method, method in ("kangaroo", "medusa"), share, 0)
+    draft = Draft(method, method, method in ("kangaroo", "medusa"), share, 0)
     return on_card(card_named("V100"), info, draft), draft
 
 

@@ -212,12 +212,12 @@ def shape(run: Run) -> tuple[str, tuple[str, ...]]:
         return f"dynamic tree of {nodes - 1}", ("method.tree", "method.nodes")
     if isinstance(tree, str) and tree != "auto":
         number = re.search(r"_(\d+)$", tree)  # as in mc_sim_7b_63
-        if number and str(settings.get("_target_")).endswith(".Eagle"):  # its tree of 25 nodes has the same name
+        if number and settings.get("_target_") == "methods.eagle.Eagle":  # its tree of 25 nodes has the same name
             return "tree of 25", ("method.tree",)
         return f"tree of {number[1]}" if number else tree, ("method.tree", "method.nodes")
     if isinstance(nodes, int):
         nodes -= "width" in settings  # a beam's nodes are the rows of a pass, the pending token's included
-        whose = "our reading, " if str(settings.get("_target_")).endswith(".KangarooTree") else ""
+        whose = "our reading, " if settings.get("_target_") == "methods.kangaroo_tree.KangarooTree" else ""
         return f"{whose}tree of up to {nodes}", ("method.tree", "method.nodes")
     if isinstance(level := settings.get("level"), int) and "max_accept" in settings:
         return f"accepts {settings['max_accept'] or level - 1}", ("method.max_accept",)

@@ -8,12 +8,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from bench.command import configured, goes_on
-from methods.errors import UserError, nearest
+from methods.errors import UserError
 
 if TYPE_CHECKING:
-    from bench.binder import Bound
     from bench.config import Conf
-    from bench.settings import Train
 
 USAGE = """usage: python -m bench.train [method=NAME] [model=NAME] data.path=FILE output=FOLDER [key=value ...]
        accelerate launch --num_processes N -m bench.train ...
@@ -31,6 +29,7 @@ def advice(arguments: Sequence[str]) -> str:
 def main(conf: Conf, overrides: list[str]) -> int:
     """Run what `train._target_` of conf/train.yaml names, with the overrides. Returns the exit status."""
     from bench.train.launch import start_missing_processes
+    from bench.train.work import compose, train
 
     start_missing_processes([*overrides, *conf.search_path()])
     try:
@@ -40,35 +39,6 @@ def main(conf: Conf, overrides: list[str]) -> int:
             raise
         return 2
     return 0
-
-
-def compose(conf: Conf, overrides: Sequence[str]) -> Train:
-    """conf/train.yaml with the overrides. Raises UserError for anything the user can mend."""
-    from bench.settings import Train
-
-    methods, trained = conf.choices("method"), conf.choices("train")
-    for name in (text.removeprefix("method=") for text in overrides if text.startswith("method=")):
-        if name in methods and name not in trained:
-            raise UserError(f"method={name}: there is nothing to train; {nearest(name, trained)}")
-    return Train.of(conf.compose("train", overrides))
-
-
-def fitting(settings: Train) -> Bound:
-    """The training, held against what it names. Raises UserError as `bind` does."""
-    from bench.binder import bind
-
-    bind(settings.loop, "loop")  # by the names that a user gives
-    return bind(settings.train, "train", model=settings.model.name)
-
-
-def train(settings: Train) -> object:
-    """Train. Raises UserError for anything the user can mend."""
-    bound = fitting(settings)
-    if settings.threads is not None:
-        import torch
-
-        torch.set_num_threads(settings.threads)
-    return bound.fetch(model=settings.model).make()
 
 
 if __name__ == "__main__":

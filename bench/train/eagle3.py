@@ -18,18 +18,16 @@ from torch import Tensor, nn
 
 from bench.binder import file_hashes
 from bench.files import replace_tensors, replace_text
-from bench.places import locate
 from bench.train import loop
 from bench.train.eagle import initialise, layer_config
 from bench.train.loss import Picked, Sums, Target, as_is, cross_entropy
 from bench.train.packing import Row
-from bench.train.source import START, DataSource, ModelSource, frequent
+from bench.train.source import DataSource, ModelSource, Started, frequent
 from methods.draft_vocabulary import OFFSETS, offsets
 from methods.eagle3 import Eagle3Model
 from methods.eagle3_formats import KEPT, Shape, default_taps, empty_weights, published, read_shape, read_weights
 from methods.engine.attention import Mask
 from methods.engine.config import published_config
-from methods.engine.hub import resolve
 from methods.engine.kv_cache import KVCache
 from methods.engine.llama import Llama, Taps
 from methods.engine.unit import Rows
@@ -197,7 +195,7 @@ def train(
     save_dtype: str,
     seed: int,
     resume: bool,
-    start_from: str | None = None,
+    start_from: Started | None = None,
 ) -> list[loop.Point]:
     """Train a draft model and write it to `output`. Raises UserError for settings or data that do not fit."""
     if unrolls < 1:
@@ -206,11 +204,10 @@ def train(
     source = ModelSource.load(model, accelerate.device)
     dtype = loop.saved_dtype(save_dtype, source.target.config.dtype)
     examples = DataSource(**data).load(source, loop_settings.length, seed, accelerate.print)
-    begun = None if start_from is None else resolve(locate(start_from), key=START)
-    if begun is None:
+    if start_from is None:
         draft = build_draft(source.target, frequent(examples, draft_vocab, source.target), seed)
     else:
-        draft = trained_draft(begun, source.target, draft_vocab)
+        draft = trained_draft(start_from, source.target, draft_vocab)
     job = loop.Job(
         title=f"EAGLE-3 draft model for {source.name}",
         module=Unrolled(draft, unrolls=unrolls, chunk=loop_settings.chunk),
@@ -220,7 +217,7 @@ def train(
             "unrolls": unrolls,
             "draft_vocab": draft_vocab,
             "target": source.fingerprint(),
-            **({} if begun is None else {"start_from": file_hashes(begun)}),
+            **({} if start_from is None else {"start_from": file_hashes(start_from)}),
         },
         output=Path(output),
     )

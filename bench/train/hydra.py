@@ -23,8 +23,8 @@ from bench.train.source import DataSource, ModelSource
 from methods.engine.checkpoint import INIT_STD
 from methods.engine.llama import Llama
 from methods.engine.unit import Rows
-from methods.errors import UserError, nearest
-from methods.hydra import ARCHITECTURES, HydraModel
+from methods.errors import UserError
+from methods.hydra import HydraModel
 
 
 class GroundedTraining(nn.Module):
@@ -123,8 +123,6 @@ def train(
     resume: bool,
 ) -> list[loop.Point]:
     """Train heads for a model and write them to `output`. Raises UserError for settings or data that do not fit."""
-    if architecture not in ARCHITECTURES:
-        raise UserError(f"train.architecture={architecture}: unknown; {nearest(architecture, ARCHITECTURES)}")
     if not 0 <= dropout < 1:
         raise UserError(f"train.dropout={dropout}: must be at least 0 and below 1")
     accelerate = loop.accelerator(loop_settings.mixed_precision, model.get("device", "auto"))

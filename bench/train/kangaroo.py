@@ -12,16 +12,14 @@ from torch import Tensor, nn
 
 from bench.binder import file_hashes
 from bench.files import replace_tensors, replace_text
-from bench.places import locate
 from bench.train import loop
 from bench.train.loss import Sums, Target, as_is, cross_entropy
 from bench.train.packing import Row
-from bench.train.source import START, DataSource, ModelSource, frequent
+from bench.train.source import DataSource, ModelSource, Started, frequent
 from bench.train.states import KeptStates
-from methods.adapters import PUBLISHED, VARIANTS, Adapter, check_variant
+from methods.adapters import PUBLISHED, VARIANTS, Adapter, Variant
 from methods.draft_vocabulary import OFFSETS
 from methods.engine.config import ModelConfig, published_config
-from methods.engine.hub import resolve
 from methods.engine.llama import Llama
 from methods.engine.unit import Rows
 from methods.errors import UserError
@@ -101,7 +99,7 @@ def write(folder: Path, adapter: Adapter, *, exit_layer: int, dtype: torch.dtype
     replace_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
 
 
-def _check(variant: str, *, draft_vocab: int | None, loss_vocab: int | None, kv_heads: int | None) -> None:
+def _check(variant: Variant, *, draft_vocab: int | None, loss_vocab: int | None, kv_heads: int | None) -> None:
     """Raises UserError for a setting that this variant has no use for."""
     for key, value, need, has in (
         ("draft_vocab", draft_vocab, "head of its own", lambda parts: parts.own_head),
@@ -137,7 +135,7 @@ def build_adapter(
     target: Llama,
     vocabulary: Tensor | None,
     *,
-    variant: str,
+    variant: Variant,
     kv_heads: int | None,
     seed: int,
     start_from: Path | None,
@@ -158,7 +156,7 @@ def train(
     loop_settings: loop.Settings,
     draft_vocab: int | None,
     exit_layer: int,
-    variant: str,
+    variant: Variant,
     output: str,
     save_dtype: str,
     seed: int,
@@ -166,10 +164,9 @@ def train(
     keep_states: bool = False,
     kv_heads: int | None = None,
     loss_vocab: int | None = None,
-    start_from: str | None = None,
+    start_from: Started | None = None,
 ) -> list[loop.Point]:
     """Train an adapter for a model and write it to `output`. Raises UserError for settings or data that do not fit."""
-    check_variant(variant)
     _check(variant, draft_vocab=draft_vocab, loss_vocab=loss_vocab, kv_heads=kv_heads)
     accelerate = loop.accelerator(loop_settings.mixed_precision, model.get("device", "auto"))
     source = ModelSource.load(model, accelerate.device)
@@ -177,9 +174,10 @@ def train(
     if not 0 <= exit_layer <= layers:
         raise UserError(f"method.exit_layer={exit_layer}: must be between 0 and the model's {layers} layers")
     examples = DataSource(**data).load(source, loop_settings.length, seed, accelerate.print)
-    begun = None if start_from is None else resolve(locate(start_from), key=START)
     vocabulary = frequent(examples, draft_vocab, source.target)
-    adapter = build_adapter(source.target, vocabulary, variant=variant, kv_heads=kv_heads, seed=seed, start_from=begun)
+    adapter = build_adapter(
+        source.target, vocabulary, variant=variant, kv_heads=kv_heads, seed=seed, start_from=start_from
+    )
     dtype = loop.saved_dtype(save_dtype, source.target.config.dtype)
     folder = Path(output) / "states" / f"{source.fingerprint()}-{exit_layer}"
     module = Distillation(
@@ -194,7 +192,7 @@ def train(
         "keep_states": keep_states or None,
         "kv_heads": kv_heads,
         "loss_vocab": loss_vocab,
-        "start_from": begun and file_hashes(begun),
+        "start_from": start_from and file_hashes(start_from),
     }
     job = loop.Job(
         title=f"Adapter {variant} for {source.name}, exit layer {exit_layer}",

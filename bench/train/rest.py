@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from bench.chat import chat_files, lacks_bos
 from bench.digests import sha256 as file_sha256
-from bench.files import replace_file
+from bench.files import make_folder, replace_file
 from bench.places import locate
 from bench.settings import Model
 from bench.sources import Source
@@ -94,7 +95,12 @@ def prepare(
     rendered = [file_sha256(part) for part in read]
     facts = (Vocabulary.read(folder).sha256, file_sha256(source), VERSION, rendered, model.chat[1:])
     file = cache / f"{source.name.partition('.')[0]}-{text_sha256(repr(facts))[:12]}.safetensors"
-    if not file.is_file():
+    if file.is_file():
+        return file
+    make_folder(str(cache), "cache of datastores")
+    with FileLock(file.with_name(f".{file.name}.lock")):
+        if file.is_file():  # another run was quicker
+            return file
         size = source.stat().st_size * (4 if source.suffix == ".gz" else 1)
         if size > SMALL_BYTES:
             time = plural("minute", max(1, round(size / BYTES_PER_MINUTE)))

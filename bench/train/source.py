@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -21,8 +21,9 @@ from methods.engine.checkpoint import load_model
 from methods.engine.hub import resolve
 from methods.engine.llama import Llama
 from methods.errors import UserError
+from methods.files import Checkpoint
 
-START = "train.start_from"  # folder or hub id of weights to go on from
+Started = Annotated[Path, Checkpoint("weights to go on from")]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
@@ -18,19 +18,15 @@ from torch import Tensor, nn
 
 from bench.binder import file_hashes
 from bench.files import replace_file, replace_text
-from bench.places import locate
 from bench.train import loop
 from bench.train.loss import Sums, Target, as_is, cross_entropy
 from bench.train.packing import Row
-from bench.train.source import START, DataSource, ModelSource
+from bench.train.source import DataSource, ModelSource, Started
 from methods.engine.checkpoint import empty_weights, load_model, published_weights, randomise
 from methods.engine.config import published_config
-from methods.engine.hub import resolve
 from methods.engine.llama import Llama, ModelConfig
 from methods.engine.vocabulary import Vocabulary
-from methods.errors import UserError, nearest
-
-LESSONS = ("text", "distribution")
+from methods.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,31 +136,28 @@ def train(
     model: dict[str, Any],
     data: dict[str, Any],
     loop_settings: loop.Settings,
-    learns: str,
+    learns: Literal["text", "distribution"],
     hidden: int,
     layers: int,
     heads: int,
     feed_forward: int,
     tied: bool,
-    start_from: str | None,
+    start_from: Started | None,
     output: str,
     save_dtype: str,
     seed: int,
     resume: bool,
 ) -> list[loop.Point]:
     """Train a drafter for a model and write it to `output`. Raises UserError for settings or data that do not fit."""
-    if learns not in LESSONS:
-        raise UserError(f"train.learns={learns} is unknown; {nearest(learns, LESSONS)}")
     accelerate = loop.accelerator(loop_settings.mixed_precision, model.get("device", "auto"))
     source = ModelSource.load(model, accelerate.device)
-    begun = None if start_from is None else resolve(locate(start_from), key=START)
-    if begun is None:
+    if start_from is None:
         form = Form(hidden=hidden, layers=layers, heads=heads, feed_forward=feed_forward, tied=tied)
         drafter = build_drafter(source.target, form, seed)
         origin = form.identity()
     else:
-        drafter = trained_drafter(begun, source.target, loop_settings.length)
-        origin = {"start_from": file_hashes(begun)}
+        drafter = trained_drafter(start_from, source.target, loop_settings.length)
+        origin = {"start_from": file_hashes(start_from)}
     dtype = loop.saved_dtype(save_dtype, source.target.config.dtype)
     examples = DataSource(**data).load(source, loop_settings.length, seed, accelerate.print)
     job = loop.Job(

@@ -24,7 +24,7 @@ class KVCache:
         self._hold(torch.zeros(layers, 2, kv_heads, capacity, head_dim, dtype=dtype, device=device), capacity)
 
     def _hold(self, storage: Tensor, capacity: int) -> None:
-        self.storage, self.capacity = storage, capacity
+        self.storage, self.capacity, self.sequences = storage, capacity, 0  # sequences: begun in it, one after another
         self.lengths = [0] * len(storage)
         self._keys = [layer[0] for layer in storage]
         self._values = [layer[1] for layer in storage]
@@ -66,8 +66,9 @@ class KVCache:
         self.lengths = [min(length, filled) for filled in self.lengths]
 
     def reset(self) -> None:
-        """Forget the sequence."""
+        """Forget the sequence: another one begins."""
         self.truncate(0)
+        self.sequences += 1
 
 
 class Places(KVCache):

@@ -10,13 +10,13 @@ import yaml
 
 from bench import experiment
 from bench.assembly import hollow, target_folder
-from bench.config import choices, installed
+from bench.config import installed
 from bench.experiment import Arguments, make_cell, read_experiment
 from bench.outlook import outlook
 from bench.places import CONF
 from bench.settings import Run
 from bench.sources import Source
-from bench.train.__main__ import compose
+from bench.train.work import compose
 from tests.bench.small_run import QUESTIONS, write_questions
 from tests.bench.train.chat_model import SPECIAL, WORDS, write_chat_model, write_sharegpt
 from tests.servers import COMMIT
@@ -104,7 +104,7 @@ def test_a_configured_or_given_draft_is_not_trained() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "model"), [*((name, "joey") for name in choices("experiment")), ("exit_layer", "vicuna-13b")]
+    ("name", "model"), [*((name, "joey") for name in installed().choices("experiment")), ("exit_layer", "vicuna-13b")]
 )
 def test_every_experiment_composes(name: str, model: str) -> None:
     chosen = read_experiment(installed(), name, model)
@@ -115,7 +115,7 @@ def test_every_experiment_composes(name: str, model: str) -> None:
     for cell in cells:
         own = [f"model={model}", *(f"{key}={json.dumps(value)}" for key, value in cell.items())]
         installed().compose("config", [*own, *settings])
-        if cell["method"] in choices("train"):
+        if cell["method"] in installed().choices("train"):
             installed().compose("train", [*own, *training, "output=x"])
 
 
@@ -130,8 +130,10 @@ def test_what_an_experiment_takes_is_said(monkeypatch: pytest.MonkeyPatch) -> No
         f"to measure: about {minutes} minutes, if a token takes as long as reading the weights at 20"
     )
     monkeypatch.setattr("bench.outlook.pending_bytes", lambda path, revision: None if "gdrive" in path else 7 * 10**9)
-    vicuna = replace(cell, method={"checkpoint": "gdrive:abc/def", "fallback": {"checkpoint": "a/b"}})
-    assert next(outlook([vicuna])) == "to download: 14.0 GB from the hub; of unknown size: gdrive:abc/def"
+    inside = ["method=sam", "method.fallback=kangaroo", "method.fallback.checkpoint=a/b", "model=joey"]
+    others = [replace(cell, method={**cell.method, "checkpoint": "gdrive:abc/def"})]
+    others += [Run.of(installed().compose("config", inside))]
+    assert next(outlook(others)) == "to download: 14.0 GB from the hub; of unknown size: gdrive:abc/def"
 
 
 def test_the_text_of_a_datastore_is_counted_until_it_is_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -164,7 +166,7 @@ def test_the_threshold_grid_is_the_papers() -> None:
         (["name=threshold", "again"], "again: expected key=value"),
         (["name=exit_layer", "method=medusa"], "name=exit_layer: no cell of its grid is left by these settings"),
         (["name=threshold", "method.gamma=abc"], "method.gamma=abc: must be an integer"),
-        (["name=adapter", "method.variant=foo"], "method.variant=foo: unknown; valid: kangaroo, kangaroo_head"),
+        (["name=adapter", "method.variant=foo"], "train.variant=foo: unknown; valid: kangaroo, kangaroo_head"),
         (["name=threshold", "model=vicuna-7"], "model=vicuna-7: unknown; did you mean vicuna-7b?"),
         (["name=threshold", *ONE_CELL, "limits=3"], "limits: unknown override; did you mean limit?"),
         (["name=threshold", *ONE_CELL, "model=qwen3-8b"], "training.data.path is missing: model=qwen3-8b has no draft"),

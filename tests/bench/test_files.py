@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,15 +34,34 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, error: Exception) -> 
 
 
 def test_a_killed_write_leaves_one_file_at_most(tmp_path: Path) -> None:
-    def killed(path: Path) -> None:
-        path.write_text("ha")
-        raise SystemExit
-
-    for _ in range(3):
-        with pytest.raises(SystemExit):
-            replace_file(tmp_path / "state.pt", killed)
-    assert len(list(tmp_path.iterdir())) == 1
+    killed = f"""import os, pathlib
+from bench.files import replace_file
+replace_file(pathlib.Path({str(tmp_path / "state.pt")!r}), lambda path: (path.write_text("ha"), os._exit(9)))
+"""
+    for _ in range(2):
+        assert subprocess.run([sys.executable, "-c", killed]).returncode == 9
+        (left,) = tmp_path.iterdir()
+        assert (left / "state.pt").read_text() == "ha"
     replace_file(tmp_path / "state.pt", lambda path: path.write_text("whole"))
+    assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]
+
+
+def test_writers_of_one_file_do_not_disturb_each_other(tmp_path: Path) -> None:
+    """Each begins while another writes; both end, and what stands there is whole throughout."""
+    seen = []
+
+    def write(path: Path, text: str, inner: Callable[[], None] = lambda: None) -> None:
+        path.write_text(text[:1])
+        inner()
+        assert path.read_text() == text[:1]
+        path.write_text(text)
+
+    def another() -> None:
+        replace_file(tmp_path / "state.pt", lambda path: write(path, "another"))
+        seen.append((tmp_path / "state.pt").read_text())
+
+    replace_file(tmp_path / "state.pt", lambda path: write(path, "the first", another))
+    assert seen == ["another"] and (tmp_path / "state.pt").read_text() == "the first"
     assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]
 
 

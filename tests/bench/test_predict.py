@@ -84,7 +84,7 @@ def test_a_chain_is_cut_and_a_tree_is_not(tmp_path: Path) -> None:
     found = by_length(drafted, emitted, costs, run.draft)
     assert list(found) == [1, 2, 3, 4, 5, 6] and found[6] == predict(drafted, emitted, costs, run.draft)
     assert found[2].cr == pytest.approx((3 + 1) / 2)
-    assert not by_length(drafted, emitted, costs, Draft("medusa", False, 1.0, 0))
+    assert not by_length(drafted, emitted, costs, Draft("medusa", "medusa", False, 1.0, 0))
 
 
 def speed_file(
@@ -248,7 +248,7 @@ def test_variants_of_kangaroos_adapter_are_known_by_their_head() -> None:
 def test_a_chain_of_even_length_costs_by_the_token() -> None:
     times = Times([np.full(10, 6), np.full(20, 6)], *np.array([[0.1, 0.1], [0.6, 1.2], [1.0, 2.0], [1.7, 3.3]]))
     for method, step, token in (("sps", 0.0, 0.01), ("layerskip", 0.06 / 7, 0.06 / 7), ("medusa", 0.06, 0.0)):
-        costs = own(times, times, Draft(method, True, 1.0, 0))
+        costs = own(times, times, Draft(method, method, True, 1.0, 0))
         assert [costs.draft_step, costs.draft_token] == pytest.approx([step, token])
 
 
@@ -256,7 +256,7 @@ def test_a_chain_cut_once_by_the_context_costs_by_the_token_too() -> None:
     # A shorter last draft that happened to take longer: least squares would give all of it to the step.
     drafted = [np.full(10, 6), np.array([6] * 9 + [5])]
     times = Times(drafted, *np.array([[0.1, 0.1], [0.6, 0.7], [1.0, 1.0], [1.7, 1.8]]))
-    costs = own(times, times, Draft("sps", True, 1.0, 0))
+    costs = own(times, times, Draft("sps", "sps", True, 1.0, 0))
     assert [costs.draft_step, costs.draft_token] == pytest.approx([0.0, 1.3 / 119])
 
 

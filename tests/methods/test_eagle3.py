@@ -103,7 +103,7 @@ def logits_of(model: Eagle3Model, tokens: list[int]) -> Tensor:
     """Of the tokens' pairs, and of one more on top of the last, [n, draft vocab]."""
     target, size = model.target, len(tokens) - 1
     states = tapped(target, torch.tensor(tokens[:-1]), model.taps)
-    cache = model.new_cache(32)
+    cache = target.new_cache(32, config=model.config)
     outputs = model.run(torch.tensor(tokens[1:]), model.features(tuple(states)), Rows.of(torch.arange(size), cache))
     deeper = model.run(torch.tensor([7]), outputs[-1:], Rows.of(torch.tensor([size]), cache))
     return model.logits(torch.cat((outputs, deeper)))

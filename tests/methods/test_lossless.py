@@ -13,7 +13,7 @@ import torch
 from hydra.utils import get_object
 
 from bench.binder import draft_key
-from bench.config import choices, installed
+from bench.config import installed
 from methods import proof
 from methods.decoder import Decoder, Generation, Prefill, Verification
 from methods.draft import Draft, Resumed, Tree
@@ -25,7 +25,7 @@ from tests.methods.test_rest import tokenizer_folder
 from tests.tiny import tiny_llama
 
 # Without a draft model of their own; hf_... stands beside the loop and has tests of its own.
-METHODS = [name for name in choices("method") if not name.startswith("hf_")]
+METHODS = [name for name in installed().choices("method") if not name.startswith("hf_")]
 
 
 @pytest.fixture(scope="module")

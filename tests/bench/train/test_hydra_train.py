@@ -132,7 +132,6 @@ def test_dropped_out_numbers_follow_from_the_seed(world: Path, tmp_path: Path, m
     [
         ({"heads": 0}, "train.heads=0, train.layers=3: must be 1 to 64"),
         ({"dropout": 1.0}, "train.dropout=1.0: must be at least 0 and below 1"),
-        ({"architecture": "mpl"}, "train.architecture=mpl: unknown; did you mean mlp?"),
     ],
     ids=str,
 )

@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from bench.config import installed
-from bench.train.__main__ import compose, main, train
+from bench.train.__main__ import main
 from bench.train.launch import wanted_processes
+from bench.train.work import compose, train
 from tests.bench.train.chat_model import interrupt_at, write_chat_model, write_sharegpt
 
 SMALL = [
@@ -86,7 +87,10 @@ def test_processes_that_the_launcher_did_not_start():
         (["method=vanilla"], "method=vanilla: there is nothing to train; valid: eagle"),
         (["loop.lrr=1"], "loop.lrr: unknown override; did you mean loop.lr?"),
         (["data.path="], "data.path is missing: give a ShareGPT JSON or JSONL file, or joey"),
-        (["method.variant=mlp"], "method.variant=mlp: unknown; valid: kangaroo, kangaroo_head"),
+        (["method.variant=mlp"], "train.variant=mlp: unknown; valid: kangaroo, kangaroo_head"),
+        (["method=sps", "train.learns=texts"], "train.learns=texts: unknown; did you mean text?"),
+        (["method=hydra", "train.architecture=mpl"], "train.architecture=mpl: unknown; did you mean mlp?"),
+        (["train.start_from=/nowhere/none"], "train.start_from=/nowhere/none: no such folder"),
         (["method=kangaroo", "model.path=/nowhere"], "/nowhere"),
         (["data.path=/nowhere.json"], "data.path=/nowhere.json: No such file or directory"),
         (["loop.length=999"], "loop.length=999: the context of custom is 256 tokens"),

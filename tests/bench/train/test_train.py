@@ -364,20 +364,17 @@ def test_an_adapter_may_have_more_key_heads_than_its_target(world, tmp_path):
 def test_an_adapter_goes_on_from_another(world, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     kangaroo.train(variant="kangaroo", exit_layer=1, **arguments(world, first, loss_vocab=50))
-    begun = arguments(world, second, start_from=str(first), loop_settings=settings(lr=1e-12))
+    begun = arguments(world, second, start_from=first, loop_settings=settings(lr=1e-12))
     kangaroo.train(variant="kangaroo", exit_layer=1, **begun)
     target = load_model(world / "model", device="cpu")
     before, after = (Adapter.load(folder, target, "kangaroo").published() for folder in (first, second))
     assert all(torch.allclose(before[name], tensor, atol=1e-6) for name, tensor in after.items())
-    kangaroo.train(variant="kangaroo", exit_layer=1, **arguments(world, tmp_path / "learnt", start_from=str(first)))
+    kangaroo.train(variant="kangaroo", exit_layer=1, **arguments(world, tmp_path / "learnt", start_from=first))
     learnt = Adapter.load(tmp_path / "learnt", target, "kangaroo").published()
     assert not any(torch.allclose(before[name], tensor, atol=1e-6) for name, tensor in learnt.items())
-    for changes, message in (
-        ({"start_from": str(tmp_path / "none")}, "train.start_from=.*none: no such folder"),
-        ({"start_from": str(first), "kv_heads": 4}, "start_from=.*first: layers.0.self_attn.k_proj.weight is"),
-    ):
-        with pytest.raises(UserError, match=message):
-            kangaroo.train(variant="kangaroo", exit_layer=1, **arguments(world, tmp_path / "third", **changes))
+    other = arguments(world, tmp_path / "third", start_from=first, kv_heads=4)
+    with pytest.raises(UserError, match=r"start_from=.*first: layers.0.self_attn.k_proj.weight is"):
+        kangaroo.train(variant="kangaroo", exit_layer=1, **other)
 
 
 def test_a_head_for_other_tokens_is_no_beginning(world, tmp_path):
@@ -386,6 +383,6 @@ def test_a_head_for_other_tokens_is_no_beginning(world, tmp_path):
     offsets = torch.load(first / "pytorch_model.bin", weights_only=True)
     offsets["d2t"][-1] += 1
     torch.save(offsets, first / "pytorch_model.bin")
-    begun = arguments(world, second, draft_vocab=9, start_from=str(first))
+    begun = arguments(world, second, draft_vocab=9, start_from=first)
     with pytest.raises(UserError, match=r"start_from=.*first: its head is for other tokens than are most frequent"):
         kangaroo.train(variant="kangaroo_head", exit_layer=1, **begun)
