@@ -21,7 +21,7 @@ from bench.types import Unread, check_type, kinds_of
 from methods.engine.config import reading
 from methods.engine.hub import resolve
 from methods.engine.weight_files import matches, weight_files
-from methods.errors import UserError, first_line, nearest
+from methods.errors import UserError, nearest
 from methods.files import Checkpoint, DataFile
 
 TARGET = "_target_"
@@ -179,7 +179,8 @@ def _target(node: Mapping[str, Any], key: str) -> Callable[..., Any]:
         found = get_object(node[TARGET])
         takes = inspect.signature(found).parameters
     except (Exception, SystemExit) as error:  # whatever importing somebody's module raises
-        raise UserError(f"{key}.{TARGET}={node[TARGET]}: {first_line(error)}") from error
+        said = " ".join(str(error).split())[:300] or type(error).__name__  # on several lines
+        raise UserError(f"{key}.{TARGET}={node[TARGET]}: {said}") from error
     if key == "method" and not any(name == "target" or p.kind is p.VAR_KEYWORD for name, p in takes.items()):
         raise UserError(f"{key}.{TARGET}={node[TARGET]}: makes no method, as it takes no parameter named target")
     return found

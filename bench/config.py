@@ -24,8 +24,8 @@ from bench.places import CONF
 from methods.errors import UserError, first_line, nearest
 
 ENTRY_POINTS = "speculative_bench"  # where an installed package names a folder of its own laid out like conf/
-FOLDER_OPTION, FOLDER_KEY = "--config-dir", "hydra.searchpath"
-FALLBACK = re.compile(r"\+?method\.fallback=(?!null$)(\w[\w-]*)")  # a method inside another one, by name
+FOLDER_OPTION, FOLDER_KEY, PACKAGE = "--config-dir", "hydra.searchpath", "pkg://"
+FALLBACK = "method.fallback"  # a method inside another one, by name
 COMPOSING = (HydraException, OmegaConfBaseException, YAMLError, ValueError, TypeError, RecursionError)
 
 
@@ -56,13 +56,23 @@ class Conf:
             key, equals, value = argument.partition("=")
             if key == FOLDER_OPTION:
                 added.append(_folder(FOLDER_OPTION, value if equals else next(waiting, "")))
-            elif key == FOLDER_KEY:
+            elif key.lstrip("+") == FOLDER_KEY:
                 listed = _parse([argument])[0].value()
                 names = listed if isinstance(listed, list) else [listed]
                 added += [_folder(FOLDER_KEY, str(name)) for name in names]
             else:
                 left.append(argument)
-        return cls((*installed().folders, *added)), left
+        conf = cls(tuple(dict.fromkeys((*installed().folders, *added))))
+        conf.check_names()
+        return conf, left
+
+    def check_names(self) -> None:
+        """Raises UserError for a file that another folder has too, and that would therefore never be read."""
+        seen: dict[tuple[str, str], Path] = {}
+        for file in (file for folder in self.folders for file in sorted(folder.glob("*/[!_]*.yaml"))):
+            first = seen.setdefault((file.parent.name, file.name), file)
+            if first is not file and first.read_bytes() != file.read_bytes():
+                raise UserError(f"{file}: {first} has this name already; give yours another")
 
     def choices(self, group: str) -> list[str]:
         """Names that a configuration group offers, such as the methods. What begins with _ is for other files only."""
@@ -118,26 +128,35 @@ class Conf:
 
     def search_path(self) -> list[str]:
         """The override that tells Hydra of the folders besides the project's own."""
-        others = ",".join(f"'file://{folder}'" for folder in self.folders if folder != CONF)
+        quoted = (str(folder).replace("\\", "\\\\").replace("'", "\\'") for folder in self.folders if folder != CONF)
+        others = ",".join(f"'file://{folder}'" for folder in quoted)
         return [f"{FOLDER_KEY}=[{others}]"] if others else []
+
+    def options(self) -> list[str]:
+        """The folders that arguments named, as arguments."""
+        return [f"{FOLDER_OPTION}={folder}" for folder in self.folders if folder not in installed().folders]
+
+    def chosen(self, key: str, overrides: Sequence[str]) -> str | None:
+        """What overrides choose for a group, or name for a key. Raises UserError for one that is not key=value."""
+        values = [override.value() for override in _parse(overrides) if override.key_or_group == key]
+        return values[-1] if values and isinstance(values[-1], str) else None
 
     def _with_fallback(self, name: str, overrides: Sequence[str]) -> list[str]:
         """method.fallback=NAME in Hydra's words: that method's file goes there, and its draft for the model.
 
         Raises UserError for a method that there is not.
         """
-        chosen = next((found for text in overrides if (found := FALLBACK.fullmatch(text))), None)
-        others = [text for text in overrides if not text.lstrip("+").startswith("method.fallback")]
-        if chosen is None or "fallback" not in (base := self.compose(name, others)).values["method"]:
+        method = self.chosen(FALLBACK, overrides)
+        others = [text for text in overrides if not text.lstrip("+").startswith(FALLBACK)]
+        if method is None or "fallback" not in (base := self.compose(name, others)).values["method"]:
             return list(overrides)
-        method = chosen[1]
         if method not in (valid := self.choices("method")):
             raise UserError(f"method.fallback={method}: unknown; {nearest(method, valid)}")
         draft = f"{method}-{base.choices['model']}"
         placed = [f"method@method.fallback={method}"]
         if self.file("draft", draft):
             placed.append(f"draft@method.fallback={draft}")
-        return [*(text for text in overrides if not FALLBACK.fullmatch(text)), *placed]
+        return [*(text for text in overrides if text.lstrip("+").partition("=")[0] != FALLBACK), *placed]
 
     def _check(self, override: Override) -> None:
         key = override.key_or_group
@@ -194,14 +213,21 @@ def installed() -> Conf:
     """
     found = [CONF]
     for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.value):
+        remedy = f"uninstall or mend the package {point.dist.name if point.dist else point.value}"
         try:
-            spec = importlib.util.find_spec(point.value)
+            folders = _of_package(point.value)
         except Exception as error:  # whatever the package's own code raises when its parent is imported
-            raise UserError(f"entry point {point.name}={point.value}: {first_line(error)}") from error
-        if spec is None or not spec.submodule_search_locations:
-            raise UserError(f"entry point {point.name}={point.value}: no such folder; uninstall or mend its package")
-        found += map(Path, spec.submodule_search_locations)
+            raise UserError(f"entry point {point.name}={point.value}: {first_line(error)}; {remedy}") from error
+        if not folders:
+            raise UserError(f"entry point {point.name}={point.value}: no such folder; {remedy}")
+        found += folders
     return Conf(tuple(found))
+
+
+def _of_package(name: str) -> list[Path]:
+    """The folders of a package, by its dotted name."""
+    spec = importlib.util.find_spec(name)
+    return [Path(place) for place in (spec.submodule_search_locations if spec else None) or ()]
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -216,6 +242,8 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 def _folder(key: str, given: str) -> Path:
     folder = Path(given.removeprefix("file://")).expanduser().absolute()
+    if given.startswith(PACKAGE):
+        folder = next(iter(_of_package(given.removeprefix(PACKAGE))), folder)
     if not given or not folder.is_dir():
         raise UserError(f"{key}={given}: no such folder; wanted: one laid out like conf/, with method/NAME.yaml in it")
     return folder

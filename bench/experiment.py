@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from bench.command import configured, goes_on
 from methods.digest import sha256
@@ -32,8 +32,6 @@ results_dir=FOLDER       cells, checkpoints and the report of each experiment (r
 key=value                for every cell, as for bench.run; key=a,b for a key of the grid replaces its values there
 training.key=value       for every training, as for bench.train (training.data.path=sharegpt.json)"""
 RESULTS = "results/experiments"
-SPEC_KEYS = ("about", "makes", "draft", "grids", "settings", "training", "models")
-DRAFTS = ("configured", "trained")
 COMPLETE = ("training.json", "rest.safetensors")  # written last
 
 
@@ -43,12 +41,16 @@ class Experiment:
 
     about: str
     makes: tuple[str, ...]  # files of the report that show the result
-    draft: (
-        str  # configured: the model's own drafts, trained where it has none | trained: one for each cell that differs
-    )
-    grids: tuple[Mapping[str, list[Any]], ...]  # override -> values; a grid's cells are all combinations
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    training: Mapping[str, Any] = field(default_factory=dict)
+    draft: Literal["configured", "trained"]  # the model's own, or trained where it has none; one for each cell
+    grids: tuple[dict[str, Any], ...]  # override -> values; a grid's cells are all combinations
+    settings: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    models: dict[str, Any] = field(default_factory=dict)  # what of this is otherwise for a model
+
+    def __post_init__(self) -> None:
+        for grid in self.grids:
+            if "method" not in grid or not all(isinstance(values, list) for values in grid.values()):
+                raise UserError(f"grids: {json.dumps(grid)}: each needs method, and a list of values for every key")
 
     def cells(self) -> Iterator[dict[str, Any]]:
         """Overrides of each cell."""
@@ -73,19 +75,18 @@ def read_experiment(conf: Conf, name: str, model: str) -> Experiment:
     """conf/experiment/<name>.yaml with what it changes for the model. Raises UserError for an unknown name."""
     import yaml
 
+    from bench.types import settings_of
+
     file = conf.file("experiment", name)
     if file is None:
         raise UserError(f"name={name}: unknown; {nearest(name, conf.choices('experiment'))}")
-    raw = yaml.safe_load(file.read_text(encoding="utf-8"))
-    own = (raw.get("models") or {}).get(model, {})
-    for key in (*raw, *own):
-        if key not in SPEC_KEYS:
-            raise UserError(f"conf/experiment/{name}.yaml: {key} is unknown; {nearest(key, SPEC_KEYS)}")
-    if raw["draft"] not in DRAFTS:
-        raise UserError(f"conf/experiment/{name}.yaml: draft={raw['draft']} is unknown; valid: {', '.join(DRAFTS)}")
-    merged = {key: {**(raw.get(key) or {}), **own.get(key, {})} for key in ("settings", "training")}
-    grids = tuple(own.get("grids", raw["grids"]))
-    return Experiment(raw["about"], tuple(raw["makes"]), raw["draft"], grids, **merged)
+    try:
+        read = settings_of(Experiment, yaml.safe_load(file.read_text(encoding="utf-8")) or {})
+        own = read.models.get(model, {})
+        merged = {key: {**getattr(read, key), **own.get(key, {})} for key in ("settings", "training")}
+        return settings_of(Experiment, {**vars(read), **own, **merged})
+    except (UserError, yaml.YAMLError, AttributeError, TypeError) as error:  # a list where keys are wanted
+        raise UserError(f"conf/experiment/{name}.yaml: {' '.join(str(error).split())}") from error
 
 
 @dataclass(frozen=True)
@@ -160,6 +161,7 @@ def perform(conf: Conf, experiment: Experiment, arguments: Arguments) -> int:
         raise UserError("; ".join(f"{', '.join(dict.fromkeys(who))}: {why}" for why, who in lacking.items()))
     if not cells:
         raise UserError(f"name={arguments.name}: no cell of its grid is left by these settings")
+    _check_questions(experiment, cells)
     trainings = {cell.output: cell for cell in cells if cell.output}
     print(f"{arguments.name}: {experiment.about}: {len(trainings)} drafts to train, {len(cells)} cells to measure")
     for line in outlook([cell.run for cell in cells]):
@@ -179,6 +181,20 @@ def perform(conf: Conf, experiment: Experiment, arguments: Arguments) -> int:
         folders.append(outcome.folder)
     report(experiment, arguments, folders)
     return worst
+
+
+def _check_questions(experiment: Experiment, cells: Sequence[Cell]) -> None:
+    """Raises UserError for a file of other questions than the paper's where its tables are to be made."""
+    from bench.digests import sha256 as file_sha256
+    from bench.questions.sets import find
+
+    tables = [name for name in experiment.makes if name.startswith("table")]
+    for run in (cell.run for cell in cells if tables and cell.run.data.path is not None):
+        if (digest := file_sha256(find(run.questions, run.data.path))) != run.questions.sha256:
+            raise UserError(
+                f"data.path={run.data.path}: is not the file of questions={run.questions.name}, so {tables[0]} would "
+                f"leave these runs out; questions.sha256={digest} says that it is"
+            )
 
 
 def make_cell(conf: Conf, experiment: Experiment, arguments: Arguments, cell: Mapping[str, Any]) -> Cell:

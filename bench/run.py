@@ -7,21 +7,22 @@ to a cluster.
 
 from __future__ import annotations
 
+import shlex
 import sys
+import traceback
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bench.command import configured, goes_on
 
 if TYPE_CHECKING:
-    from bench.config import Conf
+    from bench.config import Composed, Conf
 
 SWEEP = ("-m", "--multirun")
 USAGE = """usage: python -m bench.run [method=NAME[,NAME...]|all] [model=NAME] [task=NAME] [key=value ...]
        python -m bench.run -m key=value,value ...       a sweep: every combination; launcher=slurm: on a cluster
        --config-dir FOLDER                              methods and models of your own, laid out like conf/
 method=all: {all}; transformers' own generate (hf_...) only when named
-            (make bench alone leaves out recycling and layerskip, the slowest on joey)
 methods: {method}
 models:  {model}
 questions: {questions}; or data.path=FILE
@@ -57,6 +58,7 @@ def main(conf: Conf, overrides: list[str]) -> int:
             plain = [[text for text in job if not text.startswith(("launcher=", "slurm."))] for job in jobs]
             here = [[*job, *conf.search_path()] for job in plain]
             return submit(slurm, here, distinct(plain), settings[0].results_dir)
+        return _jobs(conf, jobs, composed)
     return _jobs(conf, jobs)
 
 
@@ -74,19 +76,26 @@ def distinct(jobs: Sequence[Sequence[str]]) -> list[str]:
     return [" ".join(text.removeprefix("method=") for text in job if text not in shared) for job in jobs]
 
 
-def _jobs(conf: Conf, jobs: Sequence[Sequence[str]]) -> int:
+def _jobs(conf: Conf, jobs: Sequence[Sequence[str]], composed: Sequence[Composed] = ()) -> int:
     """Run one job after another. What one method lacks keeps no other from running, and is said again at the end.
 
-    Returns 2 when nothing was measured, 1 when a method was left out or some turn failed.
+    composed: the jobs' configurations, where they are known. Of one job among several an error of its code too is only
+    printed. Returns 2 when nothing was measured, 1 when a method was left out or some turn failed.
     """
-    from methods.errors import UserError
+    from methods.errors import UserError, first_line
 
     statuses: list[int] = []
     lacking: dict[str, list[str]] = {}  # what is wrong: with which methods
-    for overrides, name in zip(jobs, distinct(jobs), strict=True):
+    for number, (overrides, name) in enumerate(zip(jobs, distinct(jobs), strict=True)):
         try:
-            statuses.append(_run(conf.compose("config", overrides), overrides))
-        except UserError as error:
+            job = composed[number] if composed else conf.compose("config", overrides)
+            statuses.append(_run(job, [*overrides, *conf.options()]))
+        except Exception as error:
+            if not isinstance(error, UserError):
+                if not name:
+                    raise
+                traceback.print_exc()
+                error = UserError(first_line(error))
             if str(error) not in lacking:  # most mistakes concern all methods alike
                 print(error if not name else f"{name} is left out: {error}", file=sys.stderr)
             lacking.setdefault(str(error), []).append(name)
@@ -119,7 +128,7 @@ def all_methods(conf: Conf) -> list[str]:
     return [name for name in conf.choices("method") if name != "vanilla" and not name.startswith("hf_")]
 
 
-def _run(composed: Any, overrides: Sequence[str]) -> int:
+def _run(composed: Composed, overrides: Sequence[str]) -> int:
     from bench.session import run
     from bench.settings import CUSTOM, Run
 
@@ -127,7 +136,7 @@ def _run(composed: Any, overrides: Sequence[str]) -> int:
     if composed.choices["model"] != CUSTOM and any(text.startswith("model.path=") for text in overrides):
         path, name = settings.model.path, settings.model.name
         print(f"model.path={path}: taken for {name}; if it is another model, model=custom is meant", file=sys.stderr)
-    return run(settings, " ".join(["python -m bench.run", *overrides])).status
+    return run(settings, shlex.join(["python", "-m", "bench.run", *overrides])).status
 
 
 if __name__ == "__main__":

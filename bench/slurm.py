@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
-from bench.files import make_folder
+from bench.files import make_folder, replace_text
 from bench.settings import check_least
 from methods.errors import UserError, nearest
 
@@ -68,7 +68,7 @@ def submit(slurm: Slurm, jobs: Sequence[Sequence[str]], names: Sequence[str], re
     check(slurm, nodes())
     folder = Path(mkdtemp(prefix=time.strftime("%Y-%m-%d-"), dir=make_folder(f"{results_dir}/slurm")))
     script = folder / "jobs.sh"
-    script.write_text(script_text(jobs, folder), encoding="utf-8")
+    replace_text(script, script_text(jobs, folder), "results_dir")
     place = [f"--array=0-{len(jobs) - 1}", "--job-name=speculative-bench", f"--output={folder}/%a.log"]
     done = _ask("sbatch", "--parsable", *slurm.sbatch(), *place, str(script))
     if done.returncode:

@@ -29,6 +29,7 @@ import numpy as np
 
 from bench import published
 from bench.metrics import step_bytes
+from bench.records.identity import environment
 from bench.records.lines import Row
 from bench.settings import CUSTOM
 from bench.speed.engine import PASSES
@@ -44,7 +45,6 @@ CHAINS = (*CHAINED, "pld", "sam", "hf_prompt_lookup")  # what they draft by them
 KINDS = {*EXITING, *EAGLES, *CHAINS, "medusa", "hydra", "lookahead", "rest", "recycling", "vanilla", "hf_generate"}
 OTHERS = ("fallback", "static")  # settings of sam that let something else draft
 EAGLE_LEVELS = 5  # of its published tree
-MACHINE = ("cpu", "gpu", "threads", "engine")
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -222,7 +222,7 @@ class Measured:
     seconds: Array
     turns: tuple[Times, Times] | None
     settings: Mapping[str, Any]  # the method's
-    machine: Mapping[str, Any]  # where that was, as in a run's run.json; without what was not recorded
+    machine: Mapping[str, Any]  # where that was: its environment, None for what was not recorded
     notes: tuple[str, ...] = ()  # what the file does not know, or warns of
 
     @classmethod
@@ -245,7 +245,7 @@ class Measured:
             ran = found[0].get("methods", {}).get(method, {})
             sides = [_read_times(side) for side in ran["turns"].values()] if "turns" in ran else []
             turns = (sides[0], sides[1]) if sides else None
-            machine = {key: (record | found[0])[key] for key in MACHINE if key in record | found[0]}
+            machine = environment(record | found[0])
             uncaptured = found[0].get("uncaptured") or {}
             notes = [uncaptured[key] for key in (PASSES, method) if key in uncaptured]
             notes += ["does not say of which custom model it is"] if of == CUSTOM != model else []

@@ -10,7 +10,7 @@ import numpy as np
 from bench.predict.costs import Costs, Draft, Measured, Times, card_named, cards, on_card, own
 from bench.predict.model import by_length, predict, read_side, steps_of
 from bench.records import read_info
-from bench.records.identity import file_keys
+from bench.records.identity import environment, file_keys
 from bench.records.lines import Row
 from bench.words import aligned
 from methods.errors import UserError
@@ -45,9 +45,9 @@ class Recorded:
 
     def same_machine(self, cost: str) -> None:
         """Raises UserError where the costs are another machine's or engine's than the turns."""
+        own = environment(self.info)
         for key, there in (self.measured.machine if self.measured else {}).items():
-            here = self.info.get(key) or ("eager" if key == "engine" else None)
-            if here != there:
+            if (here := own.get(key)) != there and None not in (here, there):
                 raise UserError(f"cost={cost}: measured with {key} {there}; RUN has {here}, and held_out=true compares")
 
     def costs(self, answers: Sequence[Row], baseline: Sequence[Row]) -> Costs:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, ClassVar, Self
+from typing import IO, Any, BinaryIO, ClassVar, Self
 
 import orjson
 
@@ -201,7 +201,7 @@ def _held(folder: Path) -> IO[str]:
 
 def append(file: Path, record: Mapping[str, Any]) -> None:
     """A line more, on the disk. Raises UserError when the disk does not take it."""
-    with _written(file), open(file, "ab", opener=_no_link) as opened:
+    with appending(file) as opened:
         opened.write(json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
         opened.flush()
         os.fsync(opened.fileno())
@@ -210,6 +210,13 @@ def append(file: Path, record: Mapping[str, Any]) -> None:
 def _no_link(path: str, flags: int) -> int:
     """For `open`: nothing is written through a link, which may lead anywhere."""
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
+@contextmanager
+def appending(file: Path) -> Iterator[BinaryIO]:
+    """A file to write lines behind its last one. Raises UserError when the disk does not take them."""
+    with _written(file), open(file, "ab", opener=_no_link) as opened:
+        yield opened
 
 
 @contextmanager

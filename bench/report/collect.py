@@ -48,9 +48,17 @@ class Entry:
 
     @property
     def of_paper(self) -> bool:
-        """Whether it answered the paper's subtasks: Spec-Bench's questions, or joey's, which are made after them."""
-        asked = self.run.config.get("questions")
-        name = asked.get("name") if isinstance(asked, dict) else None  # None: from before there were question sets
+        """Whether it answered the paper's subtasks: Spec-Bench's questions, or joey's, which are made after them.
+
+        Of a file that data.path names, its digest says so.
+        """
+        asked, data = self.run.config.get("questions"), self.run.config.get("data")
+        name = None  # from before there were question sets
+        if isinstance(asked, dict):
+            name = asked.get("name")
+            given = isinstance(data, dict) and data.get("path") is not None
+            if given and asked.get("sha256") != self.run.info.get("questions_sha256"):
+                return False
         return name in (None, "spec_bench", "joey") and not self.metrics["subtasks"].keys().isdisjoint(SUBTASKS)
 
     @property

@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from bench.records.directory import Directory, append, read_info
+from bench.records.directory import Directory, append, appending, read_info
 from bench.records.lines import Place, json_lines
 from bench.serve.acceptance import Acceptance, Counters, of_counters
 from bench.serve.client import Answer
@@ -120,7 +120,7 @@ class ServeDirectory(Directory):
     @contextmanager
     def block(self, key: BlockKey) -> Iterator[Writing]:
         """A block to be asked. What is written counts once `finish` was called."""
-        with (self.folder / "requests.jsonl").open("ab") as file:
+        with appending(self.folder / "requests.jsonl") as file:
             yield Writing(key, file)
 
     def finish(self, writing: Writing, wall_s: float, facts: Mapping[str, Any]) -> None:

@@ -35,7 +35,7 @@ def main(conf: Conf, overrides: list[str]) -> int:
 
     from bench import environment
     from bench.assembly import DEFAULT_THREADS, fitting, pick_engine, rehearse, target_folder
-    from bench.files import make_folder
+    from bench.files import make_folder, replace_text
     from bench.settings import Run, Speed
     from bench.speed import peer
     from bench.types import settings_of
@@ -71,14 +71,14 @@ def main(conf: Conf, overrides: list[str]) -> int:
             found |= {"threads": torch.get_num_threads(), "engine": pick_engine(speed.engine, device)}
             sections.append(found)
             print(format_section(found, str(device), demonstration=model.built_in), flush=True)
-    written = make_folder(str(results / "speed")) / f"{speed.model.label}.json"
+    written = results / "speed" / f"{speed.model.label}.json"
     record = {
         "config": asdict(speed),
         "model": speed.model.label,
         **environment.describe(device.type, DEFAULT_THREADS),
         "sections": sections,
     }
-    written.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    replace_text(written, json.dumps(record, indent=1) + "\n", "results_dir")
     print(f"raw values in {written}")
     return 0
 

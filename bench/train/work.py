@@ -17,10 +17,9 @@ def compose(conf: Conf, overrides: Sequence[str]) -> Train:
     """conf/train.yaml with the overrides. Raises UserError for anything the user can mend."""
     from bench.settings import Train
 
-    methods, trained = conf.choices("method"), conf.choices("train")
-    for name in (text.removeprefix("method=") for text in overrides if text.startswith("method=")):
-        if name in methods and name not in trained:
-            raise UserError(f"method={name}: there is nothing to train; {nearest(name, trained)}")
+    name, trained = conf.chosen("method", overrides), conf.choices("train")
+    if name in conf.choices("method") and name not in trained:
+        raise UserError(f"method={name}: there is nothing to train; {nearest(name, trained)}")
     return Train.of(conf.compose("train", overrides))
 
 

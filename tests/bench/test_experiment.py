@@ -11,6 +11,7 @@ import yaml
 from bench import experiment
 from bench.assembly import hollow, target_folder
 from bench.config import installed
+from bench.digests import sha256 as file_sha256
 from bench.experiment import Arguments, make_cell, read_experiment
 from bench.outlook import outlook
 from bench.places import CONF
@@ -33,7 +34,13 @@ def common(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     write_sharegpt(folder / "data.json", 40)
     write_questions(folder / "question.jsonl", QUESTIONS)
     run = {"model": "custom", "model.path": folder / "model", "data.path": folder / "question.jsonl"}
-    run |= {"max_new_tokens": 12, "repeats": 1, "warmup_turns": 0, "model.device": "cpu"}
+    run |= {
+        "questions.sha256": file_sha256(folder / "question.jsonl"),
+        "max_new_tokens": 12,
+        "repeats": 1,
+        "warmup_turns": 0,
+        "model.device": "cpu",
+    }
     train = {"training.data.path": folder / "data.json"}
     train |= {f"training.loop.{key}": value for key, value in TRAINING.items()}
     return [f"{key}={value}" for key, value in {**run, **train}.items()]
@@ -66,8 +73,11 @@ def test_trains_and_measures_what_is_missing_and_nothing_twice(
         assert adapter["exit_layer"] == config["exit_layer"]
 
 
-def test_table_2_has_every_architecture(common: list[str], tmp_path: Path) -> None:
-    assert experiment.main(["name=adapter", *common, f"results_dir={tmp_path}", "model.exit_layer=1"]) == 0
+def test_table_2_has_every_architecture(common: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["name=adapter", *common, f"results_dir={tmp_path}", "model.exit_layer=1"]
+    assert experiment.main([*arguments, "questions.sha256=null"]) == 2
+    assert "is not the file of questions=spec_bench, so table2.md would leave" in capsys.readouterr().err
+    assert experiment.main(arguments) == 0
     with (tmp_path / "adapter" / "table2.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["source"] == "measured"]
     hidden, vocabulary, swiglu, keys = 32, 67, 48, 16
