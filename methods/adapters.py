@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.draft_vocabulary import OFFSETS, offsets, read_vocabulary
-from methods.engine.checkpoint import read_config, read_tensors
+from methods.engine.checkpoint import fill, read_config
 from methods.engine.config import read_json
 from methods.engine.llama import (
     AttentionWeights,
@@ -57,8 +57,8 @@ class Adapter(nn.Module):
     """Exit-layer states -> states for the LM head; with attention, over a KV cache of its own.
 
     config: shape of the attention and SwiGLU blocks, usually the target's own; vocabulary [draft vocab] int64: the
-    target's tokens that an own head knows, None for all. Matrices that read the same input are one; `published` and
-    `load_published` speak the names of checkpoints.
+    target's tokens that an own head knows, None for all. Matrices that read the same input are one; `published` speaks
+    the names of checkpoints.
     """
 
     def __init__(
@@ -129,13 +129,6 @@ class Adapter(nn.Module):
             names["lm_head.weight"] = self.lm_head
         return names if self.vocabulary is None else {**names, OFFSETS: offsets(self.vocabulary)}
 
-    @torch.no_grad()
-    def load_published(self, tensors: dict[str, Tensor]) -> None:
-        """Copy tensors given under their names in a checkpoint."""
-        views = self.published()
-        for name, tensor in tensors.items():
-            views[name].copy_(tensor)
-
     def pack(self) -> None:
         """Copy the matrices for decoding, as `Llama.pack` does."""
         for matrix in self.matrices:
@@ -175,8 +168,7 @@ class Adapter(nn.Module):
             raise UserError(f"method.checkpoint={folder}: {OFFSETS} is for a head, and {variant} has none of its own")
         adapter = cls(config, variant=variant, dtype=target.dtype, device=target.device, vocabulary=vocabulary)
         shapes = {name: tuple(tensor.shape) for name, tensor in adapter.published().items()}
-        weights = [name for name in shapes if name != OFFSETS]
-        adapter.load_published(read_tensors(folder, shapes, device=target.device, dtype=target.dtype, only=weights))
+        fill(folder, {name: view for name, view in adapter.published().items() if name != OFFSETS}, shapes)
         if target.packed:
             adapter.pack()
         return adapter.requires_grad_(False)

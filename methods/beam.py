@@ -71,11 +71,10 @@ class Beam:
         self.size += count
         self.levels += 1
 
-    def rerank(self, nodes: int) -> tuple[Tensor, Tree, Tensor]:
-        """The tree of the `nodes` best candidates of all: tokens [n], shape, and their numbers [n], ascending."""
-        kept = self.kept(nodes)
-        tokens, parents = self.chosen(kept)
-        return tokens, Tree.on_device(parents, self.levels), kept
+    def rerank(self, nodes: int) -> tuple[Tensor, Tree]:
+        """The tree of the `nodes` best candidates of all: tokens [n] and shape."""
+        tokens, parents = self.chosen(self.kept(nodes))
+        return tokens, Tree.on_device(parents, self.levels)
 
     def kept(self, nodes: int) -> Tensor:
         """Numbers [n] of the `nodes` best candidates, ascending.

@@ -17,7 +17,7 @@ from torch import Tensor
 from methods.beam import best
 from methods.decoder import Prefill
 from methods.draft import Draft
-from methods.engine.checkpoint import published_layer, read_config, read_tensors, tensor_shapes
+from methods.engine.checkpoint import fill, published_layer, read_config, tensor_shapes
 from methods.engine.config import read_json
 from methods.engine.llama import (
     BlockWeights,
@@ -27,7 +27,7 @@ from methods.engine.llama import (
     feed_forward,
     self_attention,
 )
-from methods.engine.matrix import Matrix, new_matrix
+from methods.engine.matrix import Matrix, matrices, new_matrix
 from methods.engine.unit import Rows, Unit
 from methods.errors import UserError
 from methods.files import Checkpoint
@@ -54,7 +54,7 @@ class EagleModel:
     vocabulary: Tensor | None = None
 
     def __init__(self, config: ModelConfig, target: Llama, *, bias: bool, dtype: torch.dtype) -> None:
-        self.config, self.target, self.dtype, device = config, target, dtype, target.device
+        self.config, self.target, device = config, target, target.device
         hidden, attention, inner = config.hidden_size, config.num_heads * config.head_dim, config.intermediate_size
 
         def matrix(outputs: int, inputs: int) -> Matrix:
@@ -105,12 +105,9 @@ class EagleModel:
         shapes = {name: tuple(slot.shape) for name, slot in slots.items()}
         if EMBEDDING in tensor_shapes(folder):
             shapes[EMBEDDING] = (theirs.vocab_size, theirs.hidden_size)
-        for name, tensor in read_tensors(folder, shapes, device=target.device, dtype=target.dtype, only=slots).items():
-            slots[name].copy_(tensor)
-        if target.packed:
-            for part in vars(model.weights).values():
-                if isinstance(part, Matrix):
-                    part.pack()
+        fill(folder, slots, shapes)
+        for matrix in matrices(model.weights) if target.packed else ():
+            matrix.pack()
         return model
 
     def features(self, tapped: tuple[Tensor, ...]) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from torch import Tensor
 
 from methods.beam import Beam, Level, expand
-from methods.decoder import Prefill, Verification
+from methods.decoder import Prefill
 from methods.draft import Draft, Tree
 from methods.eagle import EagleModel
 from methods.engine.llama import Llama
@@ -57,6 +57,7 @@ class DynamicDraft:
         self.method = method
         nodes, deepest = method.top_k * method.depth, method.depth + 1
         self.follower = Follower(method.model, prompt, prefill, nodes=nodes, deepest=deepest)
+        self.observe = self.follower.observe
 
     def propose(self, tokens: list[int], room: int) -> Draft:
         """Grow the tree by as many levels as there is room for, at most depth + 1, and keep its best nodes."""
@@ -68,13 +69,9 @@ class DynamicDraft:
             outputs, *level = follower.level(method.level, inputs, beam.sees, depth)
             beam.grow(Level(*level))
         follower.end_tree()
-        drafted, tree, _ = beam.rerank(method.max_rows - 1)
+        drafted, tree = beam.rerank(method.max_rows - 1)
         chain = method.top_k == 1
         return Draft(tokens=drafted, tree=Tree.chain(len(drafted), drafted.device) if chain else tree)
-
-    def observe(self, verification: Verification) -> None:
-        """Note the features of the accepted rows, whoever drafted them."""
-        self.follower.observe(verification)
 
 
 class Eagle2(DynamicMethod):

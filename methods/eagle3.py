@@ -23,7 +23,7 @@ from methods.engine.llama import (
     rms_norm,
     self_attention,
 )
-from methods.engine.matrix import Matrix
+from methods.engine.matrix import matrices
 from methods.engine.unit import Rows
 from methods.files import Checkpoint
 
@@ -45,21 +45,18 @@ class Eagle3Model:
         self.target, self.shape, self.weights, self.vocabulary = target, shape, weights, vocabulary
         self.config, self.taps = shape.layer, shape.taps
         self.embedding = target.weights.embedding if embedding is None else embedding
-        self.matrices = [part for part in vars(weights).values() if isinstance(part, Matrix)]
         tensors = [part for part in vars(weights).values() if isinstance(part, Tensor)]
-        own = [*tensors, *(matrix.weight for matrix in self.matrices), *([] if embedding is None else [embedding])]
+        own = [*tensors, *(matrix.weight for matrix in matrices(weights)), *([] if embedding is None else [embedding])]
         self.extra_parameters = sum(tensor.numel() for tensor in own)
-        self.dtype = weights.norm.dtype
-        self.rope = Rope(self.config, self.config.context, self.dtype, target.device)
+        self.rope = Rope(self.config, self.config.context, weights.norm.dtype, target.device)
 
     @classmethod
     def load(cls, folder: Path, target: Llama) -> Eagle3Model:
         """Read a checkpoint of any dialect. Raises UserError when it is broken or does not fit the target."""
         shape = read_shape(folder, target)
         model = cls(target, shape, *read_weights(folder, shape, target))
-        if target.packed:
-            for matrix in model.matrices:
-                matrix.pack()
+        for matrix in matrices(model.weights) if target.packed else ():
+            matrix.pack()
         return model
 
     def features(self, tapped: tuple[Tensor, ...]) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from methods.draft_vocabulary import OFFSETS, read_vocabulary
-from methods.engine.checkpoint import published_layer, read_tensors, tensor_shapes
+from methods.engine.checkpoint import fill, published_layer, tensor_shapes
 from methods.engine.config import model_config, read_json, shown
 from methods.engine.llama import LayerWeights, Llama, ModelConfig
 from methods.engine.matrix import Matrix, new_matrix
@@ -190,16 +190,13 @@ def read_weights(
     shapes = {name: tuple(slot.shape) for name, slot in slots.items()}
     beside = {OFFSETS: (shape.draft_vocab,), KEPT: (size,), EMBEDDING: (size, hidden)}
     shapes |= {name: wanted for name, wanted in beside.items() if name in found}
-    wanted = {*slots} | ({EMBEDDING} & {*found})
     if shape.draft_vocab < size and OFFSETS not in found:
         raise UserError(f"method.checkpoint={folder}: {shape.draft_vocab} of the target's {size} tokens need {OFFSETS}")
     if hidden != shape.width and EMBEDDING not in found:
         sizes = f"hidden size {hidden} beside a target's {shape.width}"
         raise UserError(f"method.checkpoint={folder}: a draft model of {sizes} needs {EMBEDDING}")
-    tensors = read_tensors(folder, shapes, device=target.device, dtype=dtype, only=wanted)
-    embedding = tensors.pop(EMBEDDING, None)
-    for name, tensor in tensors.items():
-        slots[name].copy_(tensor)
+    embedding = torch.empty(size, hidden, dtype=dtype, device=target.device) if EMBEDDING in found else None
+    fill(folder, slots if embedding is None else {**slots, EMBEDDING: embedding}, shapes)
     vocabulary = read_vocabulary(folder, target) if shape.draft_vocab < size else None
     own = target.weights.embedding
     same = embedding is not None and hidden == shape.width and torch.equal(embedding.to(own.dtype), own)

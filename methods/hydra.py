@@ -19,7 +19,7 @@ from methods.draft import Draft, upload
 from methods.engine.checkpoint import empty_weights, published_layer, read_tensors, tensor_shapes
 from methods.engine.config import read_json
 from methods.engine.llama import Llama, Weights
-from methods.engine.matrix import Matrix, new_matrix
+from methods.engine.matrix import Matrix, matrices, new_matrix
 from methods.engine.unit import Rows, Unit
 from methods.errors import UserError
 from methods.files import Checkpoint
@@ -165,11 +165,9 @@ class HydraModel:
 
     def pack(self) -> None:
         """Copy the matrices for decoding, as `Llama.pack` does."""
-        parts = [part for head in self.heads for part in vars(head).values()]
         layers = [] if self.prefix is None else self.prefix.weights.layers
-        for part in (*parts, *(part for layer in layers for part in vars(layer).values())):
-            if isinstance(part, Matrix):
-                part.pack()
+        for matrix in matrices(*self.heads, *layers):
+            matrix.pack()
 
     def states(self, features: Tensor, rows: Rows) -> Tensor:
         """The target's normed states [n, hidden] -> what the heads read of them [n, hidden]."""

@@ -52,18 +52,15 @@ class Heads(nn.ModuleList):
         That is config.json and medusa_lm_head.pt or .safetensors. Raises UserError when the checkpoint is incomplete,
         does not fit the target or has fewer than `count` heads.
         """
-        from medusa.model.medusa_model import MedusaConfig
-
         raw = read_json(folder / "config.json")
         for key in ("medusa_num_heads", "medusa_num_layers"):
             if isinstance(raw.get(key), bool) or not isinstance(raw.get(key), int) or raw[key] < 1:
                 raise UserError(f"method.checkpoint={folder}: config.json needs {key}, a positive integer")
-        config = MedusaConfig(medusa_num_heads=raw["medusa_num_heads"], medusa_num_layers=raw["medusa_num_layers"])
         if not weight_files(folder):
             raise UserError(f"method.checkpoint={folder}: no heads in this folder; wanted: medusa_lm_head.pt")
         found, vocabulary = tensor_shapes(folder), read_vocabulary(folder, target)
         rows = target.config.vocab_size if vocabulary is None else len(vocabulary)
-        layers, shape = config.medusa_num_layers, (rows, target.config.hidden_size)
+        layers, shape = raw["medusa_num_layers"], (rows, target.config.hidden_size)
         last = found.get(f"0.{layers}.weight", shape)
         if last != shape:
             theirs, ours = (f"hidden size {s[-1]} and a vocabulary of {s[0]}" for s in (last, shape))
@@ -71,7 +68,7 @@ class Heads(nn.ModuleList):
             raise UserError(f"method.checkpoint={folder}: heads for {theirs}, {who} {ours}")
         # The published config.json files say 2 where the weights have 5 heads: the weights decide.
         numbers = [int(name.partition(".")[0]) + 1 for name in found if name.partition(".")[0].isdigit()]
-        held = max([config.medusa_num_heads, *numbers])
+        held = max([raw["medusa_num_heads"], *numbers])
         if not 1 <= count <= held:
             raise UserError(f"method.heads={count}: must be between 1 and the {held} heads in {folder}")
         shapes = {

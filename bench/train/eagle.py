@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from bench.files import replace_tensors, replace_text
 from bench.train import loop
-from bench.train.loss import Sums, Target, as_is, cross_entropy
+from bench.train.loss import Sums, Target, cross_entropy, final_states
 from bench.train.packing import Row
 from bench.train.source import DataSource, ModelSource
 from methods.eagle import EagleModel
@@ -61,9 +61,7 @@ class FeatureTraining(nn.Module):
     def forward(self, row: Row) -> Sums:
         """Sums over the pairs whose output should predict a token of the assistant. Noise is for training only."""
         target, objective = self.target, self.objective
-        with torch.no_grad(), as_is(target.dtype, target.device):
-            hidden = target.run(target.embed(row.tokens), row.positions, None, slice(0, None), row.lengths)
-            features = target.norm(hidden)
+        features = final_states(target, row)
         wanted = row.predicting()
         wanted = wanted[row.positions[wanted] > 0]  # the first token's feature has no pair before it
         inputs = features.float()

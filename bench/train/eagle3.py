@@ -99,11 +99,8 @@ class Unrolled(nn.Module):
             at = places(row, step)
             drafted = self.draft.head_input(outputs[torch.searchsorted(rows, at)])
             says = Picked(target, torch.searchsorted(known, at + 1 + step))
-            sums = cross_entropy(drafted, self.draft.weights.lm_head.weight, says, chunk=self.chunk)
-            parts.append(replace(sums, loss=DISCOUNT**step * sums.loss))
-        total = Sums(*(torch.stack(values).sum() for values in zip(*(vars(p).values() for p in parts), strict=True)))
-        count = len(parts)
-        return Sums(total.loss, total.agree / count, total.overlap / count, total.positions / count)
+            parts.append(cross_entropy(drafted, self.draft.weights.lm_head.weight, says, chunk=self.chunk))
+        return Sums.of_parts(parts, [DISCOUNT**step for step in range(len(parts))])
 
     def states(self, row: Row) -> tuple[tuple[Tensor, ...], Tensor]:
         """The target's: before each tap, and after the final norm, [n, hidden] each."""

@@ -7,7 +7,6 @@ heads weigh the same, and what is dropped out, are from their code.
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +15,7 @@ from torch import nn
 
 from bench.files import replace_tensors, replace_text
 from bench.train import loop
-from bench.train.loss import Sums, Target, as_is, cross_entropy
+from bench.train.loss import Sums, Target, cross_entropy, final_states
 from bench.train.medusa import places
 from bench.train.packing import Row
 from bench.train.source import DataSource, ModelSource
@@ -48,9 +47,7 @@ class GroundedTraining(nn.Module):
         Agreement and overlap are means over the heads.
         """
         target, draft = self.target, self.draft
-        with torch.no_grad(), as_is(target.dtype, target.device):
-            hidden = target.run(target.embed(row.tokens), row.positions, None, slice(0, None), row.lengths)
-            features, embedded = target.norm(hidden), target.embed(row.tokens).float()
+        features, embedded = final_states(target, row), target.embed(row.tokens).float()
         states = draft.states(features.float(), Rows(row.positions, sees=row.lengths))
         parts, dropout = [], self.dropout if torch.is_grad_enabled() else 0.0
         for place in places(row, len(draft.heads)):
@@ -63,8 +60,7 @@ class GroundedTraining(nn.Module):
             # by the state from which the target itself predicts that token
             says = Target(features[place.wanted - 1], target.weights.lm_head.weight)
             parts.append(cross_entropy(wide, linear, says, chunk=self.chunk))
-        means = Sums(*(torch.stack([vars(sums)[name] for sums in parts]).mean(0) for name in vars(parts[0])))
-        return replace(means, loss=len(parts) * means.loss)
+        return Sums.of_parts(parts, [1.0] * len(parts))
 
 
 def build_draft(

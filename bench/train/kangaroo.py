@@ -128,7 +128,9 @@ def _copy(folder: Path, adapter: Adapter, target: Llama) -> None:
             raise UserError(f"train.start_from={folder}: {name} is {tuple(tensor.shape)}, not as these settings say")
         if name == OFFSETS and not torch.equal(own[name], tensor):
             raise UserError(f"train.start_from={folder}: its head is for other tokens than are most frequent here")
-    adapter.load_published({name: tensor for name, tensor in tensors.items() if name != OFFSETS})
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)  # offsets are equal, and no view
 
 
 def build_adapter(

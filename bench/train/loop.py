@@ -11,7 +11,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -323,14 +323,12 @@ def fit(job: Job, data: Data, settings: Settings, accelerate: Accelerator, *, se
         f"{job.title}: {parameters:,} parameters, {steps} steps of {run.identity['rows_per_step']} rows, "
         f"rows of {settings.length} tokens {1 - run.plan.padding:.1%} full"
     )
-    for _ in _steps(run):
-        if run.step % settings.checkpoint_every == 0 and run.step < steps:
-            run.save()
+    _steps(run)
     return _finish(run)
 
 
-def _steps(run: Run) -> Iterator[None]:
-    """Train step by step, logging; control returns to the caller after each."""
+def _steps(run: Run) -> None:
+    """Train step by step, logging and saving."""
     settings, steps = run.settings, len(run.plan)
     bar = tqdm(total=steps, initial=run.step, unit="step", disable=not run.accelerate.is_main_process, smoothing=0.05)
     started, tokens_before = time.perf_counter(), run.tokens
@@ -352,7 +350,8 @@ def _steps(run: Run) -> Iterator[None]:
                 judged = run.held_out()
                 run.points += [judged] if judged else []
                 started, tokens_before = time.perf_counter(), run.tokens
-            yield
+            if run.step % settings.checkpoint_every == 0 and run.step < steps:
+                run.save()
 
 
 def _finish(run: Run) -> list[Point]:

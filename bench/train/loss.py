@@ -9,13 +9,17 @@ kept (`Target.kept`), a quarter of a gigabyte at that size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from bench.train.packing import Row
+from methods.engine.llama import Llama
 
 LEAST = torch.finfo(torch.float32).tiny  # where the draft's tokens have no share at all, there is no loss to divide
 
@@ -23,6 +27,13 @@ LEAST = torch.finfo(torch.float32).tiny  # where the draft's tokens have no shar
 def as_is(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[Any]:
     """Without autocast for weights that are in half precision already: it would copy all of them at every pass."""
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, enabled=False)
+
+
+@torch.no_grad()
+def final_states(target: Llama, row: Row) -> Tensor:
+    """What a frozen target has after its final norm, [n, hidden]."""
+    with as_is(target.dtype, target.device):
+        return target.norm(target.run(target.embed(row.tokens), row.positions, None, slice(None), row.lengths))
 
 
 @dataclass(frozen=True)
@@ -33,6 +44,13 @@ class Sums:
     agree: Tensor  # positions where draft and target have the same top token
     overlap: Tensor  # sum of min(p, q): the expected number of accepted tokens under speculative sampling
     positions: Tensor
+
+    @classmethod
+    def of_parts(cls, parts: Sequence[Sums], weights: Sequence[float]) -> Sums:
+        """Of heads or steps: the losses weighted and summed, the mean of all else."""
+        means = [torch.stack([vars(part)[name] for part in parts]).mean(0) for name in vars(parts[0])]
+        total = torch.stack([weight * part.loss for weight, part in zip(weights, parts, strict=True)]).sum()
+        return replace(cls(*means), loss=total)
 
     def detached(self) -> Tensor:
         """[4] float64: loss, agree, overlap, positions."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bench.files import replace_tensors, replace_text
 from bench.train import loop
-from bench.train.loss import Sums, Target, as_is, cross_entropy
+from bench.train.loss import Sums, Target, cross_entropy, final_states
 from bench.train.packing import Row
 from bench.train.source import DataSource, ModelSource, frequent
 from methods.draft_vocabulary import OFFSETS, offsets
@@ -68,16 +68,9 @@ class HeadTraining(nn.Module):
         super().__init__()
         self.target, self.heads, self.chunk = target, heads, chunk
 
-    def final_states(self, row: Row) -> Tensor:
-        """States [n, hidden] after the target's final norm."""
-        target = self.target
-        with torch.no_grad(), as_is(target.dtype, target.device):
-            hidden = target.embed(row.tokens)
-            return target.norm(target.run(hidden, row.positions, None, slice(None), row.lengths))
-
     def forward(self, row: Row) -> Sums:
         """Loss: sum over heads of 0.8^k times the cross-entropy; agreement and overlap: mean over the heads."""
-        final = self.final_states(row)
+        final = final_states(self.target, row)
         lm_head = self.target.weights.lm_head.weight
         parts = []
         for place in places(row, len(self.heads)):
@@ -87,14 +80,8 @@ class HeadTraining(nn.Module):
             labels = says.places(row.tokens[place.wanted])
             drafted, weight = block(final[place.at].float()), cast(Tensor, linear.weight)
             sums = cross_entropy(drafted, weight, says, labels=labels, chunk=self.chunk)
-            parts.append((DISCOUNT**place.head, sums))
-        count = len(parts)
-        return Sums(
-            loss=torch.stack([weight * sums.loss for weight, sums in parts]).sum(),
-            agree=torch.stack([sums.agree for _, sums in parts]).sum() / count,
-            overlap=torch.stack([sums.overlap for _, sums in parts]).sum() / count,
-            positions=torch.stack([sums.positions for _, sums in parts]).sum() / count,
-        )
+            parts.append(sums)
+        return Sums.of_parts(parts, [DISCOUNT**head for head in range(1, 1 + len(parts))])
 
 
 @torch.no_grad()
@@ -108,7 +95,7 @@ def head_accuracies(training: HeadTraining, rows: list[Row]) -> list[list[float]
     hits = torch.zeros(count, ranks, dtype=torch.float64)
     totals = torch.zeros(count, dtype=torch.float64)
     for row in rows:
-        final = training.final_states(row)
+        final = final_states(training.target, row)
         for place in places(row, count):
             block, linear = cast(nn.Sequential, training.heads[place.head - 1])
             for at, before in zip(

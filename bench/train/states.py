@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -41,9 +42,5 @@ class KeptStates:
         ends = np.cumsum(row.lengths)[:-1]
         for file, part in zip(files, np.split(parts, ends, 1), strict=True):
             if np.isfinite(part).all() and not file.exists():
-                self._write(file, part)
+                replace_file(file, partial(np.save, arr=part))
         return states
-
-    @staticmethod
-    def _write(file: Path, part: np.ndarray) -> None:
-        replace_file(file, lambda fresh: np.save(fresh, part))

@@ -80,8 +80,13 @@ def read_tensors(
     """
     names = shapes if only is None else only
     slots = {name: torch.empty(shapes[name], dtype=dtype, device=device) for name in names}
-    _fill(folder, slots, HARMLESS, shapes)
+    fill(folder, slots, shapes)
     return slots
+
+
+def fill(folder: Path, slots: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Read a checkpoint that holds tensors of these shapes into places of some of them. Raises as `read_tensors`."""
+    _fill(folder, slots, HARMLESS, shapes)
 
 
 def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,13 +18,6 @@ from methods.errors import first_line
 
 Work = Callable[[], tuple[Tensor, ...]]
 WARM_UP = 3  # runs before a capture, in which libraries choose their kernels and take their workspaces
-
-
-class Captured(Protocol):
-    """A pass that can be done again."""
-
-    def replay(self) -> tuple[Tensor, ...]:
-        """Its results, in tensors that the next replay overwrites."""
 
 
 class CudaGraph:
@@ -69,7 +62,7 @@ class Graphs:
         self.missed = 0  # passes after it that no capture was there for
         self.refused = ""  # why a capture failed; none is tried after it
         self.is_recording = False
-        self._captured: dict[Hashable, Captured] = {}
+        self._captured: dict[Hashable, CudaGraph | Repeated] = {}
         self._pool = torch.cuda.graph_pool_handle() if self.cuda else None
 
     def __len__(self) -> int:

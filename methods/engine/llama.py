@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from methods.engine.attention import Mask, attend, choose_kernels
 from methods.engine.kv_cache import KVCache
-from methods.engine.matrix import PACKED_BYTES, Matrix
+from methods.engine.matrix import PACKED_BYTES, Matrix, matrices
 from methods.engine.unit import Caches, Rows, Unit
 
 
@@ -97,10 +97,7 @@ class Weights:
 
     def matrices(self) -> list[Matrix]:
         """Every matrix that states are multiplied with."""
-        return [
-            self.lm_head,
-            *(part for layer in self.layers for part in vars(layer).values() if isinstance(part, Matrix)),
-        ]
+        return matrices(self, *self.layers)
 
 
 class Rope:

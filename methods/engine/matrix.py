@@ -62,6 +62,11 @@ class Matrix:
         return torch.ops.mkldnn._linear_pointwise.binary(states, residual, self._packed, None, "add")
 
 
+def matrices(*parts: object) -> list[Matrix]:
+    """Every matrix among the attributes of the parts."""
+    return [value for part in parts for value in vars(part).values() if isinstance(value, Matrix)]
+
+
 def _block_product(states: Tensor, blocks: Tensor, addend: Tensor | None) -> Tensor:
     """States [n, inputs] times blocks, plus an addend [outputs] or [n, outputs]: [n, outputs]."""
     rows, count = len(states), len(blocks)

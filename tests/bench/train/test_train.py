@@ -145,7 +145,7 @@ def test_medusa_places_by_hand():
     assert found == {1: ([1, 2, 5], [3, 4, 7]), 2: ([1], [4]), 3: ([], [])}
 
 
-def test_medusa_accuracies_by_hand():
+def test_medusa_accuracies_by_hand(monkeypatch):
     """States that name what the target says next; each head's choices are the names after it, in order."""
     assistant = [0, 0, 1, 1, 1, 0, 1, 1]  # as above: head 1 is at 1, 2 and 5, head 2 at 1
     row = packing.build_row([Encoded(torch.arange(8).int().numpy(), torch.tensor(assistant).bool().numpy())])
@@ -157,8 +157,8 @@ def test_medusa_accuracies_by_hand():
         heads=torch.nn.ModuleList([head, head]),
         chunk=2,
         target=SimpleNamespace(lm_head=lambda states: states),
-        final_states=lambda _: names[[0, 3, 4, 6, 0, 7, 7, 0]],
     )
+    monkeypatch.setattr(medusa, "final_states", lambda target, row: names[[0, 3, 4, 6, 0, 7, 7, 0]])
     training.heads.vocabulary = None
     first, second = medusa.head_accuracies(training, [row])
     assert first == pytest.approx([1 / 3, 1 / 3] + 8 * [0])  # 3 -> 4 and 4 -> 6; 7 -> 7 is the last of 12 choices
