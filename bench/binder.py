@@ -114,17 +114,19 @@ def bind(node: Mapping[str, Any], key: str, *, model: str = "") -> Bound:
     named = [name for name in own if name not in CONTEXT or name in given]
     faults = [f"{key}.{name}: unknown; {nearest(name, named)}" for name in given if name not in named and not takes_all]
     wanted = [name for name in named if parameters[name].default is inspect.Parameter.empty]
-    faults += [f"{key}.{name} is missing: give {key}.{name}=VALUE" for name in wanted if name not in given]
     for name, kind in ((name, kinds[name]) for name in named if isinstance(kinds[name], Unread)):
         faults.append(
             f"{key}.{name}: nobody can tell whether it is a file, as its annotation {kind.text} is for type checkers "
             f"alone ({kind.why}): import it at run time too"
         )
     markers = {name: marker for name in named if (marker := _marker(kinds[name]))}
+    lines = {name: f"{name}: {'null' if name in markers else 'VALUE'}" for name in wanted if name not in given}
+    faults += [f"{key}.{name} is missing: the YAML of {key} needs the line {line}" for name, line in lines.items()]
+    makes = "; bench.train makes one" if str(node[TARGET]).startswith("methods.") else ""
     arguments: dict[str, Any] = {}
     for name, value in given.items():
         try:
-            arguments[name] = _bound(f"{key}.{name}", value, kinds.get(name, rest), markers.get(name), model)
+            arguments[name] = _bound(f"{key}.{name}", value, kinds.get(name, rest), markers.get(name), model, makes)
         except UserError as error:
             faults.append(str(error))
     if faults:
@@ -156,7 +158,7 @@ def file_hashes(path: Path, *, draft: bool = False) -> dict[str, str]:
     return hashes
 
 
-def _bound(key: str, value: Any, kind: Any, marker: Checkpoint | DataFile | None, model: str) -> Any:
+def _bound(key: str, value: Any, kind: Any, marker: Checkpoint | DataFile | None, model: str, makes: str) -> Any:
     """A value that fits its annotation; a node inside is bound as well."""
     if isinstance(value, Mapping) and TARGET in value:
         return bind(value, key, model=model)
@@ -164,9 +166,8 @@ def _bound(key: str, value: Any, kind: Any, marker: Checkpoint | DataFile | None
         check_type(key, value, kind)
     elif value is None and not _optional(kind):
         whose = f" for model={model}" if model else ""
-        raise UserError(
-            f"{key}: none is configured{whose}; wanted: {marker.what}, by file, folder or hub id; bench.train makes one"
-        )
+        form = "folder or hub id" if isinstance(marker, Checkpoint) else "file or folder"
+        raise UserError(f"{key}: none is configured{whose}; wanted: {marker.what}, by {form}{makes}")
     else:
         check_type(key, value, str | None)
     return value

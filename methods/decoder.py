@@ -208,6 +208,8 @@ class Sequence:
         logits = model.lm_head(final)
         tokens: list[int] = prompt.tolist()
         self.drafter = self.decoder.method.start(tokens, Prefill(taps.collected(), final, self.cache, self.sampler))
+        if lacking := [part for part in ("propose", "observe") if not hasattr(self.drafter, part)]:
+            raise UserError(f"method: {type(self.drafter).__name__}, its drafter, lacks {', '.join(lacking)}")
         return tokens, accept(logits, self.sampler.choose(logits, self.length), Draft.empty(model.device)).tokens
 
     def _verify(self, draft: Draft) -> Verification:
@@ -219,7 +221,7 @@ class Sequence:
             positions, mask = draft.layout(base)
         pending = torch.full((1,), self.tokens[-1], device=model.device)
         fed = torch.cat((pending, draft.tokens, *(() if draft.extra is None else (draft.extra.tokens,))))
-        assert len(fed) <= self.decoder.method.max_rows, "a draft of more rows than the method said"
+        self._check(draft, len(fed))
         resumed = draft.hidden
         hidden, first = (model.embed(fed), 0) if resumed is None else (resumed.states, resumed.layer)
         taps = Taps(self.decoder.method.taps)
@@ -237,6 +239,14 @@ class Sequence:
             predicted=predicted,
             extra_predicted=accepted.extra,
         )
+
+    def _check(self, draft: Draft, rows: int) -> None:
+        """Raises AssertionError for what a drafter may not do, where the host can see it."""
+        tree, room = draft.tree, self.decoder.context - len(self.tokens)
+        assert len(draft.tokens) == tree.size, f"a draft of {len(draft.tokens)} tokens, and a tree of {tree.size}"
+        assert rows <= self.decoder.method.max_rows, "a draft of more rows than the method said"
+        assert tree.paths.shape[1] - 1 <= room, f"a draft {tree.paths.shape[1] - 1} deep, with room for {room}"
+        assert draft.hidden is None or draft.extra is None, "a draft with states of its own and extra rows"
 
     def _cut(self, tokens: tuple[int, ...], room: int) -> tuple[int, ...]:
         """What is emitted of `tokens`: up to the first EOS (included), and no more than there is room for."""

@@ -1,6 +1,6 @@
-"""Proof that a method is lossless: random tiny models, EOS at every place, full contexts, sampling, side by side.
+"""Proof that a method is lossless on a random tiny model.
 
-For methods from outside as well: `check_lossless(make)` in a test of theirs raises AssertionError otherwise.
+EOS at every place, full contexts, sampling, side by side, the fixed engine, another method's drafts in between. For methods from outside as well: `check_lossless(make)` in a test of theirs raises AssertionError otherwise.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ import torch
 
 from methods.decoder import Decoder, Generation
 from methods.engine.checkpoint import empty_weights, randomise
+from methods.engine.fixed import FixedLlama
 from methods.engine.llama import Llama, ModelConfig
+from methods.sam import Sam
 from methods.vanilla import Vanilla
 
 PROMPTS = ((5, 6, 7), (9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9), (3, 20, 3, 20, 3, 20, 3), (40,))
 NEW_TOKENS = 40
 TEMPERATURES = (0.3, 1.0)
+OFTEN: dict[str, Any] = {"predict": 6, "threshold": 2, "bias": 0, "static": None}  # of lookups that draft in between
 Make = Callable[[Llama], Any]  # a method on a target
 
 
@@ -50,26 +53,25 @@ def check_lossless(make: Make, model: Llama | None = None, prompts: Sequence[Seq
     """Hold a method against vanilla on one model, in float32 on a CPU, where nothing but equal will do.
 
     make is called with the model (None: a tiny random one) and with copies of it that end a sequence at other tokens.
-    Raises AssertionError that says which prompt, and where the first difference stands.
+    Raises AssertionError that says which prompt and case, and where the first difference stands or what was raised.
     """
     model = model or tiny_model()
     for prompt in prompts:
-        plain = _generated(model, Vanilla, prompt, NEW_TOKENS)
-        _same("a whole answer", prompt, _generated(model, make, prompt, NEW_TOKENS), plain)
+        plain = _generated(model, Vanilla, prompt)
+        _hold("a whole answer", model, make, prompt, plain)
         for new in (1, 2, 3):
-            _same(f"max_new_tokens={new}", prompt, _generated(model, make, prompt, new), _cut(plain, new))
+            _hold(f"max_new_tokens={new}", model, make, prompt, _cut(plain, new), new=new)
         for eos in sorted(set(plain.tokens)):
-            ending = model.alike(replace(model.config, eos_token_ids=(eos,)), model.weights, model.folder)
-            wanted = _generated(ending, Vanilla, prompt, NEW_TOKENS)
-            _same(f"EOS {eos}", prompt, _generated(ending, make, prompt, NEW_TOKENS), wanted)
+            _hold(f"EOS {eos}", _changed(model, eos_token_ids=(eos,)), make, prompt)
         for room in (1, 2, 5, 11):
             context = min(len(prompt) + room, model.config.context)
-            wanted = _generated(model, Vanilla, prompt, NEW_TOKENS, context)
-            _same(f"a context of {context}", prompt, _generated(model, make, prompt, NEW_TOKENS, context), wanted)
+            _hold(f"a context of {context}", _changed(model, context=context), make, prompt)
         for temperature in TEMPERATURES:
-            wanted = _generated(model, Vanilla, prompt, NEW_TOKENS, temperature=temperature)
-            found = _generated(model, make, prompt, NEW_TOKENS, temperature=temperature)
-            _same(f"temperature {temperature}", prompt, found, wanted)
+            _hold(f"temperature {temperature}", model, make, prompt, temperature=temperature)
+        _hold("on the fixed engine", FixedLlama.of(model), make, prompt, plain)
+        _hold(
+            "between another's drafts", model, lambda target: Sam(target, fallback=make(target), **OFTEN), prompt, plain
+        )
     check_side_by_side(make, model, prompts)
 
 
@@ -90,11 +92,27 @@ def check_side_by_side(make: Make, model: Llama, prompts: Sequence[Sequence[int]
         assert found.steps == wanted.steps, f"prompt {list(prompt)}: other steps side by side than alone"
 
 
+def _changed(model: Llama, **shape: Any) -> Llama:
+    return model.alike(replace(model.config, **shape), model.weights, model.folder)
+
+
 def _generated(
-    model: Llama, make: Make, prompt: Sequence[int], new: int, context: int | None = None, temperature: float = 0.0
+    model: Llama, make: Make, prompt: Sequence[int], new: int = NEW_TOKENS, temperature: float = 0.0
 ) -> Generation:
-    decoder = Decoder(model, make(model), context=context, temperature=temperature, seed=7)
+    decoder = Decoder(model, make(model), temperature=temperature, seed=7)
     return decoder.generate(torch.tensor(prompt, device=model.device), new)
+
+
+def _hold(
+    case: str, model: Llama, make: Make, prompt: Sequence[int], wanted: Generation | None = None, **settings: Any
+) -> None:
+    """Against `wanted`, or what vanilla gives in the same case."""
+    wanted = wanted or _generated(model, Vanilla, prompt, **settings)
+    try:
+        found = _generated(model, make, prompt, **settings)
+    except Exception as error:
+        raise AssertionError(f"prompt {list(prompt)}, {case}: {type(error).__name__}: {error}") from error
+    _same(case, prompt, found, wanted)
 
 
 def _cut(plain: Generation, new: int) -> Generation:

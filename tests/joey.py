@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
+from bench.binder import draft_key
+from bench.config import installed
 from bench.joey.tokenizer import ASSISTANT, rendered
 from bench.places import BENCH
 from methods.decoder import Decoder
@@ -18,6 +20,16 @@ from methods.engine.checkpoint import load_model
 from methods.engine.llama import Llama
 
 ASSETS = BENCH / "assets" / "joey"
+
+
+def for_joey() -> list[str]:
+    """Methods that joey can be measured with: they need no draft, or it has one."""
+    found = []
+    for name in installed().choices("method"):
+        node = installed().compose("config", [f"method={name}", "model=joey"]).values["method"]
+        key = draft_key(node)
+        found += [] if key is not None and node[key] is None else [name]
+    return found
 
 
 @cache

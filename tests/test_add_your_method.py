@@ -32,7 +32,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for folder in ("bench", "methods", "conf"):
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__", "joey"))
     for path, content in example().items():
-        assert not (copy / path).exists(), f"{path} is not new"
+        there = copy / path
+        assert not there.exists() or there.read_text(encoding="utf-8") == content, f"{path} is another method's"
         (copy / path).write_text(content, encoding="utf-8")
     return copy
 

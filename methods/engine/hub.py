@@ -17,7 +17,7 @@ from methods.engine.weight_files import matches, wanted_weights, weight_files
 from methods.errors import UserError, first_line
 
 TEXT_FILES = ["*.json", "*.jinja", "tokenizer.model", "vocab.txt", "merges.txt"]
-PACKAGE = "package:"  # package:NAME/FILE|owner/name: a file inside an installed Python package, else a hub repository
+PACKAGE = "package:"  # package:NAME/FILE|owner/name: a file or folder in an installed Python package, else the hub's
 COMMIT = re.compile("[0-9a-f]{40}")
 LORA = "adapter_config.json"
 
@@ -42,9 +42,8 @@ def resolve(path: str, revision: str | None = None, *, key: str = "model.path", 
         folder = drive.fetch(path, key)
     elif not path or not _is_folder(folder, f"{key}={path}"):
         if path.startswith(("/", ".", "~")) or path.count("/") != 1:
-            valid = (
-                "a folder with config.json and weights, FILE.gguf, a hub id owner/name, or gdrive:FOLDER_ID/subfolder"
-            )
+            file = "FILE.gguf, " if key == "model.path" else ""
+            valid = f"a folder with config.json and weights, {file}a hub id owner/name, or gdrive:FOLDER_ID/subfolder"
             raise UserError(f"{key}={path}: no such folder; valid: {valid}")
         hub_id, _, named = path.partition("@")
         folder = _download(hub_id, revision or named or None, key, weights)
@@ -62,13 +61,13 @@ def hub_name(folder: Path) -> str | None:
 
 
 def _packaged(path: str) -> Path | None:
-    """The file inside an installed Python package that `path` names."""
+    """The file or folder inside an installed Python package that `path` names."""
     if not path.startswith(PACKAGE):
         return None
     name, _, file = path.removeprefix(PACKAGE).partition("|")[0].partition("/")
     spec = find_spec(name)
     files = (Path(place, file) for place in (spec.submodule_search_locations if spec else None) or ())
-    return next((found for found in files if found.is_file()), None)
+    return next((found for found in files if found.exists()), None)
 
 
 def _instead(path: str, revision: str | None, key: str, weights: bool) -> Path:

@@ -17,7 +17,7 @@ from bench.run import main
 from methods.engine.attention import kernels
 from methods.errors import UserError
 from tests.bench.small_run import SmallRun, lines
-from tests.methods.test_lossless import METHODS
+from tests.joey import for_joey
 
 
 @pytest.mark.parametrize(("temperature", "engine"), [(0, "eager"), (0.7, "eager"), (0, "fixed")])
@@ -34,7 +34,7 @@ def test_a_run(
     assert json.loads((folder / "run.json").read_text())["gpu"] is None
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", for_joey())
 def test_every_method_with_joeys_drafts(
     name: str, second: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -27,7 +27,7 @@ def test_one_methods_mistake_keeps_no_other_from_running(small: SmallRun, tmp_pa
     )
     assert main(overrides) == 1
     told = capsys.readouterr().err.splitlines()
-    lacks = "method.checkpoint: none is configured for model=custom; wanted: Medusa heads, by file, folder or hub id"
+    lacks = "method.checkpoint: none is configured for model=custom; wanted: Medusa heads, by folder or hub id"
     assert told[0].startswith(f"medusa is left out: {lacks}; bench.train makes one")
     assert told[-1].startswith(f"not measured: medusa: {lacks}")
     assert [file.parent.parent.name for file in tmp_path.glob("runs/*/*/*/metrics.json")] == ["vanilla"]

@@ -18,7 +18,7 @@ from methods import proof
 from methods.decoder import Decoder, Generation, Prefill, Verification
 from methods.draft import Draft, Resumed, Tree
 from methods.engine.llama import Llama
-from methods.proof import Make, check_lossless, check_side_by_side
+from methods.proof import OFTEN, Make, check_lossless, check_side_by_side
 from methods.sam import Sam
 from methods.vanilla import Vanilla
 from tests.methods.test_rest import tokenizer_folder
@@ -78,8 +78,7 @@ def maker(name: str, folder: Path) -> Make:
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_is_lossless_behind_lookups(name: str, model: Llama, tmp_path: Path) -> None:
     make = maker(name, tmp_path)
-    settings: dict[str, Any] = {"predict": 6, "threshold": 2, "bias": 0, "static": None}
-    check_side_by_side(lambda target: Sam(target, fallback=make(target), **settings), model)
+    check_side_by_side(lambda target: Sam(target, fallback=make(target), **OFTEN), model)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -20,7 +20,7 @@ from methods.engine.checkpoint import load_model
 from methods.engine.fixed import FixedLlama
 from methods.engine.llama import Llama
 from methods.vanilla import Vanilla
-from tests.joey import ASSETS, prompt
+from tests.joey import ASSETS, for_joey, prompt
 from tests.methods.test_lossless import METHODS, maker
 from tests.methods.test_rest import tokenizer_folder
 from tests.second_device import Generator, Second, Strayed, moved, waits
@@ -89,7 +89,7 @@ def joey() -> Llama:
 
 
 @pytest.mark.parametrize("engine", ["eager", "fixed"])
-@pytest.mark.parametrize("name", [name for name in METHODS if not name.startswith("hf_")])
+@pytest.mark.parametrize("name", [name for name in for_joey() if not name.startswith("hf_")])
 def test_joeys_drafts(name: str, engine: str, joey: Llama, second: torch.device, tmp_path: Path) -> None:
     run = Run.of(installed().compose("config", [f"method={name}", "model=joey"]))
     fetched = bind(run.method, "method").fetch(model=run.model, cache=tmp_path)

@@ -25,6 +25,7 @@ from methods.errors import NonFiniteLogits
 from methods.hydra import Hydra
 from methods.proof import check_lossless, check_side_by_side
 from methods.vanilla import Vanilla
+from tests.joey import for_joey
 from tests.methods.test_hydra import plain_heads
 from tests.methods.test_lossless import METHODS, maker
 from tests.methods.test_rest import tokenizer_folder
@@ -79,7 +80,7 @@ def joey() -> Llama:
     return packed(load_model(JOEY, dtype="float32"))
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if not name.startswith("hf_")])
+@pytest.mark.parametrize("name", [name for name in for_joey() if not name.startswith("hf_")])
 def test_joeys_drafts_are_the_eager_engines(name: str, joey: Llama, tmp_path: Path) -> None:
     run = Run.of(installed().compose("config", [f"method={name}", "model=joey"]))
     context = {"model": run.model, "cache": tmp_path}  # of what is prepared, as REST's datastore
