@@ -128,7 +128,7 @@ class Conf:
 
     def search_path(self) -> list[str]:
         """The override that tells Hydra of the folders besides the project's own."""
-        quoted = (str(folder).replace("\\", "\\\\").replace("'", "\\'") for folder in self.folders if folder != CONF)
+        quoted = (str(folder).replace("'", "\\'") for folder in self.folders if folder != CONF)
         others = ",".join(f"'file://{folder}'" for folder in quoted)
         return [f"{FOLDER_KEY}=[{others}]"] if others else []
 

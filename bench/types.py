@@ -77,6 +77,8 @@ def kinds_of(target: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _fits(value: Any, kind: Any) -> bool:
+    if isinstance(kind, Unread):
+        return True
     origin, parts = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         return any(_fits(value, part) for part in parts)

@@ -1,6 +1,7 @@
 """Proof that a method is lossless on a random tiny model.
 
-EOS at every place, full contexts, sampling, side by side, the fixed engine, another method's drafts in between. For methods from outside as well: `check_lossless(make)` in a test of theirs raises AssertionError otherwise.
+EOS at every place, full contexts, sampling, side by side, the fixed engine, another method's drafts in between. For
+methods from outside as well: `check_lossless(make)` in a test of theirs raises AssertionError otherwise.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,35 @@ def test_methods_know_nothing_of_the_bench() -> None:
 def test_the_engine_uses_no_modelling_code_of_transformers() -> None:
     for file in (ROOT / "methods" / "engine").glob("*.py"):
         assert "transformers" not in imported(file), file
+
+
+def modules() -> dict[str, Path]:
+    files = [file for room in ("bench", "methods") for file in (ROOT / room).rglob("*.py")]
+    return {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in files}
+
+
+def needed(file: Path, known: dict[str, Path]) -> set[str]:
+    """Modules of the project that a file imports, inside functions as well, but for type checkers alone."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    found: set[str] = set()
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        waiting += ast.iter_child_nodes(node)
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            inside = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (inside & known.keys()) or {node.module}
+    return found & known.keys()
+
+
+def test_imports_never_go_round() -> None:
+    known = modules()
+    order = graphlib.TopologicalSorter({name: needed(file, known) for name, file in known.items()})
+    order.prepare()  # raises CycleError, which names the modules
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from bench.run import main
 from tests.bench.small_run import SmallRun
@@ -90,6 +92,7 @@ def test_a_method_with_weights_is_three_files(outside: SmallRun, option: str) ->
         ({"method__checkpoint": "null"}, "method.checkpoint: none is configured for model=custom; wanted: a linear"),
         ({"method___target_": "linear_draft.Nothing"}, "method._target_=linear_draft.Nothing: "),
         ({"method__checkpoint": "/nowhere/at/all"}, "method.checkpoint=/nowhere/at/all: no such folder"),
+        ({"method__checkpoint": "package:its_weights/none"}, "method.checkpoint="),
     ],
 )
 def test_its_mistakes_are_one_line(outside: SmallRun, capsys, changes: dict, message: str) -> None:
@@ -107,11 +110,16 @@ def test_any_file_of_its_weights_that_changes_begins_another_run(outside: SmallR
     for content in ("one", "two", "two"):
         (outside.folder / "weights" / "inner" / "w.pt").write_text(content)
         (outside.folder / "weights" / "notes.md").write_text(content * 2)
+        (outside.folder / "weights" / "log.csv").write_text(content * 2)
         changes = {"method": "linear", "method__checkpoint": None, "limit": 1, "repeats": 1}
         assert main([*given, *outside.overrides(**changes)]) == 0
     assert len(outside.folders()) == 2
     hashes = json.loads((outside.folders()[0] / "run.json").read_text())["checkpoint_sha256"]
-    assert "draft/inner/w.pt" in hashes and "draft/notes.md" not in hashes
+    assert "draft/inner/w.pt" in hashes and not {"draft/notes.md", "draft/log.csv"} & hashes.keys()
+    for name in ("vocab.json", "table.csv", "tokenizer.json"):  # nobody knows what of this the method reads
+        (outside.folder / "weights" / name).write_text("{}")
+    assert main([*given, *outside.overrides(**changes)]) == 0
+    assert len(outside.folders()) == 3
 
 
 @pytest.mark.parametrize(
@@ -172,3 +180,93 @@ def test_a_folder_that_is_not_there_is_one_line(capsys, option: str, message: st
     assert main(["method=linear", option]) == 2
     error = capsys.readouterr().err
     assert error.startswith(message) and error.count("\n") == 1
+
+
+def changed(outside: SmallRun, monkeypatch: pytest.MonkeyPatch, before: str, after: str) -> list[str]:
+    """The method with another text in it, and the arguments of a run."""
+    assert before in METHOD
+    (outside.folder / "code" / "linear_draft.py").write_text(METHOD.replace(before, after, 1))
+    monkeypatch.delitem(sys.modules, "linear_draft", raising=False)
+    changes = {"method": "linear", "method__checkpoint": None, "limit": 1, "repeats": 1}
+    return [f"--config-dir={outside.folder / 'own'}", *outside.overrides(**changes)]
+
+
+def test_an_annotation_that_a_type_checker_alone_reads_is_named(outside: SmallRun, capsys, monkeypatch) -> None:
+    later = "from __future__ import annotations\nimport typing\nif typing.TYPE_CHECKING:\n    from pathlib import Path"
+    given = changed(outside, monkeypatch, "from pathlib import Path", later)
+    capsys.readouterr()
+    assert main(given) == 2
+    error = capsys.readouterr().err
+    assert "method.checkpoint: nobody can tell whether it is a file" in error and "name 'Path' is not defined" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("place", ["propose", "observe"])
+def test_an_error_of_one_method_keeps_no_other_from_running(outside: SmallRun, capsys, monkeypatch, place) -> None:
+    raising = f"def {place}(self, *given):\n        raise KeyError('lost')\n\n    def was_{place}("
+    given = changed(outside, monkeypatch, f"def {place}(", raising)
+    with pytest.raises(KeyError, match="lost"):  # alone, it is the method's author who has to see it
+        main(given)
+    several = [text.replace("method=linear", "method=linear,vanilla") for text in given]
+    assert main(several) == 1
+    error = capsys.readouterr().err
+    assert "linear is left out: 'lost'" in error and "Traceback" in error
+    assert (outside.folders()[-1] / "metrics.json").exists() and outside.folders()[-1].parent.name == "vanilla"
+
+
+def test_a_drafter_without_its_two_calls_is_one_line(outside: SmallRun, capsys, monkeypatch) -> None:
+    given = changed(outside, monkeypatch, "def observe(", "def observed(")
+    capsys.readouterr()
+    assert main(given) == 2
+    assert capsys.readouterr().err == "method: Drafter, its drafter, lacks observe\n"
+
+
+def test_a_line_that_its_yaml_lacks_is_said(outside: SmallRun, capsys) -> None:
+    (outside.folder / "own" / "method" / "linear.yaml").write_text("_target_: linear_draft.Linear\nscale: 1.0\n")
+    given = [f"--config-dir={outside.folder / 'own'}", *outside.overrides(method="linear", method__checkpoint=None)]
+    (outside.folder / "own" / "draft" / "linear-custom.yaml").unlink()
+    capsys.readouterr()
+    assert main(given) == 2
+    assert "method.checkpoint is missing: the YAML of method needs the line checkpoint: null" in capsys.readouterr().err
+
+
+def test_a_name_that_is_taken_is_refused(outside: SmallRun, capsys) -> None:
+    taken = outside.folder / "own" / "method" / "pld.yaml"
+    taken.write_text("_target_: linear_draft.Linear\n")
+    assert main([f"--config-dir={outside.folder / 'own'}", "method=pld"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"{taken}: ") and "has this name already; give yours another" in error
+
+
+def test_weights_may_lie_in_an_installed_package_under_a_name_of_their_own(outside: SmallRun, monkeypatch) -> None:
+    package = outside.folder / "code" / "its_weights"
+    (package / "linear").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    save_file({"weight": torch.randn(67, 32)}, package / "linear" / "my_heads.safetensors")
+    (package / "linear" / "config.json").write_text("{}")
+    given = [f"--config-dir={outside.folder / 'own'}", "method.checkpoint=package:its_weights/linear"]
+    changes = {"method": "linear", "method__checkpoint": None, "limit": 1, "repeats": 1}
+    assert main([*given, *outside.overrides(**changes)]) == 0
+    info = json.loads((outside.folders()[0] / "run.json").read_text())
+    assert "draft/my_heads.safetensors" in info["checkpoint_sha256"]
+    assert shlex.split(info["command"])[3] == "method.checkpoint=package:its_weights/linear"
+    assert f"--config-dir={outside.folder / 'own'}" in shlex.split(info["command"])
+
+
+@pytest.mark.parametrize("folder", ["own's", "a,b", "with space", "back\\slash"])
+def test_a_folder_of_any_name_is_read(outside: SmallRun, folder: str) -> None:
+    (outside.folder / "own").rename(outside.folder / folder)
+    changes = {"method": "linear", "method__checkpoint": None, "limit": 1, "repeats": 1}
+    assert main(["--config-dir", str(outside.folder / folder), *outside.overrides(**changes)]) == 0
+
+
+@pytest.mark.parametrize(
+    "option", ["hydra.searchpath=[pkg://its_conf.inside]", "+hydra.searchpath=[pkg://its_conf.inside]"]
+)
+def test_a_folder_of_a_package_is_read(outside: SmallRun, option: str) -> None:
+    package = outside.folder / "code" / "its_conf"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (outside.folder / "own").rename(package / "inside")
+    changes = {"method": "linear", "method__checkpoint": None, "limit": 1, "repeats": 1}
+    assert main([option, *outside.overrides(**changes)]) == 0

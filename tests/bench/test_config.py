@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench.config import Conf
+from bench.config import Conf, installed
+from bench.places import ROOT, locate
 from bench.settings import Run
+from bench.train.work import compose
 from bench.types import check_type
 from methods.errors import UserError
 
@@ -81,3 +84,23 @@ def test_annotations_that_words_do_not_say_take_anything() -> None:
     check_type("method.share", 1, float)
     with pytest.raises(UserError, match=r"method.share=true: must be a number or null"):
         check_type("method.share", True, float | None)
+
+
+@pytest.mark.parametrize("written", ["method.fallback=pld", "method.fallback='pld'", "+method.fallback=pld"])
+def test_a_method_inside_another_is_chosen_as_hydra_writes_it(written: str) -> None:
+    method = installed().compose("config", ["method=sam", written, "method.fallback.length=3"]).values["method"]
+    assert method["fallback"]["_target_"] == "methods.pld.PromptLookup" and method["fallback"]["length"] == 3
+
+
+@pytest.mark.parametrize("written", ["method=vanilla", "method='vanilla'", "+method=vanilla"])
+def test_what_cannot_be_trained_is_said_however_it_is_written(written: str) -> None:
+    with pytest.raises(UserError, match="method=vanilla: there is nothing to train; valid: eagle"):
+        compose(installed(), [written, "output=x"])
+
+
+def test_what_ships_is_found_whatever_the_working_folder_holds(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "bench" / "assets" / "joey").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert Run.of(installed().compose("config", ["model=joey"])).model.built_in
+    assert Path(locate("bench/assets/joey")) == ROOT / "bench" / "assets" / "joey"
+    assert locate("results") == "results"

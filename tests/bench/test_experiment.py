@@ -206,3 +206,31 @@ def test_a_training_text_that_changes_begins_a_new_draft(tmp_path: Path) -> None
 def test_help_names_the_experiments(capsys: pytest.CaptureFixture[str]) -> None:
     assert experiment.main(["--help"]) == 0
     assert "exit_layer" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("about: mine\nmakes: []\ngrids: [{method: [pld]}]\n", "draft is missing"),
+        ("", "about is missing"),
+        ("[1, 2]\n", "conf/experiment/mine.yaml: "),
+        ("about: [\n", "conf/experiment/mine.yaml: "),
+        ("about: mine\nmakes: []\ndraft: own\ngrids: [{method: [pld]}]\n", "draft=own: unknown; "),
+        ("about: mine\nmakes: []\ndraft: trained\ngrids: [{seed: [1]}]\n", "each needs method, and a list"),
+        ("about: mine\nmakes: []\ndraft: trained\ngrids: [{method: pld}]\n", "each needs method, and a list"),
+        (
+            "about: mine\nmakes: []\ndraft: trained\nmodels: {joey: 3}\ngrids: [{method: [pld]}]\n",
+            "conf/experiment/mine.yaml: ",
+        ),
+    ],
+    ids=str,
+)
+def test_an_experiment_of_ones_own_is_checked(tmp_path: Path, capsys, text: str, message: str) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(text)
+    given = [f"--config-dir={tmp_path}", f"results_dir={tmp_path / 'results'}"]
+    assert experiment.main([*given, "name=mine", "model=joey"]) == 2
+    error = capsys.readouterr().err
+    assert "conf/experiment/mine.yaml" in error and message in error and error.count("\n") == 1
+    assert experiment.main([*given, "model=joey"]) == 2
+    assert "mine" in capsys.readouterr().err.partition("valid: ")[2]

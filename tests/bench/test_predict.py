@@ -369,3 +369,33 @@ def test_what_kangaroos_tree_runs_is_not_recorded() -> None:
     info = {"method": "kangaroo_tree", "config": {"method": {"exit_layer": 2}}, "layers": 8, "weight_bytes": 4000}
     with pytest.raises(UserError, match="records no levels"):
         on_card(card_named("A100"), {**info, "dtype": "float16"}, Draft.of(info))
+
+
+def test_a_method_is_known_by_its_class_and_not_by_its_name(tmp_path: Path) -> None:
+    info = {
+        "method": "mine",
+        "config": {"method": {"_target_": "methods.kangaroo.Kangaroo", "exit_layer": 1}},
+        "layers": 4,
+    }
+    renamed, kangaroo = Draft.of(info), Draft.of({**info, "method": "kangaroo"})
+    assert (renamed.kind, renamed.chain, renamed.share) == (
+        "kangaroo",
+        True,
+        kangaroo.share,
+    ) and renamed.method == "mine"
+    outside = {**info, "config": {"method": {"_target_": "its_package.Eagle", "depth": 5}}, "method": "eagle2"}
+    costs = {"step_bytes": 1e9, "dtype": "float16"}
+    with pytest.raises(UserError, match="of a method from outside, nobody here knows what a draft reads; cost=FILE"):
+        on_card(card_named("V100"), {**outside, **costs}, Draft.of(outside))
+    assert Draft.of({"method": "hf_prompt_lookup", "config": {"method": {"_target_": "methods.hf.HfGenerate"}}}).foreign
+
+
+def test_costs_of_another_environment_are_no_comparison(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    info = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**info, "cores": 64}))
+    file = speed_file(tmp_path)
+    file.write_text(json.dumps({**json.loads(file.read_text()), "cores": 2}))
+    recorded = Recorded(run, str(file))
+    with pytest.raises(UserError, match=r"measured with cores 2; RUN has 64, and held_out=true compares"):
+        recorded.same_machine(str(file))

@@ -180,3 +180,16 @@ def test_phases_enclose_the_work(model: Llama) -> None:
     result = Decoder(model, Vanilla(model)).generate(PROMPT, 5, phases)
     assert phases.entered == ["prefill"] + ["draft", "verify", "draft"] * 3 + ["draft", "verify"]
     assert len(result.steps) == 4
+
+
+def test_a_sequence_is_over_once_another_begins_in_its_cache(model: Llama) -> None:
+    decoder = Decoder(model, Vanilla(model))
+    first = decoder.begin(torch.tensor([5, 6, 7]), 20)
+    beside = decoder.begin(torch.tensor([5, 6, 7]), 20, cache=decoder.new_cache())
+    first.step()
+    second = decoder.begin(torch.tensor([9, 9]), 20)
+    with pytest.raises(RuntimeError, match="this sequence is over: another one has begun in its cache"):
+        first.step()
+    second.step()
+    beside.step()
+    assert beside.tokens == first.tokens

@@ -188,3 +188,44 @@ def test_taps_are_the_states_before_each_layer(model: Llama) -> None:
         torch.testing.assert_close(model.norm(last), method.seen.final)
         torch.testing.assert_close(model.lm_head(method.seen.final), method.seen.logits)
         assert torch.equal(embedded[0], model.embed(torch.tensor(sequence.tokens[3]))) and middle.shape == last.shape
+
+
+class Deep(Cheat):
+    """Drafts as deep as it likes."""
+
+    max_rows = 8
+
+    def propose(self, tokens: list[int], room: int) -> Draft:
+        return Draft(torch.full((7,), 5), Tree.chain(7, self.model.device))
+
+
+class Uneven(Deep):
+    """One token too many for its tree."""
+
+    def propose(self, tokens: list[int], room: int) -> Draft:
+        return Draft(torch.full((3,), 5), Tree.chain(min(2, room), self.model.device))
+
+
+class Proud(Deep):
+    """Takes every draft for its own."""
+
+    def propose(self, tokens: list[int], room: int) -> Draft:
+        self.drafted = min(1, room)
+        return Draft(torch.full((self.drafted,), 5), Tree.chain(self.drafted, self.model.device))
+
+    def observe(self, verification: Verification) -> None:
+        if len(verification.rows) != 1 + self.drafted:
+            raise ValueError("rows that nobody drafted")
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (Deep, r"prompt \[5, 6, 7\], .*: AssertionError: a draft 7 deep, with room for \d$"),
+        (Uneven, r"prompt \[5, 6, 7\], a whole answer: AssertionError: a draft of 3 tokens, and a tree of 2$"),
+        (Proud, r"prompt \[.*\], between another's drafts: ValueError: rows that nobody drafted$"),
+    ],
+)
+def test_what_a_method_raises_is_said_with_its_place(model: Llama, method: Any, message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check_lossless(method, model)

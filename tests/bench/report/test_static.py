@@ -202,6 +202,16 @@ def test_table1_is_of_the_papers_questions_only(tmp_path, name):
     assert bool(speedup_chart(group, "qa").count("published")) == (name == "spec_bench")
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_a_file_of_ones_own_is_of_the_paper_only_if_it_is_the_papers(tmp_path, same):
+    questions = {"name": "spec_bench", "source": "x", "revision": None, "sha256": "1" * 64, "subtasks": None}
+    config = {"questions": questions, "data": {"path": "mine.jsonl"}}
+    folder = write_run(tmp_path, Plan(model="vicuna-7b", categories=("qa",), per_category=2, config=config))
+    changed(folder, questions_sha256=("1" if same else "2") * 64)
+    write_tables(collect(tmp_path), tmp_path)
+    assert (tmp_path / "table1.csv").is_file() == same
+
+
 def test_another_question_file_is_said(tmp_path):
     write_run(tmp_path, Plan(categories=("qa",), per_category=2))
     folder = write_run(tmp_path, Plan(method="rest", categories=("qa",), per_category=2))

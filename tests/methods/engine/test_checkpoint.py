@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from bench.binder import file_hashes
 from methods.engine.checkpoint import load_model, read_config, read_tensors
 from methods.engine.llama import Llama
-from methods.engine.weight_files import weight_files
+from methods.engine.weight_files import matches, wanted_weights, weight_files
 from tests.gguf_file import write_gguf
 from tests.tiny import (
     FAMILIES,
@@ -311,3 +311,29 @@ def test_file_hashes(reference: Any, tmp_path: Path) -> None:
     shards = [f"pytorch_model-0000{i}-of-00003.bin" for i in (1, 2, 3)]
     assert sorted(hashes) == ["config.json", *shards, "pytorch_model.bin.index.json"]
     assert hashes["config.json"] == hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
+
+
+def test_a_single_safetensors_file_may_have_any_name(tmp_path: Path) -> None:
+    for name in ("mine.safetensors", "another.safetensors"):
+        save_file({"weight": torch.ones(2)}, tmp_path / name)
+    assert weight_files(tmp_path) == []  # nobody knows which
+    (tmp_path / "another.safetensors").unlink()
+    assert [file.name for file in weight_files(tmp_path)] == ["mine.safetensors"]
+    torch.save({"weight": torch.ones(2)}, tmp_path / "pytorch_model.bin")
+    assert [file.name for file in weight_files(tmp_path)] == ["pytorch_model.bin"]
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted"),
+    [
+        (["model.safetensors", "pytorch_model.bin", "consolidated.safetensors"], ["model.safetensors"]),
+        (
+            ["model-00001-of-00002.safetensors", "pytorch_model-00001-of-00002.bin"],
+            ["model-00001-of-00002.safetensors"],
+        ),
+        (["medusa_lm_head.pt", "training_state.pt"], ["medusa_lm_head.pt"]),
+        (["mine.safetensors", "notes.txt"], ["mine.safetensors"]),
+    ],
+)
+def test_what_is_wanted_of_a_repository_is_what_a_folder_is_read_by(names: list[str], wanted: list[str]) -> None:
+    assert [name for name in names if matches(name, wanted_weights(names))] == wanted
