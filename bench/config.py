@@ -164,7 +164,8 @@ class Conf:
             raise UserError(f"{override.input_line}: a key cannot be taken away; {key}=VALUE sets it")
         if override.is_sweep_override():
             raise UserError(
-                f"{override.input_line}: several values at once are a sweep: bench.run -m {key}=value,value"
+                f"{override.input_line}: several values at once are a sweep: bench.run -m {key}=value,value; "
+                f"a list is {key}=[value,value]"
             )
         if re.match(r"hydra\b", key):
             only = f"Hydra only composes here, and takes {FOLDER_KEY} alone; launcher=slurm is for a cluster"

@@ -19,8 +19,8 @@ from bench.chat import Chat, Message, chat_files
 from bench.digests import sha256
 from bench.distill.author import Author, Style
 from bench.distill.ledger import Ledger
+from bench.questions.formats import asked, records
 from bench.settings import Distill
-from bench.texts import ROLES, read, readable
 from methods.engine.checkpoint import load_model
 from methods.errors import UserError
 from methods.hf import model_of
@@ -210,7 +210,7 @@ class Forbidden:
     def read(cls, path: str | None, chat: Chat) -> Forbidden:
         """Raises UserError for a file that is not there or holds anything but questions."""
         found = cls(chat)
-        for name, record in read(Path(path).expanduser(), key="exclude") if path is not None else ():
+        for name, record in records(Path(path).expanduser(), "exclude") if path is not None else ():
             try:
                 texts = user_turns(record)
             except ValueError as error:
@@ -229,21 +229,11 @@ class Forbidden:
 
 
 def user_turns(record: Any) -> list[str]:
-    """What the user says in a record: `turns` of a question file, or the human's in a ShareGPT conversation.
-
-    Raises ValueError for a record with neither.
-    """
-    if isinstance(record, ValueError):
-        raise ValueError(f"not valid JSON: {record}")
-    if not isinstance(record, dict):
-        raise ValueError("a JSON object is wanted")
-    listed = record.get("turns")
-    if listed is None and isinstance(turns := record.get("conversations"), list):
-        human = (turn for turn in turns if isinstance(turn, dict) and ROLES.get(str(turn.get("from"))) == "user")
-        listed = [turn.get("value") for turn in human]
-    if not isinstance(listed, list) or not listed or not all(isinstance(text, str) and text.strip() for text in listed):
-        raise ValueError("neither 'turns' of a question nor 'conversations' with a human's turn")
-    return listed
+    """What the user says in a record of any form that questions have. Raises ValueError where that is nothing."""
+    _, turns = asked(record)
+    if not turns:
+        raise ValueError("nothing is asked in it")
+    return list(turns)
 
 
 def _prompts(settings: Distill, chat: Chat) -> list[list[str]]:
@@ -256,13 +246,8 @@ def _prompts(settings: Distill, chat: Chat) -> list[list[str]]:
 
 
 def _read_prompts(path: Path) -> Iterable[list[str]]:
-    if path.suffix == ".txt":
-        with readable(path, "a text file is wanted", "prompts"):
-            lines = path.read_text(encoding="utf-8").split("\n")
-        yield from ([line.strip()] for line in lines if line.strip())
-        return
     left_out: list[str] = []
-    for name, record in read(path, key="prompts"):
+    for name, record in records(path, "prompts"):
         try:
             yield user_turns(record)
         except ValueError as error:

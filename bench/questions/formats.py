@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.chat import Message
-from bench.texts import SUFFIXES, read, readable, said, shown
+from bench.texts import ROLES, SUFFIXES, read, readable, said, shown
 from methods.errors import UserError, first_line
 
 TEXTS = ("turns", "prompt", "messages", "conversations")
@@ -47,7 +47,7 @@ def read_questions(path: Path, subtasks: Mapping[str, Sequence[str]] | None, not
     where = f"data.path={shown(path)}"
     of_category = {category: subtask for subtask, categories in (subtasks or {}).items() for category in categories}
     questions, silent = list[Question](), list[str]()
-    for name, record in _records(path):
+    for name, record in records(path):
         try:
             question = _question(record, int(name.split()[-1]), Path(path.name.removesuffix(".gz")).stem, of_category)
         except ValueError as error:
@@ -68,36 +68,33 @@ def read_questions(path: Path, subtasks: Mapping[str, Sequence[str]] | None, not
     return questions
 
 
-def _records(path: Path) -> Iterator[tuple[str, Any]]:
+def records(path: Path, key: str = "data.path") -> Iterator[tuple[str, Any]]:
+    """Records of a file in any of the forms, each with its name ("line 7"). key: for messages; raises UserError."""
     if path.suffix == ".parquet":
-        yield from ((f"record {number}", row) for number, row in enumerate(_rows(path)))
+        yield from ((f"record {number}", row) for number, row in enumerate(_rows(path, key)))
     elif path.suffix == ".txt":
-        with readable(path, WANTED), path.open(encoding="utf-8-sig") as file:
+        with readable(path, WANTED, key), path.open(encoding="utf-8-sig") as file:
             yield from ((f"line {n}", {"prompt": line.rstrip("\n")}) for n, line in enumerate(file, 1) if line.strip())
     else:
-        yield from read(path, WANTED)
+        yield from read(path, WANTED, key)
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def _rows(path: Path, key: str) -> list[dict[str, Any]]:
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
     try:
-        with readable(path, WANTED), ParquetFile(path) as file:
+        with readable(path, WANTED, key), ParquetFile(path) as file:
             columns = [name for name in file.schema_arrow.names if name in (*TEXTS, "question_id", "id", "category")]
             return file.read(columns).to_pylist()
     except ArrowException as error:
-        raise UserError(f"data.path={shown(path)}: {first_line(error)}; {WANTED}") from error
+        raise UserError(f"{key}={shown(path)}: {first_line(error)}; {WANTED}") from error
 
 
 def _question(record: Any, number: int, unnamed: str, of_category: Mapping[str, str]) -> Question:
     """number and unnamed: id and category of a record that has none. Raises ValueError."""
-    if isinstance(record, ValueError):
-        raise ValueError(f"not valid JSON ({record}); plain text is read from .txt files")
-    if not isinstance(record, dict):
-        raise ValueError("a JSON object is wanted")
+    opening, turns = asked(record)
     given = {key: value for key, value in record.items() if value is not None}
-    opening, turns = _asked(given)
     question_id = _label("question_id", given.get("question_id", given.get("id", number)))
     if isinstance(question_id, int) and abs(question_id) > LARGEST_ID:
         question_id = str(question_id)
@@ -108,9 +105,16 @@ def _question(record: Any, number: int, unnamed: str, of_category: Mapping[str, 
     return Question(question_id, category, subtask, turns, opening)
 
 
-def _asked(record: Mapping[str, Any]) -> tuple[tuple[Message, ...], tuple[str, ...]]:
-    """The system message, if any, and the turns: none where nothing is asked. Raises ValueError."""
-    key = next((key for key in TEXTS if key in record), None)
+def asked(record: Any) -> tuple[tuple[Message, ...], tuple[str, ...]]:
+    """The system message, if any, and the turns: none where nothing is asked. Raises ValueError.
+
+    What neither user, assistant nor system say in a conversation is passed over.
+    """
+    if isinstance(record, ValueError):
+        raise ValueError(f"not valid JSON ({record}); plain text is read from .txt files")
+    if not isinstance(record, dict):
+        raise ValueError("a JSON object is wanted")
+    key = next((key for key in TEXTS if record.get(key) is not None), None)
     if key is None:
         raise ValueError(f"the key turns is missing; wanted: {', '.join(TEXTS[:-1])} or {TEXTS[-1]}")
     given = [record[key]] if isinstance(record[key], str) else record[key]
@@ -120,6 +124,8 @@ def _asked(record: Mapping[str, Any]) -> tuple[tuple[Message, ...], tuple[str, .
         if not given or not all(isinstance(turn, str) and turn.strip() for turn in given):
             raise ValueError(f"{key} must be a list of strings, not empty")
         given = [{"role": "user", "content": turn} for turn in given]
+    speakers = [turn.get("from", turn.get("role")) for turn in given]
+    given = [turn for turn, who in zip(given, speakers, strict=True) if who in ROLES or not isinstance(who, str)]
     try:
         messages = [Message(**message) for message in said(given)]
     except ValueError as error:

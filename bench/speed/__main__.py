@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -42,15 +43,16 @@ def main(conf: Conf, overrides: list[str]) -> int:
     from methods.engine.checkpoint import pick_device
     from methods.errors import UserError
 
-    of_methods = [text for text in overrides if text.startswith("method.")]
+    of_methods = [text for text in overrides if text.lstrip("+").startswith("method.")]
     speed = settings_of(Speed, conf.compose("speed", [text for text in overrides if text not in of_methods]).values)
     of_model = [text for text in overrides if text.startswith("model")]
     runs, taken = [], set()
     for name in speed.listed("methods"):
-        keys = conf.compose("config", [f"method={name}", *of_model]).values["method"]
-        own = [text for text in of_methods if text.partition("=")[0].removeprefix("method.") in keys]
+        given = [f"method={name}", f"repeats={speed.repeats}", *of_model]
+        keys = conf.compose("config", given).values["method"]
+        own = [text for text in of_methods if re.split(r"[.=]", text)[1] in keys]
         taken |= set(own)
-        runs.append(Run.of(conf.compose("config", [f"method={name}", *of_model, *own])))
+        runs.append(Run.of(conf.compose("config", [*given, *own])))
     for text in of_methods:
         if text not in taken:
             raise UserError(f"{text.partition('=')[0]}: none of methods={speed.listed('methods')} has this key")

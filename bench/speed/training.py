@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaAttention
 
+from bench.command import again, command
 from bench.config import installed
 from bench.train import loop, packing
 from bench.train.conversations import Encoded
@@ -34,6 +35,7 @@ from bench.train.source import DataSource, ModelSource
 from methods.adapters import PUBLISHED, Adapter
 from methods.engine.checkpoint import load_model
 from methods.engine.llama import Llama
+from methods.errors import UserError
 
 LENGTH, VOCABULARY = 2048, 32000
 AGREE = 1e-3  # largest relative difference of the two losses, over all steps
@@ -192,31 +194,34 @@ def peak_memory(side: str) -> dict[str, float]:
     return {"bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before}
 
 
-def main() -> None:
+@command(again)
+def main(arguments: Sequence[str]) -> int:
+    """Measure and print. Returns the exit status: 2 where the two sides do not compute the same."""
     parser = argparse.ArgumentParser(prog="python -m bench.speed.training", description=__doc__)
     parser.add_argument("--model", default="joey")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--memory-of", choices=("ours", "plain"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    if arguments.memory_of:
-        print(json.dumps(peak_memory(arguments.memory_of)))
-        return
-    found = throughput(arguments.model, arguments.steps)
-    print(f"{arguments.steps} steps of {arguments.model}'s adapter training, float32, {arguments.threads} threads")
+    given = parser.parse_args(list(arguments))
+    torch.set_num_threads(given.threads)
+    if given.memory_of:
+        print(json.dumps(peak_memory(given.memory_of)))
+        return 0
+    found = throughput(given.model, given.steps)
+    print(f"{given.steps} steps of {given.model}'s adapter training, float32, {given.threads} threads")
     print(f"  this project             {found['ours_tok_per_s']:8.0f} tokens/s")
     print(f"  transformers and torch   {found['plain_tok_per_s']:8.0f} tokens/s")
     print(f"  ratio {found['ratio']:.2f}, step by step {min(found['ratios']):.2f} to {max(found['ratios']):.2f}")
     print(f"  ratio of CPU seconds {found['cpu_ratio']:.2f}")
     print(f"  losses differ by at most {found['largest_loss_difference']:.1e} of their value")
-    peaks = {side: memory_in_own_process(side, arguments.threads) for side in ("ours", "plain")}
+    peaks = {side: memory_in_own_process(side, given.threads) for side in ("ours", "plain")}
     print(f"peak memory of a step, {LENGTH} tokens, vocabulary {VOCABULARY}, random weights, without the libraries")
     print(f"  this project             {peaks['ours'] / 1e6:8.0f} MB")
     print(f"  transformers and torch   {peaks['plain'] / 1e6:8.0f} MB")
     print(f"  ratio {peaks['ours'] / peaks['plain']:.2f}")
     if found["largest_loss_difference"] > AGREE:
-        sys.exit("the two sides do not compute the same loss: the comparison means nothing")
+        raise UserError("the two sides do not compute the same loss: the comparison means nothing")
+    return 0
 
 
 def memory_in_own_process(side: str, threads: int) -> float:
@@ -227,4 +232,4 @@ def memory_in_own_process(side: str, threads: int) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

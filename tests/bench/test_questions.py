@@ -80,6 +80,7 @@ def turns(*texts: str, system: str | None = None, keys: tuple[str, str] = ("role
         ({"prompt": turns("a")}, ("a",)),
         ({"messages": turns("a", "answer", "b")}, ("a", "b")),
         ({"conversations": turns("a", "answer", keys=("from", "value"))}, ("a",)),
+        ({"conversations": [{"from": "bing", "value": "x"}, {"from": "human", "value": "a"}]}, ("a",)),
     ],
 )
 def test_each_form_of_a_record(tmp_path: Path, record: dict[str, Any], asked: tuple[str, ...]) -> None:
@@ -143,7 +144,7 @@ def test_ids_are_numbers_or_all_text(tmp_path: Path, given: list[dict[str, Any]]
         ({"turns": {"a": 1}}, "line 2: turns must be a list of strings or messages"),
         ({"turns": ["x", "\ud800"]}, "line 2: turns: turn 1 has half of a character"),
         ({"messages": turns("\udfff")}, "line 2: messages: turn 0 has half of a character"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "line 2: messages: turn 0 has no known 'from'"),
+        ({"messages": [{"content": "x"}]}, "line 2: messages: turn 0 has no known 'from'"),
         ({"messages": [*turns("a"), *turns(system="b")]}, "line 2: messages: a system message must be the first"),
         ({"turns": ["x"], "category": "\ud800"}, "line 2: category='\\ud800': must be text of one line"),
         ({"turns": ["x"], "category": ["qa"]}, "must be text of one line, or a whole number"),

@@ -163,7 +163,7 @@ def test_records_without_a_prompt_are_left_out_and_counted(model: Path, tmp_path
     (tmp_path / "p.jsonl").write_text("\n".join(text if isinstance(text, str) else json.dumps(text) for text in lines))
     assert main(overrides(model, tmp_path, prompts=tmp_path / "p.jsonl")) == 0
     assert [record["conversations"][0] for record in records(tmp_path / "out.jsonl")] == [human]
-    assert "2 without a prompt left out (first: line 1: neither" in capsys.readouterr().err
+    assert "2 without a prompt left out (first: line 1: nothing is asked in it" in capsys.readouterr().err
 
 
 def refused(capsys: Any, given: list[str]) -> str:
@@ -181,7 +181,7 @@ def refused(capsys: Any, given: list[str]) -> str:
         ({"conversations": "null"}, "drawn prompts never end"),
         ({"prompt_temperature": 1e-9}, "prompt_temperature=1e-09: must be"),
         ({"prompt_top_k": 0}, "prompt_top_k=0: must be"),
-        ({"unfinished": "cut"}, "unfinished=cut: must be"),
+        ({"unfinished": "cut"}, "unfinished=cut: unknown; valid: drop, keep"),
         ({"batch": 0}, "batch=0: must be"),
         ({"model.path": "/no/such/model"}, "model.path=/no/such/model: no such folder"),
     ],

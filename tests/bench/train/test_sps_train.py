@@ -153,7 +153,7 @@ def test_a_drafter_goes_on_from_a_model_of_any_shape(world: Path, tmp_path: Path
 def test_a_model_of_other_tokens_is_no_beginning(world: Path, tmp_path: Path) -> None:
     other = write_chat_model(tmp_path / "other", vocab_size=64)
     with pytest.raises(UserError, match=r"^train.start_from=.*other: has 64 tokens, the target 128$"):
-        sps.train(**arguments(world, tmp_path / "out", start_from=str(other)))
+        sps.train(**arguments(world, tmp_path / "out", start_from=other))
 
 
 def test_a_model_of_another_tokenizer_is_no_beginning(world: Path, tmp_path: Path) -> None:
@@ -161,10 +161,10 @@ def test_a_model_of_another_tokenizer_is_no_beginning(world: Path, tmp_path: Pat
     file = other / "tokenizer.json"
     file.write_text(file.read_text().replace(f'"{WORDS[0]}"', '"another"'))
     with pytest.raises(UserError, match=r"^train.start_from=.*other: its tokenizer has .* tokens, sha256 "):
-        sps.train(**arguments(world, tmp_path / "out", start_from=str(other)))
+        sps.train(**arguments(world, tmp_path / "out", start_from=other))
 
 
 def test_rows_longer_than_the_context_that_it_begins_with_are_refused(world: Path, tmp_path: Path) -> None:
     short = write_chat_model(tmp_path / "short", max_position_embeddings=16)
     with pytest.raises(UserError, match=r"^loop.length=[0-9]+: train.start_from has a context of 16 tokens$"):
-        sps.train(**arguments(world, tmp_path / "out", start_from=str(short)))
+        sps.train(**arguments(world, tmp_path / "out", start_from=short))
