@@ -123,6 +123,9 @@ class Source:
         except UserError:
             raise
         except Exception as error:  # whatever the hub client and the http library under it raise: all end the same way
+            cached = try_to_load_from_cache(dataset, file, repo_type="dataset", revision=revision) if file else None
+            if isinstance(cached, str):  # of the branch that was fetched last, where no revision is asked for
+                return Path(cached)
             reason = f"no such file, and not to be had from the hub ({type(error).__name__}: {first_line(error)})"
             raise UserError(
                 f"{self.where}: {reason}; wanted: a path, a URL, or owner/name[/file] of a dataset"

@@ -375,6 +375,7 @@ def test_a_dataset_of_the_hub_is_fetched_and_its_commit_named(
     hub.server_close()
     pinned = in_set("owner/name/main/test.jsonl", revision=COMMIT)
     assert find(pinned, None) == file and "keeps to" not in capsys.readouterr().err
+    assert find(in_set("owner/name/main/test.jsonl"), None) == file, "what was fetched once is measured without the hub"
     with pytest.raises(UserError, match="no such file, and not to be had from the hub") as caught:
         find(in_set("owner/other"), None)
     assert "\n" not in str(caught.value)

@@ -125,8 +125,9 @@ def test_a_flipped_bit_anywhere_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_killed_write_leaves_nothing_behind_the_next(tmp_path: Path) -> None:
-    left = tmp_path / f".{FILE_NAME}.partial"
+    left = tmp_path / f".{FILE_NAME}.ab12cd34.partial"
     left.mkdir()
+    (left / ".lock").touch()
     (left / ".tmpAbc12").write_bytes(b"half a datastore")
     write_datastore(tmp_path, [[3, 4, 5]], tokenizer_folder(tmp_path))
     assert sorted(file.name for file in tmp_path.iterdir()) == [FILE_NAME, "tokenizer.json"]

@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,10 @@ def test_a_datastore_that_is_wanted_is_made_once(
     assert prepared() == first and not capsys.readouterr().out
     text.write_bytes(gzip.compress(as_lines(TALKS[:1]).encode()))
     assert prepared() != first
+    text.write_bytes(gzip.compress(as_lines(TALKS[1:]).encode()))
+    with ThreadPoolExecutor() as several:  # as shards that begin together
+        (file,) = {work.result() for work in [several.submit(prepared) for _ in range(4)]}
+    assert file.is_file() and capsys.readouterr().out.count("documents") == 1
     text.unlink()
     os.mkfifo(text)
     with pytest.raises(UserError, match=r"^method\.datastore\.text=.*: not a file"):
