@@ -71,7 +71,7 @@ def build(*, model: dict[str, Any], data: dict[str, Any], output: str, seed: int
         documents = _rendered(records, render, tokenizer, tally)
     tokens = join(documents)
     left_out = f", {tally.malformed} malformed (first: {tally.first_malformed})" if tally.malformed else ""
-    found = f"{tally.used} documents{left_out}"
+    found = plural("document", tally.used) + left_out
     if len(tokens) == 0:
         wanted = "ShareGPT JSON or JSONL is wanted, or plain text in a file whose name ends in .txt"
         raise UserError(f"data.path={path}: no text to store: {found}; {wanted}")
