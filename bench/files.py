@@ -98,7 +98,8 @@ def _locked(path: Path) -> tuple[Path, IO[str]]:
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
         with suppress(FileNotFoundError):
             lock = (folder / LOCK).open("w")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            with suppress(OSError):  # a file system without locks: nobody removes what is left there
+                fcntl.flock(lock, fcntl.LOCK_EX)
             if (folder / LOCK).exists():  # else another writer took the folder for one that was left
                 return folder, lock
             lock.close()

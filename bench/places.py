@@ -7,8 +7,8 @@ from typing import Any
 
 BENCH = Path(__file__).resolve().parent
 ROOT = BENCH.parent
-# In a checkout conf/ stands beside bench/, in an installed package inside it.
 ASSETS = "bench/assets/"
+# In a checkout conf/ stands beside bench/, in an installed package inside it.
 CONF = next((folder for folder in (BENCH / "conf", ROOT / "conf") if folder.is_dir()), ROOT / "conf")
 
 
