@@ -201,7 +201,7 @@ def _held(folder: Path) -> IO[str]:
 
 def append(file: Path, record: Mapping[str, Any]) -> None:
     """A line more, on the disk. Raises UserError when the disk does not take it."""
-    with appending(file) as opened:
+    with _written(file), appending(file) as opened:
         opened.write(json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
         opened.flush()
         os.fsync(opened.fileno())
@@ -212,11 +212,10 @@ def _no_link(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
-@contextmanager
-def appending(file: Path) -> Iterator[BinaryIO]:
-    """A file to write lines behind its last one. Raises UserError when the disk does not take them."""
-    with _written(file), open(file, "ab", opener=_no_link) as opened:
-        yield opened
+def appending(file: Path) -> BinaryIO:
+    """A file, open to write behind its last line. Raises UserError where it cannot be."""
+    with _written(file):
+        return open(file, "ab", opener=_no_link)
 
 
 @contextmanager
