@@ -1,4 +1,4 @@
-"""Imports point one way, and what needs no torch does not wait for it."""
+"""Imports point one way and never round, what needs no torch does not wait for it, and no file or function is long."""
 
 from __future__ import annotations
 
@@ -64,6 +64,15 @@ def test_imports_never_go_round() -> None:
     known = modules()
     order = graphlib.TopologicalSorter({name: needed(file, known) for name, file in known.items()})
     order.prepare()  # raises CycleError, which names the modules
+
+
+def test_no_file_and_no_function_is_long() -> None:
+    for file in (*modules().values(), *(ROOT / "tests").rglob("*.py")):
+        text = file.read_text(encoding="utf-8")
+        assert text.count("\n") <= 400, file
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                assert (node.end_lineno or 0) - node.lineno < 60, f"{file}: {node.name}"
 
 
 @pytest.mark.parametrize(

@@ -378,11 +378,7 @@ def test_a_method_is_known_by_its_class_and_not_by_its_name(tmp_path: Path) -> N
         "layers": 4,
     }
     renamed, kangaroo = Draft.of(info), Draft.of({**info, "method": "kangaroo"})
-    assert (renamed.kind, renamed.chain, renamed.share) == (
-        "kangaroo",
-        True,
-        kangaroo.share,
-    ) and renamed.method == "mine"
+    assert (renamed.method, renamed.kind, renamed.share) == ("mine", "kangaroo", kangaroo.share) and renamed.chain
     outside = {**info, "config": {"method": {"_target_": "its_package.Eagle", "depth": 5}}, "method": "eagle2"}
     costs = {"step_bytes": 1e9, "dtype": "float16"}
     with pytest.raises(UserError, match="of a method from outside, nobody here knows what a draft reads; cost=FILE"):

@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
-from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,54 +20,15 @@ from bench.serve.session import blocks_of
 from bench.settings import Serve
 from methods.errors import UserError
 from tests.bench.serve.engine import TOKENS, Engine
-from tests.bench.small_run import lines, write_questions
-from tests.bench.train.chat_model import SPECIAL, WORDS, write_chat_model
-
-ROOT = Path(__file__).parents[3]
-QUESTIONS = [
-    {"question_id": number, "category": "qa" if number % 2 else "writing", "turns": ["w1 w2", "w3"][: 1 + number % 2]}
-    for number in range(1, 7)
-]
+from tests.bench.serve.pairs import QUESTIONS, arguments, folder_of, pair, serve, write_model
+from tests.bench.small_run import lines
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("serve")
-    write_chat_model(folder / "model", vocab_size=len(SPECIAL) + len(WORDS))
-    write_questions(folder / "question.jsonl", QUESTIONS)
+    write_model(folder)
     return folder
-
-
-def arguments(model: Path, folder: Path, ours: str, theirs: str, **more: Any) -> list[str]:
-    values = {
-        "model": "custom",
-        "model.path": model / "model",
-        "data.path": model / "question.jsonl",
-        "results_dir": folder,
-        "server.url": ours,
-        "server.baseline_url": theirs,
-        "concurrency": "[1,2]",
-        "max_new_tokens": 20,
-        "server.timeout_s": 5,
-    }
-    values |= {key.replace("__", "."): value for key, value in more.items()}
-    return [f"{key}={value}" for key, value in values.items() if value is not None]
-
-
-def serve(model: Path, folder: Path, ours: Engine, theirs: Engine, **more: Any) -> int:
-    with ExitStack() as stack:
-        for engine in (ours, theirs):
-            stack.enter_context(engine.running())
-        return main(arguments(model, folder, ours.url, theirs.url, **more))
-
-
-def folder_of(results: Path) -> Path:
-    (found,) = (file.parent for file in results.glob("serve/*/*/*/run.json"))
-    return found
-
-
-def pair(dialect: str = "vllm", **ours: Any) -> tuple[Engine, Engine]:
-    return Engine(dialect, speculative=True, **ours), Engine(dialect)
 
 
 @pytest.mark.parametrize(
@@ -340,60 +296,6 @@ def test_of_several_models_one_must_be_said(model: Path, tmp_path: Path, capsys:
     assert serve(model, tmp_path, ours, theirs, server__baseline_model="tiny", limit=1) == 0
 
 
-def test_a_server_that_dies_ends_the_run_and_the_same_command_goes_on(model: Path, tmp_path: Path, capsys: Any) -> None:
-    ours, theirs = pair(fault="die", at=8)
-    with theirs.running():
-        with ours.running():
-            command = arguments(model, tmp_path, ours.url, theirs.url, concurrency=1, block=2, warmup=False)
-            assert main(command) == 2
-        error = capsys.readouterr().err.strip().splitlines()[-1]
-        assert error.startswith(f"server.url={ours.url}: nobody listens") and error.endswith("goes on behind them")
-        file = folder_of(tmp_path) / "blocks.jsonl"
-        before, ours.fault = lines(file), None
-        with ours.running():
-            assert main(command) == 0
-    assert 0 < len(before) < 6 and lines(file)[: len(before)] == before and len(lines(file)) == 6
-
-
-def test_a_killed_run_goes_on_behind_its_last_whole_block(model: Path, tmp_path: Path) -> None:
-    ours, theirs = pair(token_s=0.02)
-    theirs.token_s = 0.02
-    with ours.running(), theirs.running():
-        command = arguments(model, tmp_path, ours.url, theirs.url, concurrency=1, block=2, warmup=False)
-        process = subprocess.Popen([sys.executable, "-m", "bench.serve", *command], cwd=ROOT, stderr=subprocess.PIPE)
-        until = time.monotonic() + 60
-        while not any(map(lines, tmp_path.glob("serve/*/*/*/blocks.jsonl"))) and time.monotonic() < until:
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        file = folder_of(tmp_path) / "blocks.jsonl"
-        before = lines(file)
-        assert before and len(before) < 6
-        with file.open("a") as torn:
-            torn.write('{"level": 1, "repe')
-        ours.token_s = theirs.token_s = 0.0
-        assert main(command) == 0
-    after = lines(file)
-    assert after[: len(before)] == before and len(after) == 6
-    assert len({(one["block"], one["side"]) for one in after}) == 6
-
-
-def test_sigterm_is_one_line(model: Path, tmp_path: Path) -> None:
-    ours, theirs = pair(token_s=0.05)
-    with ours.running(), theirs.running():
-        command = arguments(model, tmp_path, ours.url, theirs.url)
-        process = subprocess.Popen(
-            [sys.executable, "-m", "bench.serve", *command], cwd=ROOT, stderr=subprocess.PIPE, text=True
-        )
-        until = time.monotonic() + 60
-        while not ours.asked and time.monotonic() < until:
-            time.sleep(0.02)
-        process.terminate()
-        _, error = process.communicate(timeout=30)
-    assert process.returncode == 143, error
-    assert error.strip().splitlines()[-1] == "interrupted; the same command continues where it stopped", error
-
-
 @pytest.mark.parametrize(("margin", "verdict"), [(0.01, "near_tie"), (3.0, "divergent")])
 def test_a_first_difference_is_judged_by_the_plain_servers_two_best_tokens(
     model: Path, tmp_path: Path, margin: float, verdict: str
@@ -433,25 +335,3 @@ def test_a_conversations_system_prompt_and_arguments_reach_the_servers_template(
     info = read_records(folder_of(tmp_path)).info
     assert (info["model"], info["demonstration"]) == ("big", False)
     assert serve(model, tmp_path, ours, theirs, **more, **{"model.chat_template": "vicuna_v1.1"}) == 2
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with the one that started it")
-def test_a_launched_server_ends_with_a_killed_run(model: Path, tmp_path: Path) -> None:
-    import psutil
-
-    mark = str(tmp_path)
-    launch = f"'{sys.executable} -m http.server --directory {mark} {{port}}'"
-    command = arguments(model, tmp_path, "null", "null", server__launch=launch, server__baseline_launch=launch)
-    process = subprocess.Popen([sys.executable, "-m", "bench.serve", *command], cwd=ROOT)
-
-    def servers() -> list[psutil.Process]:
-        every = psutil.process_iter(["cmdline"])
-        return [one for one in every if "http.server" in (one.info["cmdline"] or []) and mark in one.info["cmdline"]]
-
-    until = time.monotonic() + 60
-    while not servers() and time.monotonic() < until:
-        time.sleep(0.05)
-    found = servers()
-    process.kill()
-    process.wait()
-    assert found and not psutil.wait_procs(found, timeout=10)[1]
