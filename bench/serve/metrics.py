@@ -19,11 +19,10 @@ from bench.metrics import CONFIDENCE, RESAMPLES, bca_interval, expanded_confiden
 from bench.records.frame import CTAR_POSITIONS
 from bench.serve.acceptance import Acceptance
 from bench.serve.records import SIDES, Records, ServeDirectory, read_acceptance, read_records
-from bench.words import plural
+from bench.serve.words import warnings
 from methods.errors import UserError, first_line
 
 SCHEMA_VERSION = 1
-BUSY = 0.7  # share of a processor above which the client itself may be what is measured
 PERCENTILES = (50, 90, 99)
 VERDICTS = ("equal", "near_tie", "divergent")
 COLUMNS = [
@@ -68,7 +67,7 @@ def summarise(records: Records) -> dict[str, Any]:
         "levels": rows,
         "crossing": crossing(rates),
     }
-    return found | {"warnings": [*records.notes, *_warnings(found)]}
+    return found | {"warnings": [*records.notes, *warnings(found)]}
 
 
 @dataclass(frozen=True)
@@ -281,39 +280,3 @@ def _falls(levels: Sequence[int], means: Array) -> float:
     part = heights[after - 1] / (heights[after - 1] - heights[after])
     ends = np.log(levels[after - 1]), np.log(levels[after])
     return float(np.exp(ends[0] + part * (ends[1] - ends[0])))
-
-
-def _warnings(found: dict[str, Any]) -> list[str]:
-    texts = ["demonstration on the built-in model: it says nothing of large models"] if found["demonstration"] else []
-    if not found["levels"]:
-        texts.append("no block was finished by both servers yet")
-    for row in found["levels"]:
-        texts += [f"{row['level']} at a time: {text}" for text in _row_warnings(row, found["sampled"])]
-    return texts
-
-
-def _row_warnings(row: dict[str, Any], sampled: bool) -> list[str]:
-    texts = []
-    if row["failed"]:
-        texts.append(f"{plural('question', row['failed'])} failed and left out of both sides")
-    if row["questions"] is not None and row["questions"] < row["level"]:
-        texts.append(f"{plural('question', row['questions'])}: too few to keep so many requests under way")
-    if row["speedup_low"] is not None and row["speedup_low"] <= 1 <= row["speedup_high"]:
-        texts.append("the speedup's interval includes 1: not shown to differ from the plain server")
-    if row["blocks"] == 1 and row["throughput_ratio"] is not None and row["equal"] is not None:
-        texts.append("one block: the throughput has no interval; a smaller block= or repeats= gives one")
-    if (row["client_cpu_share"] or 0) > BUSY:
-        texts.append(
-            f"the client itself used {row['client_cpu_share']:.0%} of a processor: it may be what was measured"
-        )
-    if row["miscounted"]:
-        texts.append(f"{plural('answer', row['miscounted'])} with another number of token ids than the server counted")
-    if row["foreign_tokens"]:
-        texts.append(f"the servers counted {row['foreign_tokens']} tokens beyond these answers': others used them too")
-    if max(row["cached_share"] or 0, row["baseline_cached_share"] or 0) > 0:
-        texts.append("part of some prompts came from a cache, so their time to first token is shorter")
-    if row["divergent"]:
-        texts.append(f"{plural('turn', row['divergent'])} divergent from the plain server: not shown to be lossless")
-    elif row["unchecked"] and not sampled:
-        texts.append(f"{plural('turn', row['unchecked'])} not compared")
-    return texts

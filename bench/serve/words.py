@@ -1,10 +1,12 @@
-"""What a comparison of two servers is called in words: its table on the screen, and where it pays."""
+"""What a comparison of two servers is called in words: its table on the screen, its warnings, and where it pays."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from bench.words import aligned, show, show_interval
+from bench.words import aligned, plural, show, show_interval
+
+BUSY = 0.7  # share of a processor above which the client itself may be what is measured
 
 
 def crossing_text(found: dict[str, Any] | None) -> str:
@@ -51,3 +53,40 @@ def format_table(found: dict[str, Any]) -> str:
     title = f"{found['model']} / {found['name']}{label} on {found['engine']}: speedup over the plain server by load"
     notes = [f"! {text}" for text in found["warnings"]]
     return "\n".join([title, head, "-" * len(head), *lines, crossing_text(found["crossing"]), *notes])
+
+
+def warnings(found: dict[str, Any]) -> list[str]:
+    """What a reader must know of the figures."""
+    texts = ["demonstration on the built-in model: it says nothing of large models"] if found["demonstration"] else []
+    if not found["levels"]:
+        texts.append("no block was finished by both servers yet")
+    for row in found["levels"]:
+        texts += [f"{row['level']} at a time: {text}" for text in _row_warnings(row, found["sampled"])]
+    return texts
+
+
+def _row_warnings(row: dict[str, Any], sampled: bool) -> list[str]:
+    texts = []
+    if row["failed"]:
+        texts.append(f"{plural('question', row['failed'])} failed and left out of both sides")
+    if row["questions"] is not None and row["questions"] < row["level"]:
+        texts.append(f"{plural('question', row['questions'])}: too few to keep so many requests under way")
+    if row["speedup_low"] is not None and row["speedup_low"] <= 1 <= row["speedup_high"]:
+        texts.append("the speedup's interval includes 1: not shown to differ from the plain server")
+    if row["blocks"] == 1 and row["throughput_ratio"] is not None and row["equal"] is not None:
+        texts.append("one block: the throughput has no interval; a smaller block= or repeats= gives one")
+    if (row["client_cpu_share"] or 0) > BUSY:
+        texts.append(
+            f"the client itself used {row['client_cpu_share']:.0%} of a processor: it may be what was measured"
+        )
+    if row["miscounted"]:
+        texts.append(f"{plural('answer', row['miscounted'])} with another number of token ids than the server counted")
+    if row["foreign_tokens"]:
+        texts.append(f"the servers counted {row['foreign_tokens']} tokens beyond these answers': others used them too")
+    if max(row["cached_share"] or 0, row["baseline_cached_share"] or 0) > 0:
+        texts.append("part of some prompts came from a cache, so their time to first token is shorter")
+    if row["divergent"]:
+        texts.append(f"{plural('turn', row['divergent'])} divergent from the plain server: not shown to be lossless")
+    elif row["unchecked"] and not sampled:
+        texts.append(f"{plural('turn', row['unchecked'])} not compared")
+    return texts
