@@ -179,8 +179,7 @@ def perform(conf: Conf, experiment: Experiment, arguments: Arguments) -> int:
         outcome = run(cell.run, line)
         worst = max(worst, outcome.status)
         folders.append(outcome.folder)
-    report(experiment, arguments, folders)
-    return worst
+    return max(worst, report(experiment, arguments, folders))
 
 
 def _check_questions(experiment: Experiment, cells: Sequence[Cell]) -> None:
@@ -268,8 +267,8 @@ def _written(settings: Mapping[str, Any]) -> list[str]:
     return [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()]
 
 
-def report(experiment: Experiment, arguments: Arguments, folders: Sequence[Path]) -> None:
-    """Tables and figures of exactly these cells, and a short table on the screen."""
+def report(experiment: Experiment, arguments: Arguments, folders: Sequence[Path]) -> int:
+    """Tables and figures of exactly these cells, and a table on the screen. Returns 1 where one cannot be made."""
     from bench.records.frame import read_run
     from bench.report.collect import group_runs
     from bench.report.command import write_collection
@@ -284,7 +283,8 @@ def report(experiment: Experiment, arguments: Arguments, folders: Sequence[Path]
     print("\n".join(str(path) for path in (*shown, out / "index.html")))
     lacking = [name for name in experiment.makes if name not in {path.name for path in shown}]
     if lacking:
-        raise UserError(f"{arguments.name}: the runs do not make {', '.join(lacking)}; see {out / 'index.html'}")
+        print(f"{arguments.name}: the runs do not make {', '.join(lacking)}; see {out / 'index.html'}", file=sys.stderr)
+    return int(bool(lacking))
 
 
 def summary(entries: Sequence[Any], experiment: Experiment) -> list[list[str]]:

@@ -65,6 +65,11 @@ def read(path: Path, wanted: str = WANTED, key: str = "data.path") -> Iterator[t
                 raise UserError(f"{key}={shown(path)}: not valid JSON ({records})") from records
             yield from ((f"record {number}", record) for number, record in enumerate(records))
             return
+        if first.lstrip().startswith("{") and isinstance(_parsed(first), ValueError):  # one object on several lines?
+            if not isinstance(whole := _parsed(file.read()), ValueError):
+                yield "record 0", whole
+                return
+            file.seek(0)
         for number, line in enumerate(file, 1):
             if line.strip():
                 yield f"line {number}", _parsed(line)

@@ -34,6 +34,8 @@ class QuestionSet:
 
 def find(questions: QuestionSet, path: str | None) -> Path:
     """The file to read: `path` (data.path) if given, else the set's own. Raises UserError as `Source.fetch` does."""
+    if path is not None and "://" in path:
+        raise UserError(f"data.path={path}: a file is wanted; questions=custom questions.source={path} fetches it")
     if path is not None:
         return Path(os.path.expanduser(path))
     return Source(questions.source, questions.revision, questions.sha256, "questions", remedy=REMEDY).fetch()

@@ -234,3 +234,10 @@ def test_an_experiment_of_ones_own_is_checked(tmp_path: Path, capsys, text: str,
     assert "conf/experiment/mine.yaml" in error and message in error and error.count("\n") == 1
     assert experiment.main([*given, "model=joey"]) == 2
     assert "mine" in capsys.readouterr().err.partition("valid: ")[2]
+
+
+def test_a_cell_alone_is_measured_and_what_it_does_not_make_is_said(tmp_path: Path, capsys) -> None:
+    short = ["limit=1", "repeats=1", "max_new_tokens=8", "warmup_turns=0", f"results_dir={tmp_path}"]
+    assert experiment.main(["name=threshold", "model=joey", *ONE_CELL, *short]) == 1
+    assert "threshold: the runs do not make figure_threshold.png; see" in capsys.readouterr().err
+    assert (tmp_path / "threshold" / "index.html").is_file()

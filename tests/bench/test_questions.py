@@ -63,6 +63,20 @@ def test_only_a_newline_ends_a_line(tmp_path: Path) -> None:
     assert read(file) == [Question(1, "qa", "qa", (turn,))]
 
 
+def test_one_object_may_take_several_lines(tmp_path: Path) -> None:
+    file = tmp_path / "q.json"
+    file.write_text(json.dumps(GOOD, indent=2))
+    assert [question.turns for question in read(file)] == [tuple(GOOD["turns"])]
+    file.write_text(json.dumps(GOOD, indent=2)[:-2])
+    with pytest.raises(UserError, match=r"q\.json line 1: not valid JSON"):
+        read(file)
+
+
+def test_an_address_is_no_file() -> None:
+    with pytest.raises(UserError, match=r"^data.path=https://a/q.jsonl: a file is wanted; questions=custom questions"):
+        find(in_set("owner/name"), "https://a/q.jsonl")
+
+
 def turns(*texts: str, system: str | None = None, keys: tuple[str, str] = ("role", "content")) -> list[dict[str, str]]:
     """A conversation in which the user speaks first."""
     said = [("system", system)] if system is not None else []
