@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from methods.errors import UserError, first_line, nearest
 ENTRY_POINTS = "speculative_bench"  # where an installed package names a folder of its own laid out like conf/
 FOLDER_OPTION, FOLDER_KEY, PACKAGE = "--config-dir", "hydra.searchpath", "pkg://"
 FALLBACK = "method.fallback"  # a method inside another one, by name
-COMPOSING = (HydraException, OmegaConfBaseException, YAMLError, ValueError, TypeError, RecursionError)
+COMPOSING = (HydraException, OmegaConfBaseException, YAMLError, ValueError, TypeError, RecursionError, OSError)
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Conf:
 
     def is_group(self, key: str) -> bool:
         """Whether a key chooses a file."""
-        return bool(key) and any((folder / key).is_dir() for folder in self.folders)
+        return bool(key) and any(os.path.isdir(folder / key) for folder in self.folders)  # no error for a long one
 
     def compose(self, name: str, overrides: Sequence[str]) -> Composed:
         """<name>.yaml with overrides applied and every reference resolved.
@@ -256,8 +257,8 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
     except HydraException as error:
         said = re.sub(r"^\w+Exception: ", "", _line(error))  # its parser's own name for a sign that it does not know
         raise UserError(f"{said[:200]}; an override is written key=value") from error
-    except RecursionError as error:
-        raise UserError(f"{max(overrides, key=len)[:40]}...: nested too deep") from error
+    except (RecursionError, ValueError) as error:  # ValueError: a number of thousands of digits
+        raise UserError(f"{max(overrides, key=len)[:40]}...: nested too deep, or a number too long") from error
 
 
 def _leaves(tree: Any, prefix: str = "") -> list[str]:

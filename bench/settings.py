@@ -16,6 +16,7 @@ from methods.errors import UserError
 
 LARGEST_SEED = 2**63 - 1  # what torch's generators take
 CUSTOM = "custom"  # conf/model/custom.yaml, for whatever model.path names
+MOST_BATCH = 4096  # sequences at a time
 COLDEST = 1e-3  # below this temperature logits leave the range of half precision
 Node = dict[str, Any]  # `_target_` and its arguments, see bench.binder
 
@@ -180,6 +181,8 @@ class Distill:
 
     def __post_init__(self) -> None:
         check_least(1, batch=self.batch, max_new_tokens=self.max_new_tokens, prompt_tokens=self.prompt_tokens)
+        if self.batch > MOST_BATCH:
+            raise UserError(f"batch={self.batch}: must be at most {MOST_BATCH}")
         if self.conversations is None and self.prompts is None:
             raise UserError("conversations=null: drawn prompts never end; give a number, or prompts=FILE")
         optional = {"conversations": self.conversations, "prompt_top_k": self.prompt_top_k}
@@ -218,7 +221,9 @@ class Servers:
                 found = "none" if url is None else "both"
                 raise UserError(f"server.{side}url, server.{side}launch: {found} given; wanted: one of the two")
             if url is not None and not is_url(url):
-                raise UserError(f"server.{side}url={url}: wanted: http://HOST:PORT")
+                raise UserError(
+                    f"server.{side}url={url if url.isprintable() else ascii(url)}: wanted: http://HOST:PORT"
+                )
         for key in ("timeout_s", "start_s"):
             if not getattr(self, key) > 0:
                 raise UserError(f"server.{key}={getattr(self, key)}: must be a number of seconds above 0")
@@ -306,7 +311,7 @@ def is_url(text: str) -> bool:
     """Whether a text names a host, and if a port, one that there is, over HTTP."""
     try:
         parts = urlsplit(text)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        return text.isprintable() and parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         return False
 

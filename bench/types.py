@@ -26,6 +26,8 @@ class Unread:
 
 def check_type(key: str, value: Any, kind: Any) -> None:
     """Raises UserError unless the value fits an annotation; of those that WORDS does not know, any value does."""
+    if _too_large(value):
+        raise UserError(f"{key}={str(value)[:40]}: whole numbers have 64 bits at most")
     if not _fits(value, kind):
         shown = value if isinstance(value, str) else json.dumps(value, default=str)
         if get_origin(kind) is Literal:
@@ -74,6 +76,12 @@ def kinds_of(target: Callable[..., Any]) -> dict[str, Any]:
                 kind = Unread(kind, str(error))
         found[name] = kind
     return found
+
+
+def _too_large(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return any(map(_too_large, value))
+    return isinstance(value, int) and abs(value) >= 1 << 63
 
 
 def _fits(value: Any, kind: Any) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 from methods.draft import Draft
 from methods.engine.kv_cache import KVCache
 from methods.engine.llama import Llama, Taps
-from methods.errors import UserError
+from methods.errors import MOST, UserError
 from methods.sampling import Sampler, accept
 
 
@@ -116,6 +116,8 @@ class Decoder:
         name, layers = type(method).__name__, model.config.num_layers
         if lacking := [part for part in ("taps", "max_rows", "extra_parameters", "start") if not hasattr(method, part)]:
             raise UserError(f"method: {name} lacks {', '.join(lacking)}")
+        if method.max_rows > MOST:
+            raise UserError(f"method: {name} says {method.max_rows} rows a step; must be at most {MOST}")
         if beyond := [tap for tap in method.taps if not 0 <= tap <= layers]:
             raise UserError(f"method: {name} taps layer {beyond[0]}, the model has 0 to {layers}")
         self.model, self.method, self.temperature, self.seed = model, method, temperature, seed

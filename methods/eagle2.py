@@ -16,7 +16,7 @@ from methods.decoder import Prefill
 from methods.draft import Draft, Tree
 from methods.eagle import EagleModel
 from methods.engine.llama import Llama
-from methods.errors import UserError
+from methods.errors import MOST, UserError, check_sizes
 from methods.files import Checkpoint
 from methods.follower import DraftModel, Follower, reading
 
@@ -32,9 +32,11 @@ class DynamicMethod:
     def __init__(
         self, model: DraftModel, *, tree: Literal["dynamic", "chain"], top_k: int, depth: int, nodes: int
     ) -> None:
-        for name, value, least in (("top_k", top_k, 1), ("depth", depth, 0), ("nodes", nodes, 2)):
-            if value < least:
-                raise UserError(f"method.{name}={value}: must be at least {least}")
+        check_sizes(top_k=top_k)
+        check_sizes(0, depth=depth)
+        check_sizes(2, nodes=nodes)
+        if top_k * depth > MOST:
+            raise UserError(f"method.top_k={top_k}, method.depth={depth}: must be at most {MOST} nodes in all")
         if tree == "chain":
             top_k, nodes = 1, depth + 2
         self.model, self.top_k, self.depth, self.max_rows = model, top_k, depth, nodes

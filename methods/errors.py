@@ -14,6 +14,18 @@ class NonFiniteLogits(ArithmeticError):
     """The target produced NaN or infinite logits, so no token can be chosen from them."""
 
 
+MOST = 1 << 14  # rows, levels or tokens of a step: more is a slip, and would take the memory of a machine
+
+
+def check_sizes(least: int = 1, most: int = MOST, **sizes: int) -> None:
+    """Raises UserError for a setting of a method, by name, that is out of range."""
+    for name, value in sizes.items():
+        if value < least:
+            raise UserError(f"method.{name}={value}: must be at least {least}")
+        if value > most:
+            raise UserError(f"method.{name}={value}: must be at most {most}")
+
+
 def nearest(name: object, valid: Iterable[str]) -> str:
     """Ending of an error line: the closest valid name, if one is close, and all valid names."""
     names = sorted(valid)

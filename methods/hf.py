@@ -14,7 +14,7 @@ from methods.decoder import Generation, NoPhases, Phases, Step
 from methods.engine.checkpoint import published_weights
 from methods.engine.gguf import chat_template, is_gguf, token_texts, transformers_config
 from methods.engine.llama import Llama, inverse_frequencies
-from methods.errors import UserError
+from methods.errors import UserError, check_sizes
 
 GGUF_TOKENIZERS = (5, 18)  # the first transformers that reads a GGUF tokenizer's special tokens as the file says
 PLAIN_TOKENIZERS = ("PreTrainedTokenizerFast", "TokenizersBackend")  # one class, as transformers 4 and 5 write it
@@ -46,6 +46,7 @@ class HfGenerate:
             raise UserError(f"temperature={temperature}: transformers' generate is measured greedily here; valid: 0")
         if prompt_lookup is not None and prompt_lookup < 1:
             raise UserError(f"method.prompt_lookup={prompt_lookup}: must be at least 1, or null for plain decoding")
+        check_sizes(prompt_lookup=prompt_lookup or 1)
         self.context = target.config.context if context is None else context
         if not 2 <= self.context <= target.config.context:
             raise UserError(f"context={self.context}: must be between 2 and the model's {target.config.context}")

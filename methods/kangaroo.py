@@ -19,7 +19,7 @@ from methods.draft import Draft, Resumed, Tree, upload
 from methods.engine.config import read_json
 from methods.engine.llama import Llama, Rope
 from methods.engine.unit import Rows, Unit
-from methods.errors import UserError
+from methods.errors import UserError, check_sizes
 from methods.files import Checkpoint
 
 AdapterFolder = Annotated[Path, Checkpoint("a Kangaroo adapter")]
@@ -38,8 +38,7 @@ class Kangaroo:
         self, target: Llama, *, exit_layer: int, gamma: int, eta: float, variant: Variant, checkpoint: AdapterFolder
     ) -> None:
         layers = target.config.num_layers
-        if gamma < 1:
-            raise UserError(f"method.gamma={gamma}: must be at least 1")
+        check_sizes(gamma=gamma)
         if not 0 <= eta <= 1:
             raise UserError(f"method.eta={eta}: must be between 0 and 1")
         if not 0 <= exit_layer <= layers:

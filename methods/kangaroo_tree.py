@@ -21,7 +21,7 @@ from methods.decoder import Prefill, Verification
 from methods.draft import Draft, Resumed, Tree, upload
 from methods.engine.llama import Llama
 from methods.engine.unit import Rows, Unit
-from methods.errors import UserError
+from methods.errors import check_sizes
 from methods.kangaroo import AdapterFolder, Kangaroo, SelfDraft
 
 
@@ -44,9 +44,8 @@ class KangarooTree(Kangaroo):
         width: int,
         nodes: int,
     ) -> None:
-        for name, value, least in (("width", width, 1), ("nodes", nodes, 2)):
-            if value < least:
-                raise UserError(f"method.{name}={value}: must be at least {least}")
+        check_sizes(width=width)
+        check_sizes(2, nodes=nodes)
         super().__init__(target, exit_layer=exit_layer, gamma=gamma, eta=eta, variant=variant, checkpoint=checkpoint)
         self.width, self.nodes = width, nodes
         self.level = Unit(self._level, (id(self), "level"), self.layers, "whole")

@@ -14,7 +14,7 @@ from methods.decoder import Prefill, Verification
 from methods.draft import Draft, Resumed, Tree
 from methods.engine.llama import Llama
 from methods.engine.unit import Rows, Unit
-from methods.errors import UserError
+from methods.errors import UserError, check_sizes
 
 
 class LayerSkip:
@@ -28,8 +28,7 @@ class LayerSkip:
 
     def __init__(self, target: Llama, *, exit_layer: int, gamma: int) -> None:
         layers = target.config.num_layers
-        if gamma < 1:
-            raise UserError(f"method.gamma={gamma}: must be at least 1")
+        check_sizes(gamma=gamma)
         if not 1 <= exit_layer < layers:
             raise UserError(f"method.exit_layer={exit_layer}: must be between 1 and {layers - 1} of the model's layers")
         self.target, self.exit_layer, self.gamma, self.max_rows = target, exit_layer, gamma, gamma + 1

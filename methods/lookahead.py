@@ -15,7 +15,7 @@ from torch import Tensor
 from methods.decoder import Prefill, Verification
 from methods.draft import Draft, Extra, Tree, upload
 from methods.engine.llama import Llama
-from methods.errors import UserError
+from methods.errors import UserError, check_sizes
 
 NGram = tuple[int, ...]
 
@@ -57,9 +57,8 @@ class Lookahead:
     def __init__(
         self, target: Llama, *, window: int, level: int, guesses: int, max_accept: int | None, seed: int
     ) -> None:
-        for name, value, least in (("window", window, 1), ("level", level, 2), ("guesses", guesses, 1)):
-            if value < least:
-                raise UserError(f"method.{name}={value}: must be at least {least}")
+        check_sizes(window=window, guesses=guesses)
+        check_sizes(2, level=level)
         if max_accept is not None and not 1 <= max_accept < level:
             raise UserError(f"method.max_accept={max_accept}: must be between 1 and method.level - 1 = {level - 1}")
         self.window, self.level, self.guesses, self.seed = window, level, guesses, seed

@@ -23,6 +23,8 @@ from methods.errors import UserError
 from methods.files import Checkpoint, DataFile
 from methods.trees import CALIBRATION, by_depth, read_tree
 
+MOST_HEADS = 64  # of a checkpoint, and blocks of a head; published ones have five
+
 
 class Heads(nn.ModuleList):
     """Medusa's heads: residual blocks x + SiLU(Wx + b), then a linear to the vocabulary. State keys as published.
@@ -54,8 +56,9 @@ class Heads(nn.ModuleList):
         """
         raw = read_json(folder / "config.json")
         for key in ("medusa_num_heads", "medusa_num_layers"):
-            if isinstance(raw.get(key), bool) or not isinstance(raw.get(key), int) or raw[key] < 1:
-                raise UserError(f"method.checkpoint={folder}: config.json needs {key}, a positive integer")
+            if isinstance(raw.get(key), bool) or not isinstance(raw.get(key), int) or not 1 <= raw[key] <= MOST_HEADS:
+                wanted = f"a positive integer, {MOST_HEADS} at most"
+                raise UserError(f"method.checkpoint={folder}: config.json needs {key}, {wanted}")
         if not weight_files(folder):
             raise UserError(f"method.checkpoint={folder}: no heads in this folder; wanted: medusa_lm_head.pt")
         found, vocabulary = tensor_shapes(folder), read_vocabulary(folder, target)

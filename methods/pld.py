@@ -11,7 +11,7 @@ from typing import Literal
 from methods.decoder import Prefill, Verification
 from methods.draft import Draft, Tree, upload
 from methods.engine.llama import Llama
-from methods.errors import UserError
+from methods.errors import check_sizes
 
 
 class PromptLookup:
@@ -29,9 +29,7 @@ class PromptLookup:
     def __init__(
         self, target: Llama, *, max_ngram: int, length: int, match: Literal["first", "last"], partial: bool
     ) -> None:
-        for name, value in (("max_ngram", max_ngram), ("length", length)):
-            if value < 1:
-                raise UserError(f"method.{name}={value}: must be at least 1")
+        check_sizes(max_ngram=max_ngram, length=length)
         self.device, self.max_ngram, self.length = target.device, max_ngram, length
         self.first = match == "first"
         self.least = 1 if partial else length  # tokens that must stand behind an occurrence,

@@ -14,7 +14,7 @@ from methods.datastore import FILE_NAME, Datastore
 from methods.decoder import Prefill, Verification
 from methods.draft import Draft, Tree, upload
 from methods.engine.llama import Llama
-from methods.errors import UserError
+from methods.errors import UserError, check_sizes
 from methods.files import DataFile
 
 
@@ -41,10 +41,8 @@ class Rest:
         occurrences: int,
         nodes: int,
     ) -> None:
-        sizes = {"min_span": min_span, "continuation": continuation, "occurrences": occurrences, "nodes": nodes}
-        for name, value in sizes.items():
-            if value < 1:
-                raise UserError(f"method.{name}={value}: must be at least 1")
+        check_sizes(min_span=min_span, continuation=continuation, occurrences=occurrences, nodes=nodes)
+        check_sizes(max_span=max_span)
         if max_span < min_span:
             raise UserError(f"method.max_span={max_span}: must be at least method.min_span={min_span}")
         self.datastore = Datastore(Path(datastore))

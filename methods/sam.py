@@ -13,7 +13,7 @@ from methods.datastore import FILE_NAME, Datastore
 from methods.decoder import Drafter, Method, Prefill, Verification
 from methods.draft import Draft, Tree, upload
 from methods.engine.llama import Llama
-from methods.errors import UserError
+from methods.errors import UserError, check_sizes
 from methods.files import DataFile
 
 GROWTH = 4  # without a fallback, candidates drafted for each token of the match
@@ -101,9 +101,9 @@ class Sam:
         static: Annotated[Path, DataFile("a REST datastore", FILE_NAME)] | None,
         fallback: Method | None,
     ) -> None:
-        for name, value, least in (("predict", predict, 2), ("threshold", threshold, 1), ("bias", bias, 0)):
-            if value < least:
-                raise UserError(f"method.{name}={value}: must be at least {least}")
+        check_sizes(2, predict=predict)
+        check_sizes(threshold=threshold)
+        check_sizes(0, bias=bias)
         if fallback is not None and not hasattr(fallback, "start"):
             raise UserError(f"method.fallback={fallback}: must be a method that drafts, by name, such as recycling")
         self.device, self.predict, self.threshold, self.bias = target.device, predict, threshold, bias

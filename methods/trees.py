@@ -17,7 +17,7 @@ from torch import Tensor
 
 from methods.draft import Tree, upload
 from methods.engine.config import read_json
-from methods.errors import UserError, nearest
+from methods.errors import UserError, check_sizes, nearest
 
 Node = tuple[int, ...]
 
@@ -108,8 +108,7 @@ def read_tree(tree: Any, *, heads: int, vocab_size: int, nodes: int, calibration
     auto: at most `nodes` nodes, from the accuracies in the calibration file. Raises UserError for anything else, and
     for a tree that is deeper than the number of heads.
     """
-    if heads < 1:
-        raise UserError(f"method.heads={heads}: must be at least 1")
+    check_sizes(1, 64, heads=heads)
     if tree == "auto":
         return greedy_tree(read_accuracies(calibration, heads), nodes)
     named = {"chain": tuple((0,) * depth for depth in range(1, heads + 1)), "mc_sim_7b_63": MC_SIM_7B_63}
@@ -170,8 +169,7 @@ def greedy_tree(accuracies: Sequence[Sequence[float]], nodes: int) -> tuple[Node
     accuracies [heads][rank]: how often the head's choice of that rank is right. A node is accepted when all choices on
     its path are right, taken as independent. Nodes that are never right are left out.
     """
-    if nodes < 1:
-        raise UserError(f"method.nodes={nodes}: must be at least 1")
+    check_sizes(nodes=nodes)
     frontier: list[tuple[float, Node]] = []
 
     def add_children(node: Node, likely: float) -> None:

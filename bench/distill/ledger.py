@@ -51,6 +51,8 @@ class Ledger:
     @contextmanager
     def open(cls, path: Path, settings: Mapping[str, Any]) -> Iterator[Ledger]:
         """Go on with a file, or begin it. Raises UserError for one that is not this distillation's, or is in use."""
+        if not path.name:
+            raise UserError(f"output={path}: a file is wanted")
         make_folder(str(path.parent), "output")
         if path.exists() and not _state(path).exists():
             raise UserError(f"output={path}: there is such a file, and no distillation wrote it; give another one")

@@ -56,6 +56,8 @@ def _author(settings: Distill, folder: Path, chat: Chat) -> Author:
         if not target.config.eos_token_ids:
             raise UserError(f"model.path={folder}: names no end-of-sequence token, so no answer would end")
         context = min(target.config.context, model.context or target.config.context)
+        if context - settings.max_new_tokens < 2:
+            raise UserError(f"max_new_tokens={settings.max_new_tokens}: leaves no prompt room in {context} tokens")
         return Author(model_of(target), chat, target.config.eos_token_ids, context)
 
 

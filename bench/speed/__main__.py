@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.command import again, configured
+from methods.errors import UserError
 
 if TYPE_CHECKING:
     from bench.config import Conf
@@ -41,7 +42,6 @@ def main(conf: Conf, overrides: list[str]) -> int:
     from bench.speed import peer
     from bench.types import settings_of
     from methods.engine.checkpoint import pick_device
-    from methods.errors import UserError
 
     of_methods = [text for text in overrides if text.lstrip("+").startswith("method.")]
     speed = settings_of(Speed, conf.compose("speed", [text for text in overrides if text not in of_methods]).values)
@@ -95,6 +95,8 @@ def section(speed: Speed, runs: Sequence[Run], folder: Path, file: Path | None) 
     from bench.speed.engine import PASSES, make_prompts, memory_facts, of_device, paired, pass_costs, summarise, turn
 
     loaded = load_target(runs[0].model, folder, seed=0)
+    if (longest := speed.past + max(speed.listed("rows"))) > loaded.config.context:
+        raise UserError(f"past={speed.past}: rows make it {longest}, the model's context is {loaded.config.context}")
     target = on_engine(speed.engine, loaded)
     prompts = make_prompts(speed, folder, target)
     found: dict[str, Any] = {

@@ -23,7 +23,7 @@ from accelerate.state import AcceleratorState
 from torch import nn
 from tqdm import tqdm
 
-from bench.files import replace_text
+from bench.files import make_folder, replace_text
 from bench.train import log, packing, state
 from bench.train.conversations import Encoded
 from bench.train.log import Point
@@ -33,6 +33,7 @@ from methods.engine.matrix import Matrix
 from methods.errors import UserError, nearest
 
 SUMMARY = "training.json"
+MOST_EPOCHS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +69,8 @@ class Settings:
                 raise UserError(f"loop.{name}={getattr(self, name)}: must be 0 or above")
         if not 0 <= self.decay_to <= 1:
             raise UserError(f"loop.decay_to={self.decay_to}: must be between 0 and 1, a share of loop.lr")
-        if not self.epochs < math.inf:
-            raise UserError(f"loop.epochs={self.epochs}: must be a finite number")
+        if not self.epochs <= MOST_EPOCHS:
+            raise UserError(f"loop.epochs={self.epochs}: must be at most {MOST_EPOCHS}")
         if len(self.betas) != 2 or not all(isinstance(beta, (int, float)) and 0 <= beta < 1 for beta in self.betas):
             raise UserError(f"loop.betas={self.betas}: two numbers from 0 to below 1 are wanted")
         for name, valid in (("decay", ("none", "linear", "cosine")), ("mixed_precision", ("auto", "bf16", "no"))):
@@ -223,6 +224,7 @@ class Run:
     def begin(self) -> None:
         """Remove what could be taken for this run's, and find out now if nothing can be written."""
         if self.accelerate.is_main_process:
+            make_folder(str(self.job.output), "output")
             self.job.output.joinpath(SUMMARY).unlink(missing_ok=True)
             if self.step == 0:
                 self.job.output.joinpath(state.FILE).unlink(missing_ok=True)

@@ -19,7 +19,7 @@ from bench.train.source import DataSource, ModelSource, frequent
 from methods.draft_vocabulary import OFFSETS, offsets
 from methods.engine.llama import Llama
 from methods.errors import UserError
-from methods.medusa import Heads
+from methods.medusa import MOST_HEADS, Heads
 from methods.trees import CALIBRATION
 
 DISCOUNT = 0.8  # weight of head k is DISCOUNT**k
@@ -140,8 +140,8 @@ def train(
     resume: bool,
 ) -> list[loop.Point]:
     """Train Medusa heads for a model and write them to `output`. Raises UserError for settings that do not fit."""
-    if heads < 1:
-        raise UserError(f"train.heads={heads}: must be at least 1")
+    if not 1 <= heads <= MOST_HEADS:
+        raise UserError(f"train.heads={heads}: must be at least 1, and at most {MOST_HEADS}")
     accelerate = loop.accelerator(loop_settings.mixed_precision, model.get("device", "auto"))
     source = ModelSource.load(model, accelerate.device)
     examples = DataSource(**data).load(source, loop_settings.length, seed, accelerate.print)

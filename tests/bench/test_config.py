@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from bench.binder import bind
 from bench.config import Conf, installed
 from bench.places import ROOT, locate
+from bench.run import main
 from bench.settings import Run
 from bench.train.work import compose
 from bench.types import check_type
@@ -65,7 +67,7 @@ from methods.errors import UserError
         ("hydra.output_subdir=x", "hydra.output_subdir=x: Hydra only composes here"),
         ("shard=²/3", "shard=²/3; an override is written key=value"),
         ("method=a b", "method=a b: unknown; valid: "),
-        ("seed=99999999999999999999", "seed=99999999999999999999: must be 0 or above, and at most"),
+        ("seed=99999999999999999999", "seed=99999999999999999999: whole numbers have 64 bits at most"),
         ("temperature=1e-320", "temperature=1e-320: must be 0 (greedy) or at least 0.001"),
         ("threads=99999", "threads=99999: must be at least 1 and at most this machine's"),
         ("limit=" + "[" * 3000, "no viable alternative at input"),
@@ -104,3 +106,53 @@ def test_what_ships_is_found_whatever_the_working_folder_holds(tmp_path: Path, m
     assert Run.of(installed().compose("config", ["model=joey"])).model.built_in
     assert Path(locate("bench/assets/joey")) == ROOT / "bench" / "assets" / "joey"
     assert locate("results") == "results"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("method.length=" + "9" * 23, "method.length=" + "9" * 23 + ": whole numbers have 64 bits at most"),
+        ("question_ids=[1," + "9" * 23 + "]", "question_ids=[1, 999"),
+        ("limit=" + "9" * 5000, "limit=" + "9" * 34 + "...: nested too deep, or a number too long"),
+        ("method." + "a" * 300 + "=1", "method.aaa"),
+        ("method._target_=nope.x", "method._target_=nope.x: Error loading 'nope.x': ModuleNotFoundError"),
+        ("method._target_=5", "method._target_=5: 'int' object has no attribute"),
+    ],
+    ids=lambda text: text[:30],
+)
+def test_values_beyond_all_bounds_are_one_line(override: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        composed = installed().compose("config", ["method=pld", override])
+        bind(Run.of(composed).method, "method")
+    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "setting", "message"),
+    [
+        ("lookahead", "level=1000000000", "must be at most 16384"),
+        ("medusa", "heads=1000000000", "must be at most 64"),
+        ("eagle2", "top_k=99999", "must be at most 16384"),
+        ("eagle3", "depth=99999", "must be at most 16384"),
+        ("pld", "max_ngram=99999", "must be at most 16384"),
+        ("kangaroo", "gamma=99999", "must be at most 16384"),
+        ("sam", "predict=99999", "must be at most 16384"),
+        ("rest", "nodes=99999", "must be at most 16384"),
+        ("hf_prompt_lookup", "prompt_lookup=99999", "must be at most 16384"),
+    ],
+)
+def test_steps_that_no_machine_could_hold_are_refused(
+    method: str, setting: str, message: str, tmp_path: Path, capsys
+) -> None:
+    given = [f"method={method}", f"method.{setting}", "model=joey", "limit=1", f"results_dir={tmp_path}"]
+    assert main(given) == 2 and capsys.readouterr().err == f"method.{setting}: {message}\n"
+
+
+def test_rows_that_several_settings_make_are_bounded_too(tmp_path: Path, capsys) -> None:
+    for settings, message in (
+        (["method=lookahead", "method.level=9000"], "method: Lookahead says 20340002 rows a step; must be at most"),
+        (["method=eagle2", "method.depth=9000"], "method.top_k=10, method.depth=9000: must be at most 16384 nodes"),
+    ):
+        assert main([*settings, "model=joey", "limit=1", f"results_dir={tmp_path}"]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(message) and error.count("\n") == 1
