@@ -160,6 +160,9 @@ def load_tokenizer(path: Path) -> Any:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     if not is_gguf(path):
+        for file in path.glob("*.json"):  # transformers would open them, and wait at a FIFO
+            if not file.is_file():
+                raise UserError(f"{file}: not a file")
         return (PreTrainedTokenizerFast if _is_plain(path) else AutoTokenizer).from_pretrained(path)
     major, minor = transformers.__version__.split(".")[:2]
     if (int(major), int(minor)) < GGUF_TOKENIZERS:

@@ -57,8 +57,8 @@ class Heads(nn.ModuleList):
         raw = read_json(folder / "config.json")
         for key in ("medusa_num_heads", "medusa_num_layers"):
             if isinstance(raw.get(key), bool) or not isinstance(raw.get(key), int) or not 1 <= raw[key] <= MOST_HEADS:
-                wanted = f"a positive integer, {MOST_HEADS} at most"
-                raise UserError(f"method.checkpoint={folder}: config.json needs {key}, {wanted}")
+                most = f"a positive integer, {MOST_HEADS} at most"
+                raise UserError(f"method.checkpoint={folder}: config.json needs {key}, {most}")
         if not weight_files(folder):
             raise UserError(f"method.checkpoint={folder}: no heads in this folder; wanted: medusa_lm_head.pt")
         found, vocabulary = tensor_shapes(folder), read_vocabulary(folder, target)
@@ -71,7 +71,7 @@ class Heads(nn.ModuleList):
             raise UserError(f"method.checkpoint={folder}: heads for {theirs}, {who} {ours}")
         # The published config.json files say 2 where the weights have 5 heads: the weights decide.
         numbers = [int(name.partition(".")[0]) + 1 for name in found if name.partition(".")[0].isdigit()]
-        held = max([raw["medusa_num_heads"], *numbers])
+        held = max([raw["medusa_num_heads"], *(number for number in numbers if number <= MOST_HEADS)])
         if not 1 <= count <= held:
             raise UserError(f"method.heads={count}: must be between 1 and the {held} heads in {folder}")
         shapes = {

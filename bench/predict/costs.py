@@ -231,6 +231,8 @@ class Measured:
 
         Raises UserError.
         """
+        if file.exists() and not file.is_file():
+            raise UserError(f"cost={file}: not a file")
         try:
             record = json.loads(file.read_text(encoding="utf-8"))
             sections, of = record["sections"], record.get("model") or record["config"]["model"]["name"]

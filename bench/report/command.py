@@ -72,6 +72,9 @@ def parse(arguments: Sequence[str]) -> Settings:
             settings.lists[key] += [Path(part) for part in value.split(",")]
         else:
             settings.values[key] = value
+    for path in (path for listed in settings.lists.values() for path in listed):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise UserError(f"{path}: neither a file nor a folder")
     if settings.lists["baseline"] and not settings.lists["import"]:
         raise UserError("baseline= goes with import=: give the answer files whose baseline this is")
     return settings

@@ -144,6 +144,8 @@ def main(arguments: Sequence[str]) -> int:
     if len(arguments) not in (2, 3) or not arguments[1].endswith(SUFFIX):
         raise UserError(USAGE)
     folder, file, *tokenizer = map(Path, arguments)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
     write(folder, file, tokenizer[0] if tokenizer else None)
     print(file)
     return 0

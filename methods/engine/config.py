@@ -117,8 +117,11 @@ def published_config(config: ModelConfig) -> dict[str, Any]:
 def reading(file: Path, what: str, remedy: str = "") -> Iterator[None]:
     """Turn whatever a broken file makes json, pickle, torch or safetensors raise into one line that names the file.
 
-    A flipped byte of a .bin file alone was seen to raise ten kinds of errors, AssertionError and BadZipFile among them.
+    What is no file is not opened: a FIFO would wait for ever. A flipped byte of a .bin file alone was seen to raise ten
+    kinds of errors, AssertionError and BadZipFile among them.
     """
+    if file.exists() and not file.is_file():
+        raise UserError(f"{file}: not readable as {what} (not a file){remedy}")
     try:
         yield
     except UserError:

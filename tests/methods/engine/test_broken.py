@@ -17,6 +17,7 @@ from methods.engine.checkpoint import load_model, read_config, read_tensors, ten
 from methods.engine.vocabulary import Vocabulary
 from methods.engine.weight_files import weight_files
 from methods.errors import UserError
+from methods.hf import load_tokenizer
 from methods.trees import read_accuracies
 from tests.tiny import SHAPE
 
@@ -277,3 +278,14 @@ def test_an_odd_tokenizer(text: str, tmp_path: Path) -> None:
 def test_an_odd_sentencepiece_model(model: bytes, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(model)
     assert "tokenizer.model: not readable as a tokenizer" in refusal(Vocabulary.read, tmp_path)
+
+
+@pytest.mark.parametrize(("name", "read"), [("config.json", read_config), ("tokenizer_config.json", load_tokenizer)])
+def test_what_is_no_file_is_not_opened(tmp_path: Path, name: str, read: Callable[..., Any]) -> None:
+    os.mkfifo(tmp_path / name)
+    assert "not a file" in refusal(read, tmp_path)
+
+
+def test_a_fifo_in_the_place_of_weights_is_none(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.safetensors")
+    assert weight_files(tmp_path) == [] and tensor_shapes(tmp_path) == {}
