@@ -148,8 +148,9 @@ def test_table_1_is_one_command(python: Callable[..., str], tmp_path: Path) -> N
     table1["grids"].append({"method": ["rest"], "method.datastore.sha256": [digest(tmp_path)]})
     (tmp_path / "conf" / "experiment").mkdir(parents=True)
     (tmp_path / "conf" / "experiment" / "table1_here.yaml").write_text(yaml.safe_dump(table1))
-    data = f"data.path={write_questions(tmp_path / 'question.jsonl', QUESTIONS)}"
-    said = python("bench.experiment", "--config-dir=conf", "name=table1_here", "model=vicuna-7b", data, *SHORT)
+    questions = write_questions(tmp_path / "question.jsonl", QUESTIONS)
+    data = [f"data.path={questions}", f"questions.sha256={hashlib.sha256(questions.read_bytes()).hexdigest()}"]
+    said = python("bench.experiment", "--config-dir=conf", "name=table1_here", "model=vicuna-7b", *data, *SHORT)
     assert "of unknown size: gdrive:" in said and "to measure: about " in said
     with (tmp_path / "results" / "experiments" / "table1_here" / "table1.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
