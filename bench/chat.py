@@ -127,7 +127,7 @@ def read_template(template: str) -> str:
 def template_file(template: str) -> Path:
     """Where a template lies that is given by name or path. Raises UserError when there is none."""
     named = TEMPLATES / f"{template}.jinja"
-    file = named if named.is_file() else Path(template)
+    file = named if named.is_file() else Path(template).expanduser()
     if not file.is_file():
         names = [known.stem for known in TEMPLATES.glob("*.jinja")]
         raise UserError(f"model.chat_template={template}: no such file or template; {nearest(template, names)}")

@@ -41,6 +41,9 @@ def command(advice: Callable[[Sequence[str]], str], usage: str = "") -> Callable
             stops: list[KeyboardInterrupt] = []
             try:
                 with stoppable(stops):
+                    for argument in arguments:  # a byte of the shell's that is no UTF-8 would be recorded
+                        if "\0" in argument or argument.encode("utf-8", "replace").decode() != argument:
+                            raise UserError(f"{argument!a}: not valid Unicode")
                     if usage and HELP & set(arguments):
                         print(usage)
                         status = 0

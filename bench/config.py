@@ -26,6 +26,7 @@ from methods.errors import UserError, first_line, nearest
 
 ENTRY_POINTS = "speculative_bench"  # where an installed package names a folder of its own laid out like conf/
 FOLDER_OPTION, FOLDER_KEY, PACKAGE = "--config-dir", "hydra.searchpath", "pkg://"
+HOME = {"results_dir", "output", "prompts", "exclude"}  # paths, by key
 FALLBACK = "method.fallback"  # a method inside another one, by name
 COMPOSING = (HydraException, OmegaConfBaseException, YAMLError, ValueError, TypeError, RecursionError, OSError)
 
@@ -112,7 +113,10 @@ class Conf:
             raise UserError(f"conf/draft/{choices.get('draft')}.yaml: must begin with the line # @package method")
         with open_dict(composed):
             del composed["hydra"]
-        return Composed(plain(composed), choices)
+        values = plain(composed)
+        for key in HOME & values.keys():  # a shell leaves the ~ of KEY=~/place as it is
+            values[key] = os.path.expanduser(values[key]) if isinstance(values[key], str) else values[key]
+        return Composed(values, choices)
 
     def points(self, overrides: Sequence[str]) -> list[list[str]]:
         """The overrides of every point of a sweep; values of the last one given vary fastest.

@@ -210,7 +210,9 @@ def _speedups(answers: pd.DataFrame, baseline: pd.DataFrame | None) -> dict[str,
     paired = ratio_interval(rates / baseline_rates)
     every = by_repeat.notna().all(axis=1)  # repeats are compared over the same questions
     repeats = [
-        float(by_repeat[r][every].mean() / baseline_by_repeat[r][every].mean()) for r in by_repeat if every.any()
+        float(by_repeat[r][every].mean() / baseline_by_repeat[r][every].mean())
+        for r in by_repeat
+        if every.any() and r in baseline_by_repeat
     ]
     ours, theirs = _decode_rate(answers), _decode_rate(baseline)
     our_step, their_step = decode_seconds_per_step(answers), decode_seconds_per_step(baseline)

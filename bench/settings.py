@@ -296,6 +296,8 @@ class Speed:
             values = self.listed(name)
             if not values or any(isinstance(value, int) and value < 1 for value in values):
                 raise UserError(f"{name}={values}: must be a list, not empty, of names or numbers from 1")
+        for threads in self.listed("threads"):
+            check_threads("threads", threads)
         if self.llama_cpp and self.model.weights == "random":
             raise UserError("llama_cpp=true: model.weights=random are in no file; valid: checkpoint")
         if self.llama_cpp:

@@ -13,8 +13,11 @@ from typing import IO, Any
 
 from bench.files import make_folder, replace_text
 from bench.records.identity import differences, flatten
+from bench.types import settings_of
 from methods.engine.config import read_json
 from methods.errors import UserError
+
+REMEDY = "give another output"
 
 
 @dataclass
@@ -66,6 +69,8 @@ class Ledger:
             except OSError as error:
                 raise UserError(f"output={path}: another process is writing it; wait for it") from error
             progress = _progress(path, os.fstat(file.fileno()).st_size, settings)
+            if file.read(progress.bytes).count(b"\n") != progress.kept:
+                raise UserError(f"{_state(path)}: says {progress.kept} conversations, its file has others; {REMEDY}")
             file.truncate(progress.bytes)
             file.seek(progress.bytes)
             ledger = cls(path, file, progress)
@@ -101,14 +106,16 @@ def _progress(path: Path, size: int, settings: Mapping[str, Any]) -> Progress:
     if not state.exists():
         return Progress(wanted)
     try:
-        progress = Progress(**read_json(state))
+        progress = settings_of(Progress, read_json(state))
         changed = differences(flatten(progress.settings), flatten(wanted))
         missing = progress.bytes - size
-    except (TypeError, AttributeError) as error:
-        raise UserError(f"{state}: not the state of a distillation; give another output") from error
+        if progress.bytes < 0:
+            raise UserError(f"bytes={progress.bytes}")
+    except (UserError, TypeError, AttributeError) as error:
+        raise UserError(f"{state}: not the state of a distillation ({error}); {REMEDY}") from error
     if changed:
         key, before, now = changed[0]
-        raise UserError(f"output={path}: written with {key}={before}, now {now}; give another output")
+        raise UserError(f"output={path}: written with {key}={before}, now {now}; {REMEDY}")
     if missing > 0 and size:
-        raise UserError(f"output={path}: {missing} bytes that were written are missing; give another output")
+        raise UserError(f"output={path}: {missing} bytes that were written are missing; {REMEDY}")
     return Progress(wanted) if missing > 0 else progress

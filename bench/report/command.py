@@ -46,9 +46,6 @@ class Settings:
 def parse(arguments: Sequence[str]) -> Settings:
     """key=value arguments; further files may follow import= and baseline=. Raises UserError for anything else."""
     settings = Settings()
-    for argument in arguments:
-        if argument.encode("utf-8", "replace").decode() != argument or "\0" in argument:
-            raise UserError(f"{argument!a}: not valid Unicode")
     if arguments and arguments[0] == "--compare":
         settings.compare = [Path(argument) for argument in arguments[1:]]
         if len(settings.compare) != 2:

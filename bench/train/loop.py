@@ -33,7 +33,7 @@ from methods.engine.matrix import Matrix
 from methods.errors import UserError, nearest
 
 SUMMARY = "training.json"
-MOST_EPOCHS = 10_000
+MOST_EPOCHS, MOST_ROWS = 10_000, 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +67,10 @@ class Settings:
         for name in ("warmup_steps", "weight_decay"):
             if getattr(self, name) < 0:
                 raise UserError(f"loop.{name}={getattr(self, name)}: must be 0 or above")
+        if self.batch * self.accumulation > MOST_ROWS:
+            raise UserError(
+                f"loop.batch={self.batch}, loop.accumulation={self.accumulation}: at most {MOST_ROWS} rows a step"
+            )
         if not 0 <= self.decay_to <= 1:
             raise UserError(f"loop.decay_to={self.decay_to}: must be between 0 and 1, a share of loop.lr")
         if not self.epochs <= MOST_EPOCHS:

@@ -156,3 +156,14 @@ def test_rows_that_several_settings_make_are_bounded_too(tmp_path: Path, capsys)
         assert main([*settings, "model=joey", "limit=1", f"results_dir={tmp_path}"]) == 2
         error = capsys.readouterr().err
         assert error.startswith(message) and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("argument", ["model.system_prompt=\udcff", "data.path=q\udce9.jsonl", "model.name=a\0b"])
+def test_bytes_that_are_no_text_are_refused_before_anything_is_measured(argument: str, tmp_path: Path, capsys) -> None:
+    assert main([argument, "model=joey", f"results_dir={tmp_path}"]) == 2
+    assert capsys.readouterr().err == f"{argument!a}: not valid Unicode\n" and not any(tmp_path.iterdir())
+
+
+def test_a_tilde_that_the_shell_left_is_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Run.of(installed().compose("config", ["results_dir='~/res'"])).results_dir == str(tmp_path / "res")

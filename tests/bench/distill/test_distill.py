@@ -219,3 +219,20 @@ def test_a_model_that_never_ends_is_given_up(
 def test_the_command_composes() -> None:
     assert main(["--help"]) == 0
     assert installed().compose("distill", ["output=x", "model=smollm2-135m"]).values["conversations"] == 1000
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"bytes": 5}, {"bytes": -1}, {"kept": 9}, {"kept": "x"}, {"calls": None}, {"waiting": 3}, {"more": 1}],
+    ids=str,
+)
+def test_a_state_that_is_none_costs_no_conversation(
+    model: Path, tmp_path: Path, capsys: Any, change: dict[str, Any]
+) -> None:
+    (tmp_path / "p.txt").write_text("w1 w2\nw3 w4")
+    given = overrides(model, tmp_path, prompts=tmp_path / "p.txt")
+    assert main(given) == 0
+    state, written = tmp_path / "out.jsonl.state.json", (tmp_path / "out.jsonl").read_bytes()
+    state.write_text(json.dumps({**json.loads(state.read_text()), **change}))
+    capsys.readouterr()
+    assert "out.jsonl.state.json" in refused(capsys, given) and (tmp_path / "out.jsonl").read_bytes() == written

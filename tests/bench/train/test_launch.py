@@ -109,7 +109,7 @@ def test_processes_that_the_launcher_did_not_start():
         (["seed=-1"], "seed=-1: must be 0 or above"),
         (["threads=0"], "threads=0: must be at least 1"),
         (["resume=maybe"], "resume=maybe: must be true or false"),
-        (["output=/proc/nowhere"], "output=/proc/nowhere: log.csv cannot be written"),
+        (["output=/proc/nowhere"], "output=/proc/nowhere: No such file or directory; valid: a folder that"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(overrides, tmp_path, capsys, changes, message):
