@@ -119,7 +119,7 @@ def numbers(arguments: Sequence[str], defaults: Mapping[str, int], least: int = 
     """As key_values, of whole numbers. Raises UserError for one below `least` too."""
     values = key_values(arguments, {key: str(number) for key, number in defaults.items()})
     for key, value in values.items():
-        if not value.isdecimal() or int(value) < least:
+        if not value.isdecimal() or len(value) > 18 or int(value) < least:
             raise UserError(f"{key}={value}: must be a number from {least:,}")
     return {key: int(value) for key, value in values.items()}
 

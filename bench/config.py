@@ -6,6 +6,7 @@ import importlib.util
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
@@ -249,7 +250,8 @@ def plain(config: DictConfig) -> dict[str, Any]:
 def _folder(key: str, given: str) -> Path:
     folder = Path(given.removeprefix("file://")).expanduser().absolute()
     if given.startswith(PACKAGE):
-        folder = next(iter(_of_package(given.removeprefix(PACKAGE))), folder)
+        with suppress(ImportError, ValueError):  # no such package, or no name of one
+            folder = next(iter(_of_package(given.removeprefix(PACKAGE))), folder)
     if not given or not folder.is_dir():
         raise UserError(f"{key}={given}: no such folder; wanted: one laid out like conf/, with method/NAME.yaml in it")
     return folder

@@ -167,8 +167,9 @@ class Adapter(nn.Module):
         if vocabulary is not None and not VARIANTS[variant].own_head:
             raise UserError(f"method.checkpoint={folder}: {OFFSETS} is for a head, and {variant} has none of its own")
         adapter = cls(config, variant=variant, dtype=target.dtype, device=target.device, vocabulary=vocabulary)
-        shapes = {name: tuple(tensor.shape) for name, tensor in adapter.published().items()}
-        fill(folder, {name: view for name, view in adapter.published().items() if name != OFFSETS}, shapes)
+        views = adapter.published()
+        shapes = {name: tuple(view.shape) for name, view in views.items()}
+        fill(folder, {name: view for name, view in views.items() if name != OFFSETS}, shapes)
         if target.packed:
             adapter.pack()
         return adapter.requires_grad_(False)

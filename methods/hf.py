@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -161,7 +162,7 @@ def load_tokenizer(path: Path) -> Any:
 
     if not is_gguf(path):
         for file in path.glob("*.json"):  # transformers would open them, and wait at a FIFO
-            if not file.is_file():
+            if os.path.exists(file) and not os.path.isfile(file):
                 raise UserError(f"{file}: not a file")
         return (PreTrainedTokenizerFast if _is_plain(path) else AutoTokenizer).from_pretrained(path)
     major, minor = transformers.__version__.split(".")[:2]

@@ -174,6 +174,7 @@ def test_a_method_without_the_interface_is_one_line(
         ("--config-dir=/nowhere", "--config-dir=/nowhere: no such folder; wanted: one laid out like conf/"),
         ("--config-dir", "--config-dir=: no such folder"),
         ("hydra.searchpath=[file:///nowhere]", "hydra.searchpath=file:///nowhere: no such folder"),
+        ("hydra.searchpath=[pkg://nowhere.inside]", "hydra.searchpath=pkg://nowhere.inside: no such folder"),
     ],
 )
 def test_a_folder_that_is_not_there_is_one_line(capsys, option: str, message: str) -> None:

@@ -231,9 +231,9 @@ class Measured:
 
         Raises UserError.
         """
-        if file.exists() and not file.is_file():
-            raise UserError(f"cost={file}: not a file")
         try:
+            if file.exists() and not file.is_file():
+                raise UserError(f"cost={file}: not a file")
             record = json.loads(file.read_text(encoding="utf-8"))
             sections, of = record["sections"], record.get("model") or record["config"]["model"]["name"]
             if of not in (model, CUSTOM):  # older files do not say which model a custom one was

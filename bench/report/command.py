@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -70,7 +71,7 @@ def parse(arguments: Sequence[str]) -> Settings:
         else:
             settings.values[key] = value
     for path in (path for listed in settings.lists.values() for path in listed):
-        if path.exists() and not (path.is_file() or path.is_dir()):
+        if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
             raise UserError(f"{path}: neither a file nor a folder")
     if settings.lists["baseline"] and not settings.lists["import"]:
         raise UserError("baseline= goes with import=: give the answer files whose baseline this is")

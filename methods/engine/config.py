@@ -120,9 +120,9 @@ def reading(file: Path, what: str, remedy: str = "") -> Iterator[None]:
     What is no file is not opened: a FIFO would wait for ever. A flipped byte of a .bin file alone was seen to raise ten
     kinds of errors, AssertionError and BadZipFile among them.
     """
-    if file.exists() and not file.is_file():
-        raise UserError(f"{file}: not readable as {what} (not a file){remedy}")
     try:
+        if file.exists() and not file.is_file():
+            raise UserError(f"{file}: not readable as {what} (not a file){remedy}")
         yield
     except UserError:
         raise
