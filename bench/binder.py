@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
@@ -17,7 +17,7 @@ from hydra.utils import get_object
 from bench.chat import CHAT_FILES
 from bench.digests import sha256
 from bench.places import locate
-from bench.types import Unread, check_type, kinds_of
+from bench.types import Unread, check_type, kinds_of, settings_of
 from methods.engine.config import reading
 from methods.engine.hub import resolve
 from methods.engine.weight_files import matches, weight_files
@@ -162,6 +162,8 @@ def _bound(key: str, value: Any, kind: Any, marker: Checkpoint | DataFile | None
     """A value that fits its annotation; a node inside is bound as well."""
     if isinstance(value, Mapping) and TARGET in value:
         return bind(value, key, model=model)
+    if isinstance(value, Mapping) and isinstance(kind, type) and is_dataclass(kind):
+        return settings_of(kind, value, f"{key}.")
     if marker is None:
         check_type(key, value, kind)
     elif value is None and not _optional(kind):

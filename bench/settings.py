@@ -124,11 +124,16 @@ class Run(Asking):
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """What a training reads, see bench.train.source.DataSource."""
+    """What a training reads: a ShareGPT file, or `joey`, the built-in generator."""
 
     path: str
-    limit: int | None
-    held_out: int
+    limit: int | None  # conversations read; None: all of a file
+    held_out: int  # conversations kept for evaluation, at most a tenth of all
+
+    def __post_init__(self) -> None:
+        if self.limit is not None:
+            check_least(1, **{"data.limit": self.limit})
+        check_least(0, **{"data.held_out": self.held_out})
 
 
 @dataclass(frozen=True, kw_only=True)

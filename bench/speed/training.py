@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,14 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaAttention
 
+from bench.binder import bind
 from bench.command import again, command
 from bench.config import installed
+from bench.settings import Text, Train
 from bench.train import loop, packing
 from bench.train.conversations import Encoded
 from bench.train.kangaroo import Distillation, initialise
-from bench.train.source import DataSource, ModelSource
+from bench.train.source import ModelSource, read_data
 from methods.adapters import PUBLISHED, Adapter
 from methods.engine.checkpoint import load_model
 from methods.engine.llama import Llama
@@ -121,11 +124,12 @@ def our_run(target: Llama, data: loop.Data, settings: loop.Settings, exit_layer:
 def throughput(model: str, steps: int) -> dict[str, Any]:
     """Tokens/s of both sides, step by step in turns, and the largest relative difference of their losses."""
     overrides = ["method=kangaroo", f"model={model}", "data.path=joey", "output=unused"]
-    config = installed().compose("train", overrides).values
-    settings = loop.Settings(**{key: value for key, value in config["loop"].items() if key != "_target_"})
-    exit_layer = config["method"]["exit_layer"]
-    source = ModelSource.load({**config["model"], "dtype": "float32"}, torch.device("cpu"))
-    data = DataSource(path="joey", limit=100 * (steps + 2), held_out=0).load(source, settings.length, 0, print)
+    config = Train.of(installed().compose("train", overrides))
+    settings = bind(config.loop, "loop").make()
+    exit_layer = config.method["exit_layer"]
+    source = ModelSource.load(replace(config.model, dtype="float32"), torch.device("cpu"))
+    text = Text(path="joey", limit=100 * (steps + 2), held_out=0)
+    data = read_data(text, source, settings.length, 0, print)
     run, adapter = our_run(source.target, data, settings, exit_layer)
     theirs = PlainTraining(AutoModelForCausalLM.from_pretrained(source.folder), adapter, exit_layer, settings)
     rates: dict[str, list[float]] = {"ours": [], "plain": []}

@@ -9,17 +9,17 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.files import replace_tensors, replace_text
+from bench.settings import Model, Text
 from bench.train import loop
 from bench.train.loss import Sums, Target, cross_entropy, final_states
 from bench.train.packing import Row
-from bench.train.source import DataSource, ModelSource
+from bench.train.source import ModelSource, read_data
 from methods.eagle import EagleModel
 from methods.engine.config import published_config
 from methods.engine.llama import Llama, ModelConfig
@@ -116,8 +116,8 @@ def write(folder: Path, draft: EagleModel, dtype: torch.dtype) -> None:
 
 def train(
     *,
-    model: dict[str, Any],
-    data: dict[str, Any],
+    model: Model,
+    data: Text,
     loop_settings: loop.Settings,
     bias: bool,
     feature: float,
@@ -130,10 +130,10 @@ def train(
 ) -> list[loop.Point]:
     """Train a draft model and write it to `output`. Raises UserError for settings or data that do not fit."""
     objective = Objective(feature=feature, token=token, noise=noise)
-    accelerate = loop.accelerator(loop_settings.mixed_precision, model.get("device", "auto"))
+    accelerate = loop.accelerator(loop_settings.mixed_precision, model.device)
     source = ModelSource.load(model, accelerate.device)
     dtype = loop.saved_dtype(save_dtype, source.target.config.dtype)
-    examples = DataSource(**data).load(source, loop_settings.length, seed, accelerate.print)
+    examples = read_data(data, source, loop_settings.length, seed, accelerate.print)
     draft = build_draft(source.target, bias=bias, seed=seed)
     torch.manual_seed(seed)  # of the noise; a run that goes on has the state of its random numbers in its checkpoint
     job = loop.Job(

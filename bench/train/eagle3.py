@@ -11,18 +11,18 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bench.binder import file_hashes
 from bench.files import replace_tensors, replace_text
+from bench.settings import Model, Text
 from bench.train import loop
 from bench.train.eagle import initialise, layer_config
 from bench.train.loss import Picked, Sums, Target, as_is, cross_entropy
 from bench.train.packing import Row
-from bench.train.source import DataSource, ModelSource, Started, frequent
+from bench.train.source import ModelSource, Started, frequent, read_data
 from methods.draft_vocabulary import OFFSETS, offsets
 from methods.eagle3 import Eagle3Model
 from methods.eagle3_formats import KEPT, Shape, default_taps, empty_weights, published, read_shape, read_weights
@@ -183,8 +183,8 @@ def write(folder: Path, draft: Eagle3Model, dtype: torch.dtype) -> None:
 
 def train(
     *,
-    model: dict[str, Any],
-    data: dict[str, Any],
+    model: Model,
+    data: Text,
     loop_settings: loop.Settings,
     unrolls: int,
     draft_vocab: int | None,
@@ -197,10 +197,10 @@ def train(
     """Train a draft model and write it to `output`. Raises UserError for settings or data that do not fit."""
     if unrolls < 1:
         raise UserError(f"train.unrolls={unrolls}: must be at least 1")
-    accelerate = loop.accelerator(loop_settings.mixed_precision, model.get("device", "auto"))
+    accelerate = loop.accelerator(loop_settings.mixed_precision, model.device)
     source = ModelSource.load(model, accelerate.device)
     dtype = loop.saved_dtype(save_dtype, source.target.config.dtype)
-    examples = DataSource(**data).load(source, loop_settings.length, seed, accelerate.print)
+    examples = read_data(data, source, loop_settings.length, seed, accelerate.print)
     if start_from is None:
         draft = build_draft(source.target, frequent(examples, draft_vocab, source.target), seed)
     else:

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
 
 from bench.files import replace_tensors, replace_text
+from bench.settings import Model, Text
 from bench.train import loop
 from bench.train.loss import Sums, Target, cross_entropy, final_states
 from bench.train.medusa import places
 from bench.train.packing import Row
-from bench.train.source import DataSource, ModelSource
+from bench.train.source import ModelSource, read_data
 from methods.engine.checkpoint import INIT_STD
 from methods.engine.llama import Llama
 from methods.engine.unit import Rows
@@ -106,8 +107,8 @@ def write(folder: Path, draft: HydraModel, *, base: str, dtype: torch.dtype) -> 
 
 def train(
     *,
-    model: dict[str, Any],
-    data: dict[str, Any],
+    model: Model,
+    data: Text,
     loop_settings: loop.Settings,
     architecture: Literal["mlp", "prefix-mlp"],
     heads: int,
@@ -121,17 +122,17 @@ def train(
     """Train heads for a model and write them to `output`. Raises UserError for settings or data that do not fit."""
     if not 0 <= dropout < 1:
         raise UserError(f"train.dropout={dropout}: must be at least 0 and below 1")
-    accelerate = loop.accelerator(loop_settings.mixed_precision, model.get("device", "auto"))
+    accelerate = loop.accelerator(loop_settings.mixed_precision, model.device)
     source = ModelSource.load(model, accelerate.device)
     draft = build_draft(source.target, architecture=architecture, heads=heads, layers=layers, seed=seed)
     dtype = loop.saved_dtype(save_dtype, source.target.config.dtype)
-    examples = DataSource(**data).load(source, loop_settings.length, seed, accelerate.print)
+    examples = read_data(data, source, loop_settings.length, seed, accelerate.print)
     torch.manual_seed(seed)  # of what is dropped out; a run that goes on has the state of its random numbers
     shape = {"architecture": architecture, "heads": heads, "layers": layers}
     job = loop.Job(
         title=f"Hydra heads for {source.name}",
         module=GroundedTraining(draft, dropout=dropout, chunk=loop_settings.chunk),
-        write=lambda folder: write(folder, draft, base=model["path"], dtype=dtype),
+        write=lambda folder: write(folder, draft, base=model.path, dtype=dtype),
         identity={"method": "hydra", **shape, "dropout": dropout, "target": source.fingerprint()},
         output=Path(output),
     )

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bench.binder import file_hashes
 from bench.files import replace_tensors, replace_text
+from bench.settings import Model, Text
 from bench.train import loop
 from bench.train.loss import Sums, Target, as_is, cross_entropy
 from bench.train.packing import Row
-from bench.train.source import DataSource, ModelSource, Started, frequent
+from bench.train.source import ModelSource, Started, frequent, read_data
 from bench.train.states import KeptStates
 from methods.adapters import PUBLISHED, VARIANTS, Adapter, Variant
 from methods.draft_vocabulary import OFFSETS
@@ -153,8 +153,8 @@ def build_adapter(
 
 def train(
     *,
-    model: dict[str, Any],
-    data: dict[str, Any],
+    model: Model,
+    data: Text,
     loop_settings: loop.Settings,
     draft_vocab: int | None,
     exit_layer: int,
@@ -170,12 +170,12 @@ def train(
 ) -> list[loop.Point]:
     """Train an adapter for a model and write it to `output`. Raises UserError for settings or data that do not fit."""
     _check(variant, draft_vocab=draft_vocab, loss_vocab=loss_vocab, kv_heads=kv_heads)
-    accelerate = loop.accelerator(loop_settings.mixed_precision, model.get("device", "auto"))
+    accelerate = loop.accelerator(loop_settings.mixed_precision, model.device)
     source = ModelSource.load(model, accelerate.device)
     layers = source.target.config.num_layers
     if not 0 <= exit_layer <= layers:
         raise UserError(f"method.exit_layer={exit_layer}: must be between 0 and the model's {layers} layers")
-    examples = DataSource(**data).load(source, loop_settings.length, seed, accelerate.print)
+    examples = read_data(data, source, loop_settings.length, seed, accelerate.print)
     vocabulary = frequent(examples, draft_vocab, source.target)
     adapter = build_adapter(
         source.target, vocabulary, variant=variant, kv_heads=kv_heads, seed=seed, start_from=start_from

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from bench.files import replace_tensors, replace_text
+from bench.settings import Model, Text
 from bench.train import loop
 from bench.train.loss import Sums, Target, cross_entropy, final_states
 from bench.train.packing import Row
-from bench.train.source import DataSource, ModelSource, frequent
+from bench.train.source import ModelSource, frequent, read_data
 from methods.draft_vocabulary import OFFSETS, offsets
 from methods.engine.llama import Llama
 from methods.errors import UserError
@@ -129,8 +130,8 @@ def write(folder: Path, heads: Heads, *, base: str, dtype: torch.dtype, accuraci
 
 def train(
     *,
-    model: dict[str, Any],
-    data: dict[str, Any],
+    model: Model,
+    data: Text,
     loop_settings: loop.Settings,
     heads: int,
     draft_vocab: int | None,
@@ -142,9 +143,9 @@ def train(
     """Train Medusa heads for a model and write them to `output`. Raises UserError for settings that do not fit."""
     if not 1 <= heads <= MOST_HEADS:
         raise UserError(f"train.heads={heads}: must be at least 1, and at most {MOST_HEADS}")
-    accelerate = loop.accelerator(loop_settings.mixed_precision, model.get("device", "auto"))
+    accelerate = loop.accelerator(loop_settings.mixed_precision, model.device)
     source = ModelSource.load(model, accelerate.device)
-    examples = DataSource(**data).load(source, loop_settings.length, seed, accelerate.print)
+    examples = read_data(data, source, loop_settings.length, seed, accelerate.print)
     modules = build_heads(source.target, heads, frequent(examples, draft_vocab, source.target))
     dtype = loop.saved_dtype(save_dtype, source.target.config.dtype)
     training = HeadTraining(source.target, modules, chunk=loop_settings.chunk)
@@ -153,8 +154,8 @@ def train(
         accuracies = head_accuracies(training, loop.held_out_rows(examples, loop_settings, source.target.device))
         if len(accuracies) < heads:
             found = f"{CALIBRATION} is for {len(accuracies)} of {heads} heads" if accuracies else f"no {CALIBRATION}"
-            accelerate.print(f"data.held_out={data['held_out']}: too little text to measure all heads; {found}")
-        write(folder, modules, base=model["path"], dtype=dtype, accuracies=accuracies)
+            accelerate.print(f"data.held_out={data.held_out}: too little text to measure all heads; {found}")
+        write(folder, modules, base=model.path, dtype=dtype, accuracies=accuracies)
 
     job = loop.Job(
         title=f"Medusa heads for {source.name}",

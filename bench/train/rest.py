@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from bench.chat import chat_files, lacks_bos
 from bench.digests import sha256 as file_sha256
 from bench.files import make_folder, replace_file
 from bench.places import locate
-from bench.settings import Model
+from bench.settings import Model, Text
 from bench.sources import Source
 from bench.texts import readable
 from bench.train.conversations import Render, Tally, named_records
@@ -46,19 +47,17 @@ LEADS = 256  # first bytes of the code that the suffixes are sorted by
 BLOCK = 1 << 16  # tokens handled at once: what is in between stays in the processor's cache
 
 
-def build(*, model: dict[str, Any], data: dict[str, Any], output: str, seed: int) -> Path:
+def build(*, model: Model, data: Text, output: str, seed: int) -> Path:
     """Write a datastore for the model's tokenizer and return its path.
 
     data.path: ShareGPT JSON or JSONL, or a .gz of one, a .txt file (one document), or joey, the built-in generator.
     output: a folder, or a .safetensors file.
     Raises UserError when there is nothing to store, and for whatever is wrong with the input.
     """
-    path, limit = data["path"], data["limit"]
+    path = data.path
     if not path:
         raise UserError("data.path is missing: give a ShareGPT JSON or JSONL file, a .txt file, or joey")
-    if limit is not None and limit < 1:
-        raise UserError(f"data.limit={limit}: must be a positive number of conversations, or null for all")
-    folder = resolve(locate(model["path"]), model.get("revision"), weights=False)
+    folder = resolve(locate(model.path), model.revision, weights=False)
     file = Path(output) if output.endswith(".safetensors") else Path(output) / FILE_NAME
     vocabulary, tally = Vocabulary.read(folder), Tally()
     tokenizer, render = _chat_format(folder, model, path)
@@ -66,7 +65,7 @@ def build(*, model: dict[str, Any], data: dict[str, Any], output: str, seed: int
         documents = _plain_text(Path(path), tokenizer, tally)
     else:
         records = tqdm(
-            named_records(path, limit, seed), unit="conversation", desc=Path(path).name, delay=5, disable=None
+            named_records(path, data.limit, seed), unit="conversation", desc=Path(path).name, delay=5, disable=None
         )
         documents = _rendered(records, render, tokenizer, tally)
     tokens = join(documents)
@@ -106,8 +105,8 @@ def prepare(
             time = plural("minute", max(1, round(size / BYTES_PER_MINUTE)))
             disk = f"takes about {size * DISK_PER_BYTE / 1e9:.1f} GB in {cache}"
             print(f"method.datastore: made once from {source.name}, in about {time}; {disk}", file=sys.stderr)
-        data = {"path": str(source), "limit": None}
-        build(model={**vars(model), "path": str(folder)}, data=data, output=str(file), seed=0)
+        data = Text(path=str(source), limit=None, held_out=0)
+        build(model=replace(model, path=str(folder)), data=data, output=str(file), seed=0)
     return file
 
 
@@ -217,7 +216,7 @@ def _leads_between(frequent: NDArray[np.int64], symbols: int, room: int) -> NDAr
     return -(-gaps // room)
 
 
-def _chat_format(folder: Path, model: dict[str, Any], path: str) -> tuple[Any, Render]:
+def _chat_format(folder: Path, model: Model, path: str) -> tuple[Any, Render]:
     if path.endswith(".txt"):  # plain text needs no chat template
         return load_tokenizer(folder), lambda chat, opened: ""
     from bench.train.source import chat_format

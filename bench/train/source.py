@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bench.chat import Chat, Message
 from bench.places import locate
+from bench.settings import Model, Text
 from bench.train import conversations
 from bench.train.conversations import Encoded, Render
 from bench.train.loop import Data
@@ -37,13 +38,12 @@ class ModelSource:
     render: Render
 
     @classmethod
-    def load(cls, model: dict[str, Any], device: torch.device) -> ModelSource:
-        """From a model configuration (conf/model), onto a device. Raises UserError as loading does."""
-        folder = resolve(locate(model["path"]), model.get("revision"))
-        settings = {key: model[key] for key in ("dtype", "weights") if model.get(key)}
-        target = load_model(folder, device=device, **settings)
+    def load(cls, model: Model, device: torch.device) -> ModelSource:
+        """As conf/model describes it, onto a device. Raises UserError as loading does."""
+        folder = resolve(locate(model.path), model.revision)
+        target = load_model(folder, device=device, dtype=model.dtype, weights=model.weights)
         tokenizer, render = chat_format(folder, model)
-        return cls(model["name"], folder, target, tokenizer, render)
+        return cls(model.name, folder, target, tokenizer, render)
 
     def fingerprint(self) -> str:
         """Hash that tells one set of weights from another without reading all of them."""
@@ -54,9 +54,9 @@ class ModelSource:
         return total.hexdigest()[:16]
 
 
-def chat_format(folder: Path, model: Mapping[str, Any]) -> tuple[Any, Render]:
-    """Tokenizer of a checkpoint and the function that renders a chat as a run of this model (conf/model) does."""
-    chat = Chat(folder, *(model.get(key) for key in ("chat_template", "system_prompt", "template_arguments")))
+def chat_format(folder: Path, model: Model) -> tuple[Any, Render]:
+    """Tokenizer of a checkpoint and the function that renders a chat as a run of this model does."""
+    chat = Chat(folder, *model.chat)
 
     def render(messages: conversations.Messages, open_turn: bool) -> str:
         return chat.render([Message(**message) for message in messages], open_turn=open_turn)
@@ -64,37 +64,25 @@ def chat_format(folder: Path, model: Mapping[str, Any]) -> tuple[Any, Render]:
     return chat.tokenizer, render
 
 
-@dataclass(frozen=True, kw_only=True)
-class DataSource:
-    """Where conversations come from: a ShareGPT file, or `joey`, the built-in generator."""
-
-    path: str
-    limit: int | None  # conversations read; None: all of a file
-    held_out: int  # conversations kept for evaluation, at most a tenth of all
-
-    def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 1:
-            raise UserError(f"data.limit={self.limit}: must be at least 1")
-        if self.held_out < 0:
-            raise UserError(f"data.held_out={self.held_out}: must be 0 or above")
-
-    def load(self, source: ModelSource, length: int, seed: int, say: Callable[[str], object]) -> Data:
-        """Read, encode and split. Raises UserError when nothing is left or the length exceeds the model's context."""
-        context = source.target.config.context
-        if length > context:
-            raise UserError(f"loop.length={length}: the context of {source.name} is {context} tokens")
-        if not self.path:
-            raise UserError("data.path is missing: give a ShareGPT JSON or JSONL file, or joey")
-        corpus = conversations.encode_all(
-            conversations.named_records(self.path, self.limit, seed),
-            source.render,
-            source.tokenizer,
-            eos_token_ids=source.target.config.eos_token_ids,
-            length=length,
-            source=self.path,
-        )
-        say(f"data.path={self.path}: {corpus.summary()}")
-        return split(corpus.conversations, self.held_out, seed)
+def read_data(data: Text, source: ModelSource, length: int, seed: int, say: Callable[[str], object]) -> Data:
+    """Read, encode and split conversations. Raises UserError when nothing is left, or the length exceeds the model's
+    context.
+    """
+    context = source.target.config.context
+    if length > context:
+        raise UserError(f"loop.length={length}: the context of {source.name} is {context} tokens")
+    if not data.path:
+        raise UserError("data.path is missing: give a ShareGPT JSON or JSONL file, or joey")
+    corpus = conversations.encode_all(
+        conversations.named_records(data.path, data.limit, seed),
+        source.render,
+        source.tokenizer,
+        eos_token_ids=source.target.config.eos_token_ids,
+        length=length,
+        source=data.path,
+    )
+    say(f"data.path={data.path}: {corpus.summary()}")
+    return split(corpus.conversations, data.held_out, seed)
 
 
 def frequent(data: Data, size: int | None, target: Llama, *, key: str = "train.draft_vocab") -> Tensor | None:

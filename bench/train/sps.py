@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from bench.binder import file_hashes
 from bench.files import replace_file, replace_text
+from bench.settings import Model, Text
 from bench.train import loop
 from bench.train.loss import Sums, Target, as_is, cross_entropy
 from bench.train.packing import Row
-from bench.train.source import DataSource, ModelSource, Started
+from bench.train.source import ModelSource, Started, read_data
 from methods.engine.checkpoint import empty_weights, load_model, published_weights, randomise
 from methods.engine.config import published_config
 from methods.engine.llama import Llama, ModelConfig
@@ -133,8 +134,8 @@ def write(folder: Path, drafter: Llama, tokenizer: Any, dtype: torch.dtype) -> N
 
 def train(
     *,
-    model: dict[str, Any],
-    data: dict[str, Any],
+    model: Model,
+    data: Text,
     loop_settings: loop.Settings,
     learns: Literal["text", "distribution"],
     hidden: int,
@@ -149,7 +150,7 @@ def train(
     resume: bool,
 ) -> list[loop.Point]:
     """Train a drafter for a model and write it to `output`. Raises UserError for settings or data that do not fit."""
-    accelerate = loop.accelerator(loop_settings.mixed_precision, model.get("device", "auto"))
+    accelerate = loop.accelerator(loop_settings.mixed_precision, model.device)
     source = ModelSource.load(model, accelerate.device)
     if start_from is None:
         form = Form(hidden=hidden, layers=layers, heads=heads, feed_forward=feed_forward, tied=tied)
@@ -159,7 +160,7 @@ def train(
         drafter = trained_drafter(start_from, source.target, loop_settings.length)
         origin = {"start_from": file_hashes(start_from)}
     dtype = loop.saved_dtype(save_dtype, source.target.config.dtype)
-    examples = DataSource(**data).load(source, loop_settings.length, seed, accelerate.print)
+    examples = read_data(data, source, loop_settings.length, seed, accelerate.print)
     job = loop.Job(
         title=f"Drafter for {source.name}, {drafter.config.num_layers} layers {drafter.config.hidden_size} wide",
         module=Lesson(source.target, drafter, learns=learns, chunk=loop_settings.chunk),

@@ -11,7 +11,7 @@ from bench.binder import bind
 from bench.config import Conf, installed
 from bench.places import ROOT, locate
 from bench.run import main
-from bench.settings import Run
+from bench.settings import Model, Run, Text, Train
 from bench.train.work import compose
 from bench.types import check_type
 from methods.errors import UserError
@@ -167,3 +167,13 @@ def test_bytes_that_are_no_text_are_refused_before_anything_is_measured(argument
 def test_a_tilde_that_the_shell_left_is_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert Run.of(installed().compose("config", ["results_dir='~/res'"])).results_dir == str(tmp_path / "res")
+
+
+def test_a_training_takes_settings_and_its_sections_are_held_against_them() -> None:
+    node = Train.of(installed().compose("train", ["data.path=joey", "data.limit=7", "output=o"])).train
+    arguments = bind(node, "train").arguments
+    assert isinstance(arguments["model"], Model) and arguments["data"] == Text(path="joey", limit=7, held_out=200)
+    with pytest.raises(UserError, match=r"^train\.data\.lmit: unknown; did you mean limit"):
+        bind({**node, "data": {"path": "joey", "lmit": 3, "held_out": 1}}, "train")
+    with pytest.raises(UserError, match=r"^train\.model\.dtype=int4: unknown"):
+        bind({**node, "model": {**node["model"], "dtype": "int4"}}, "train")

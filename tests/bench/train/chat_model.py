@@ -99,3 +99,28 @@ def settings(**changes: Any) -> Any:
         "checkpoint_every": 4,
     }
     return Settings(**{**values, **changes})
+
+
+def model_settings(path: Path, **changes: Any) -> Any:
+    """A model as conf/model would describe it, in float32 on the CPU."""
+    from bench.settings import Model
+
+    nothing = dict.fromkeys(("revision", "context", "chat_template", "system_prompt", "template_arguments", "threads"))
+    given = {"name": "tiny", "path": str(path), "weights": "checkpoint", "dtype": "float32", "device": "cpu"}
+    return Model(**{**nothing, **given, "exit_layer": 2, "built_in": False, **changes})
+
+
+def basics(world: Path, output: Path, **changes: Any) -> dict[str, Any]:
+    """What every training of weights takes, from the world's model and conversations."""
+    from bench.settings import Text
+
+    return {
+        "model": model_settings(world / "model"),
+        "data": Text(path=str(world / "data.json"), limit=None, held_out=5),
+        "loop_settings": settings(),
+        "output": str(output),
+        "save_dtype": "float32",
+        "seed": 0,
+        "resume": True,
+        **changes,
+    }

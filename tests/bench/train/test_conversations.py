@@ -12,7 +12,7 @@ from bench.texts import read
 from bench.train import conversations as c
 from bench.train.source import chat_format
 from methods.errors import UserError
-from tests.bench.train.chat_model import NO_SYSTEM, SPECIAL, WORDS, tokenizer
+from tests.bench.train.chat_model import NO_SYSTEM, SPECIAL, WORDS, model_settings, tokenizer
 
 TOKENIZER = tokenizer()
 IDS = {word: i for i, word in enumerate([*SPECIAL, *WORDS])}
@@ -105,7 +105,7 @@ def test_a_line_nested_too_deep_is_malformed(tmp_path):
 @pytest.mark.parametrize("answer", ["Hello there.", "Hello there.\n", "Hello there. "])
 def test_the_end_of_a_turn_is_marked_behind_white_space_too(answer):
     folder = Path(c.__file__).parents[1] / "assets" / "joey"
-    tokenizer, joeys = chat_format(folder, {})
+    tokenizer, joeys = chat_format(folder, model_settings(folder))
     end = tokenizer.convert_tokens_to_ids("<|end|>")
     encoded = c.encode(c.messages(turns("Hi", answer)), joeys, tokenizer, eos_token_ids=[end], length=99)
     marked = encoded.tokens[encoded.assistant]
@@ -116,7 +116,7 @@ def test_the_end_of_a_turn_is_marked_behind_white_space_too(answer):
 def test_a_conversation_that_the_chat_template_refuses_is_malformed(tmp_path):
     TOKENIZER.save_pretrained(tmp_path)
     (tmp_path / "no_system.jinja").write_text(NO_SYSTEM)
-    _, strict = chat_format(tmp_path, {"chat_template": str(tmp_path / "no_system.jinja")})
+    _, strict = chat_format(tmp_path, model_settings(tmp_path, chat_template=str(tmp_path / "no_system.jinja")))
     refused = {"conversations": [{"from": "system", "value": "w9"}, *turns("w0", "w1")["conversations"]]}
     records = enumerate([turns("w0", "w1"), refused])
     corpus = c.encode_all(records, strict, TOKENIZER, eos_token_ids=[2], length=9, source="x.json")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench.settings import Text
 from bench.train import eagle3, packing
 from methods.decoder import Decoder
 from methods.eagle3 import Eagle3, Eagle3Model
@@ -17,7 +18,7 @@ from methods.engine.checkpoint import load_model
 from methods.engine.unit import Rows
 from methods.errors import UserError
 from methods.vanilla import Vanilla
-from tests.bench.train.chat_model import interrupt_at, settings
+from tests.bench.train.chat_model import basics, interrupt_at, settings
 from tests.bench.train.test_eagle_train import conversations
 from tests.methods.eagle3_reference import tapped
 from tests.methods.eagle_reference import features
@@ -28,18 +29,8 @@ METHOD: Any = {"tree": "dynamic", "top_k": 3, "depth": 2, "nodes": 8}
 
 
 def arguments(world: Path, output: Path, **changes: Any) -> dict[str, Any]:
-    return {
-        "model": {"name": "tiny", "path": str(world / "model"), "dtype": "float32", "device": "cpu"},
-        "data": {"path": str(world / "data.json"), "limit": None, "held_out": 5},
-        "loop_settings": settings(epochs=2),
-        "unrolls": UNROLLS,
-        "draft_vocab": None,
-        "output": str(output),
-        "save_dtype": "float32",
-        "seed": 0,
-        "resume": True,
-        **changes,
-    }
+    own = {"loop_settings": settings(epochs=2), "unrolls": UNROLLS, "draft_vocab": None}
+    return basics(world, output, **{**own, **changes})
 
 
 def drafted(draft: Eagle3Model, tokens: Tensor, place: int, steps: int) -> list[Tensor]:
@@ -150,7 +141,7 @@ def test_a_draft_model_goes_on_from_another_with_its_vocabulary(world: Path, tmp
     first, second = tmp_path / "first", tmp_path / "second"
     eagle3.train(**arguments(world, first, draft_vocab=40, loop_settings=settings(epochs=1)))
     changes = {"start_from": first, "unrolls": 5, "loop_settings": settings(epochs=1, lr=1e-12)}
-    other = {"path": str(world / "data.json"), "limit": 20, "held_out": 2}  # its most frequent tokens are others
+    other = Text(path=str(world / "data.json"), limit=20, held_out=2)  # its most frequent tokens are others
     eagle3.train(**arguments(world, second, **changes, data=other))
     before, after = (torch.load(folder / "pytorch_model.bin") for folder in (first, second))
     assert before.keys() == after.keys()

@@ -18,7 +18,7 @@ from methods.eagle import Eagle, EagleModel
 from methods.engine.checkpoint import load_model
 from methods.errors import UserError
 from methods.vanilla import Vanilla
-from tests.bench.train.chat_model import interrupt_at, settings
+from tests.bench.train.chat_model import basics, interrupt_at, settings
 from tests.methods.eagle_reference import features, layer
 from tests.tiny import tiny_llama
 
@@ -26,18 +26,7 @@ OBJECTIVE = {"feature": 1.0, "token": 0.1, "noise": 0.2}
 
 
 def arguments(world: Path, output: Path, **changes: Any) -> dict[str, Any]:
-    return {
-        "model": {"name": "tiny", "path": str(world / "model"), "dtype": "float32", "device": "cpu"},
-        "data": {"path": str(world / "data.json"), "limit": None, "held_out": 5},
-        "loop_settings": settings(epochs=4),
-        "bias": True,
-        "output": str(output),
-        "save_dtype": "float32",
-        "seed": 0,
-        "resume": True,
-        **OBJECTIVE,
-        **changes,
-    }
+    return basics(world, output, **{"loop_settings": settings(epochs=4), "bias": True, **OBJECTIVE, **changes})
 
 
 def conversations() -> list[Encoded]:

@@ -18,7 +18,7 @@ from methods.engine.unit import Rows
 from methods.errors import UserError
 from methods.hydra import Hydra
 from methods.vanilla import Vanilla
-from tests.bench.train.chat_model import interrupt_at, settings
+from tests.bench.train.chat_model import basics, interrupt_at, settings
 from tests.bench.train.test_eagle_train import conversations
 from tests.tiny import tiny_llama
 
@@ -26,18 +26,7 @@ SHAPE: Any = {"architecture": "prefix-mlp", "heads": 2, "layers": 3}
 
 
 def arguments(world: Path, output: Path, **changes: Any) -> dict[str, Any]:
-    return {
-        "model": {"name": "tiny", "path": str(world / "model"), "dtype": "float32", "device": "cpu"},
-        "data": {"path": str(world / "data.json"), "limit": None, "held_out": 5},
-        "loop_settings": settings(epochs=4),
-        "output": str(output),
-        "save_dtype": "float32",
-        "seed": 0,
-        "dropout": 0.0,
-        "resume": True,
-        **SHAPE,
-        **changes,
-    }
+    return basics(world, output, **{"loop_settings": settings(epochs=4), "dropout": 0.0, **SHAPE, **changes})
 
 
 @pytest.mark.parametrize("architecture", ["prefix-mlp", "mlp"])

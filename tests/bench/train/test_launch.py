@@ -104,7 +104,7 @@ def test_processes_that_the_launcher_did_not_start():
         (["method.exit_layer=1.5"], "train.exit_layer=1.5: must be an integer"),
         (["method=medusa", "train.heads=abc"], "train.heads=abc: must be an integer"),
         (["train.save_dtype=int64"], "train.save_dtype=int64 is unknown"),
-        (["data.held_out=-5"], "data.held_out=-5: must be 0 or above"),
+        (["data.held_out=-5"], "data.held_out=-5: must be an integer of at least 0"),
         (["data.limit=abc"], "data.limit=abc: must be an integer or null"),
         (["seed=-1"], "seed=-1: must be 0 or above"),
         (["threads=0"], "threads=0: must be at least 1"),

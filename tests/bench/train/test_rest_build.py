@@ -201,8 +201,8 @@ def test_plain_text_that_is_no_file_is_not_opened(
 @pytest.mark.parametrize(
     ("name", "content", "changes", "message"),
     [
-        ("a.json", as_list(TALKS), ["data.limit=-1"], "data.limit=-1: must be a positive number of conversations"),
-        ("a.json", as_list(TALKS), ["data.limit=0"], "data.limit=0: must be a positive number"),
+        ("a.json", as_list(TALKS), ["data.limit=-1"], "data.limit=-1: must be an integer of at least 1"),
+        ("a.json", as_list(TALKS), ["data.limit=0"], "data.limit=0: must be an integer of at least 1"),
         ("a.json", as_list(TALKS), ["data.limit=abc"], "data.limit=abc: must be an integer or null"),
         ("a.json", as_list(TALKS), ["data.path="], "data.path is missing: give a ShareGPT JSON or JSONL file"),
         ("a.json", "[]", [], "a.json: no text to store: 0 documents; ShareGPT JSON or JSONL is wanted, or plain text"),

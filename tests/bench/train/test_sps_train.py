@@ -20,7 +20,7 @@ from methods.engine.llama import Llama
 from methods.errors import UserError
 from methods.sps import SmallModel
 from methods.vanilla import Vanilla
-from tests.bench.train.chat_model import WORDS, interrupt_at, settings, write_chat_model
+from tests.bench.train.chat_model import WORDS, basics, interrupt_at, settings, write_chat_model
 from tests.tiny import tiny_llama
 
 SHAPE: Any = {"hidden": 16, "layers": 2, "heads": 2, "feed_forward": 3, "tied": True}
@@ -28,19 +28,8 @@ FORM = sps.Form(**SHAPE)
 
 
 def arguments(world: Path, output: Path, **changes: Any) -> dict[str, Any]:
-    return {
-        "model": {"name": "tiny", "path": str(world / "model"), "dtype": "float32", "device": "cpu"},
-        "data": {"path": str(world / "data.json"), "limit": None, "held_out": 5},
-        "loop_settings": settings(epochs=6),
-        "output": str(output),
-        "save_dtype": "float32",
-        "seed": 0,
-        "resume": True,
-        "learns": "distribution",
-        "start_from": None,
-        **SHAPE,
-        **changes,
-    }
+    own = {"loop_settings": settings(epochs=6), "learns": "distribution", "start_from": None}
+    return basics(world, output, **{**own, **SHAPE, **changes})
 
 
 @torch.inference_mode()

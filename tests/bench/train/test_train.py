@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from bench.settings import Text
 from bench.train import kangaroo, loop, medusa, packing, source
 from bench.train.conversations import Encoded
 from methods.adapters import Adapter
@@ -22,30 +24,12 @@ from methods.engine.unit import Rows
 from methods.errors import UserError
 from methods.kangaroo import Kangaroo
 from methods.medusa import Heads
-from tests.bench.train.chat_model import interrupt_at, settings, write_chat_model, write_sharegpt
+from tests.bench.train.chat_model import basics, interrupt_at, model_settings, settings
 from tests.tiny import tiny_llama
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    write_chat_model(folder / "model")
-    write_sharegpt(folder / "data.json", 60)
-    return folder
-
-
 def arguments(world: Path, output: Path, **changes):
-    values = {
-        "model": {"name": "tiny", "path": str(world / "model"), "dtype": "float32", "device": "cpu"},
-        "data": {"path": str(world / "data.json"), "limit": None, "held_out": 5},
-        "loop_settings": settings(),
-        "output": str(output),
-        "draft_vocab": None,
-        "save_dtype": "float32",
-        "seed": 0,
-        "resume": True,
-    }
-    return {**values, **changes}
+    return basics(world, output, **{"draft_vocab": None, **changes})
 
 
 def test_kangaroo_training_learns_and_writes_what_the_method_reads(world, tmp_path):
@@ -123,8 +107,12 @@ def test_heads_over_the_most_frequent_tokens_are_trained_and_loaded(world, tmp_p
         losses = [float(row["loss"]) for row in csv.DictReader(file) if row["part"] == "train"]
     assert losses[-1] < losses[0]
     target = load_model(world / "model", device="cpu")
-    conversations = source.DataSource(**given["data"]).load(
-        source.ModelSource.load(given["model"], target.device), given["loop_settings"].length, 0, print
+    conversations = source.read_data(
+        given["data"],
+        source.ModelSource.load(given["model"], target.device),
+        given["loop_settings"].length,
+        0,
+        print,
     )
     said = Counter(token for c in conversations.train for token in c.tokens[c.assistant].tolist())
     if method == "medusa":
@@ -168,7 +156,7 @@ def test_medusa_accuracies_by_hand(monkeypatch):
 def test_medusa_accuracies_that_were_not_measured_are_missing(world, tmp_path, capsys):
     (tmp_path / "head_accuracies.json").write_text('{"accuracies": [[1.0]]}')  # of heads trained before
     source = arguments(world, tmp_path)
-    medusa.train(heads=1, **{**source, "data": {**source["data"], "held_out": 0}})
+    medusa.train(heads=1, **{**source, "data": replace(source["data"], held_out=0)})
     assert not (tmp_path / "head_accuracies.json").exists()
     told = "data.held_out=0: too little text to measure all heads; no head_accuracies.json"
     assert told in capsys.readouterr().out
@@ -192,12 +180,12 @@ def test_medusa_loss_is_discounted_per_head():
 
 
 SCRIPT = """
-import json, sys, torch
+import sys, torch
+from pathlib import Path
 torch.set_num_threads(1)
-from bench.train import kangaroo
-from tests.bench.train.chat_model import settings
-values = json.loads(sys.argv[1])
-kangaroo.train(variant="kangaroo", loop_settings=settings(**values.pop("settings")), exit_layer=1, **values)
+from tests.bench.train.test_train import arguments, kangaroo, settings
+given = arguments(*map(Path, sys.argv[1:]), loop_settings=settings(epochs=6))
+kangaroo.train(variant="kangaroo", exit_layer=1, **given)
 """
 
 
@@ -217,10 +205,8 @@ def log_without_speed(folder: Path):
 
 def test_a_killed_run_resumes_to_the_same_weights_bit_for_bit(world, tmp_path, one_thread):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    values = {**arguments(world, killed), "settings": {"epochs": 6}}
-    del values["loop_settings"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT, json.dumps(values)], env=environment)
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT, world, killed], env=environment)
     kangaroo.train(variant="kangaroo", exit_layer=1, **arguments(world, whole, loop_settings=settings(epochs=6)))
     state = killed / "training_state.pt"
     while not state.exists() and process.poll() is None:
@@ -259,8 +245,8 @@ def test_a_finished_run_is_not_run_again_and_another_is_refused(world, tmp_path,
         ({"loop_settings": {"warmup_steps": -3}}, "loop.warmup_steps=-3: must be 0 or above"),
         ({"loop_settings": {"epochs": float("inf")}}, "loop.epochs=inf: must be at most 10000"),
         ({"loop_settings": {"betas": (0.9, 2)}}, r"loop.betas=\(0.9, 2\): two numbers from 0 to below 1"),
-        ({"data": {"path": "x", "limit": None, "held_out": -5}}, "data.held_out=-5: must be 0 or above"),
-        ({"data": {"path": "x", "limit": 0, "held_out": 5}}, "data.limit=0: must be at least 1"),
+        ({"data": {"path": "x", "limit": None, "held_out": -5}}, "data.held_out=-5: must be an integer of at least 0"),
+        ({"data": {"path": "x", "limit": 0, "held_out": 5}}, "data.limit=0: must be an integer of at least 1"),
         ({"kv_heads": 3}, "train.kv_heads=3: must divide the model's 4 attention heads"),
         ({"loss_vocab": 0}, "train.loss_vocab=0: must be between 1 and the model's"),
         (
@@ -280,6 +266,8 @@ def test_settings_that_do_not_fit(world, tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         if "loop_settings" in changes:
             changes = {**changes, "loop_settings": settings(**changes["loop_settings"])}
+        if "data" in changes:
+            changes = {"data": Text(**changes["data"])}
         kangaroo.train(**{"exit_layer": 1, "variant": "kangaroo", **arguments(world, tmp_path, **changes)})
 
 
@@ -318,7 +306,7 @@ def test_the_target_is_loaded_where_accelerate_says(world, tmp_path, monkeypatch
 
 
 def test_a_target_in_half_precision_stays_in_it_under_autocast(world, tmp_path):
-    model = {"name": "tiny", "path": str(world / "model"), "dtype": "float16", "device": "cpu"}
+    model = model_settings(world / "model", dtype="float16")
     losses = []
     for number, changes in enumerate(({}, {"model": model, "loop_settings": settings(mixed_precision="bf16")})):
         points = kangaroo.train(variant="kangaroo", exit_layer=1, **arguments(world, tmp_path / str(number), **changes))

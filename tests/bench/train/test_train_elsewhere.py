@@ -10,10 +10,11 @@ import pytest
 import torch
 from accelerate import PartialState
 
+from bench.settings import Text
 from bench.train import eagle, eagle3, hydra, kangaroo, medusa, sps
 from bench.train.loop import Run
 from bench.train.packing import Row
-from tests.bench.train.chat_model import interrupt_at, settings
+from tests.bench.train.chat_model import basics, interrupt_at, settings
 from tests.second_device import Strayed, register, waits
 
 register()  # at collection: autograd counts the devices at a process's first backward
@@ -40,15 +41,8 @@ TRAININGS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
 
 def arguments(world: Path, output: Path) -> dict[str, Any]:
     """For every training: four steps, with one state saved halfway."""
-    return {
-        "model": {"name": "tiny", "path": str(world / "model"), "dtype": "float32", "device": "cpu"},
-        "data": {"path": str(world / "data.json"), "limit": 40, "held_out": 3},
-        "loop_settings": settings(epochs=0.5, checkpoint_every=2),
-        "output": str(output),
-        "save_dtype": "float32",
-        "seed": 0,
-        "resume": True,
-    }
+    data = Text(path=str(world / "data.json"), limit=40, held_out=3)
+    return basics(world, output, data=data, loop_settings=settings(epochs=0.5, checkpoint_every=2))
 
 
 def elsewhere(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
