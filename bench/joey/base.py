@@ -24,10 +24,10 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
+from bench.environment import has_fast_bfloat16
 from bench.files import replace_tensors, replace_text
 from bench.joey.tokenizer import ASSISTANT, CONTEXT, END, PAD, USER, VOCABULARY, rendered
 from bench.joey.world import conversations, questions
-from bench.train.loop import has_fast_bfloat16
 
 Rows = NDArray[np.uint16]
 

@@ -23,6 +23,7 @@ from accelerate.state import AcceleratorState
 from torch import nn
 from tqdm import tqdm
 
+from bench.environment import has_fast_bfloat16
 from bench.files import make_folder, replace_text
 from bench.train import log, packing, state
 from bench.train.conversations import Encoded
@@ -173,12 +174,6 @@ def stored(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str,
     return {n: t.detach().to("cpu", kinds[n]).clone(memory_format=by_rows) for n, t in tensors.items()}
 
 
-def has_fast_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 faster than float32; one without the instructions is many times slower."""
-    info = Path("/proc/cpuinfo")
-    return info.exists() and "avx512_bf16" in info.read_text()
-
-
 def finished(output: Path, identity: Mapping[str, Any]) -> list[Point] | None:
     """Final points of the run that `identity` names if `output` already holds its result.
 
@@ -244,6 +239,8 @@ class Run:
             self.job.module.load_state_dict(saved.module)
             self.optimizer.load_state_dict(saved.optimizer)
             self.step, self.tokens, self.points = saved.step, saved.tokens, list(saved.points)
+            if not 0 <= self.step <= len(self.plan):
+                raise ValueError(f"step {self.step} of {len(self.plan)}")
             if self.accelerate.is_main_process:
                 self.window += torch.tensor(saved.window, dtype=torch.float64).to(self.window)
             state.restore_random(saved.random)

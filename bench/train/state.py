@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import torch
 
@@ -64,10 +65,15 @@ def load(folder: Path, identity: Mapping[str, Any]) -> State | None:
     if not file.exists():
         return None
     with readable(folder):
+        with ZipFile(file) as parts:  # torch does not hold what it reads against the checksums that it wrote
+            if broken := parts.testzip():
+                raise ValueError(f"{broken} is damaged")
         raw = torch.load(file, map_location="cpu", weights_only=True)
         state = State(**dict(raw, points=[Point(**point) for point in raw["points"]]))
         if not (isinstance(state.identity, Mapping) and are_named_tensors(state.module)):
             raise TypeError("identity and module are no mappings of the right kind")
+        if [*map(type, (state.step, state.tokens, *state.window))] != [int] * 2 + [float] * len(state.window):
+            raise TypeError("step, tokens and window are not numbers of the right kind")
     refuse_another(folder, state.identity, identity)
     return state
 

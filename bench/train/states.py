@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bench.files import replace_file
@@ -33,14 +34,26 @@ class KeptStates:
         What half precision cannot hold is not kept. Raises UserError when the disk is full.
         """
         files = [self.folder / f"{sha256(part.cpu().numpy().tobytes())}.npy" for part in row.tokens.split(row.lengths)]
-        if all(file.is_file() for file in files):
-            kept = torch.from_numpy(np.concatenate([np.load(file) for file in files], 1)).to(row.tokens.device)
+        found = [_read(file, length) for file, length in zip(files, row.lengths, strict=True)]
+        whole = [part for part in found if part is not None]
+        if len(whole) == len(files):
+            kept = torch.from_numpy(np.concatenate(whole, 1)).to(row.tokens.device)
             return kept[0].float(), kept[1].float()
         states = compute(row)
         with np.errstate(over="ignore"):
             parts = torch.stack(states).cpu().float().numpy().astype(HALF)
         ends = np.cumsum(row.lengths)[:-1]
-        for file, part in zip(files, np.split(parts, ends, 1), strict=True):
-            if np.isfinite(part).all() and not file.exists():
+        for file, part, known in zip(files, np.split(parts, ends, 1), found, strict=True):
+            if np.isfinite(part).all() and known is None:
                 replace_file(file, partial(np.save, arr=part))
         return states
+
+
+def _read(file: Path, length: int) -> NDArray[np.float16] | None:
+    """What is kept of a conversation; None where nothing is, or something else."""
+    try:
+        part = np.load(file) if file.is_file() else None
+    except (OSError, ValueError, EOFError):
+        return None
+    fits = isinstance(part, np.ndarray) and part.dtype == HALF and part.ndim == 3 and part.shape[:2] == (2, length)
+    return part if fits else None

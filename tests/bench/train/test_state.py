@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from bench.train import state
+from bench.train import kangaroo, state
 from bench.train.log import Point
 from bench.train.state import State
 from methods.errors import UserError
+from tests.bench.train.chat_model import basics, interrupt_at, settings
 
 IDENTITY = {"method": "kangaroo", "seed": 0}
 POINT = Point(step=3, part="train", tokens=9, loss=1.0, agreement=0.5, acceptance=0.5, learning_rate=0.1)
@@ -62,6 +63,28 @@ def test_a_flipped_byte_ends_in_a_state_or_in_one_line(tmp_path: Path) -> None:
     assert refused > 40
 
 
+def test_a_flipped_bit_of_a_weight_is_seen(tmp_path: Path) -> None:
+    state.save(tmp_path, STATE)
+    file = tmp_path / state.FILE
+    whole, ones = file.read_bytes(), STATE.module["norm.weight"].numpy().tobytes()
+    assert whole.count(ones) == 1
+    file.write_bytes(whole.replace(ones, ones[:-1] + b"\x3e"))
+    assert "is damaged" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("step", [-1, 10**6])
+def test_a_step_that_the_run_does_not_have_is_refused(step: int, world: Path, tmp_path: Path, monkeypatch) -> None:
+    given: dict[str, Any] = {"variant": "kangaroo", "exit_layer": 1, "draft_vocab": None, **basics(world, tmp_path)}
+    given["loop_settings"] = settings(checkpoint_every=1)
+    interrupt_at(2, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        kangaroo.train(**given)
+    content = torch.load(tmp_path / state.FILE, weights_only=True)
+    torch.save({**content, "step": step}, tmp_path / state.FILE)
+    with pytest.raises(UserError, match=rf"training_state\.pt: .*step {step} of \d+\); resume=false starts over$"):
+        kangaroo.train(**given)
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -72,10 +95,13 @@ def test_a_flipped_byte_ends_in_a_state_or_in_one_line(tmp_path: Path) -> None:
         {**vars(STATE), "points": [3]},
         {**vars(STATE), "points": [], "more": 1},
         {**vars(STATE), "points": [], "identity": 7},
+        {**vars(STATE), "points": [], "step": None},
+        {**vars(STATE), "points": [], "tokens": [9]},
+        {**vars(STATE), "points": [], "window": ["0"] * 4},
         {**vars(STATE), "points": [], "module": {3: torch.ones(2)}},
         {**vars(STATE), "points": [], "module": {"norm.weight": torch.eye(2).to_sparse()}},
     ],
-    ids=range(9),
+    ids=range(12),
 )
 def test_a_file_of_something_else(content: Any, tmp_path: Path) -> None:
     torch.save(content, tmp_path / state.FILE)

@@ -42,6 +42,21 @@ def test_states_are_computed_once_for_each_conversation_however_rows_are_packed(
     assert seen == [14, 4, 9]  # the last by this test
 
 
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"no array", "short", "object"], ids=str)
+def test_what_is_broken_on_the_disk_is_computed_and_kept_anew(content: bytes | str, tmp_path: Path) -> None:
+    kept, row = KeptStates(tmp_path / "states"), build_row([conversation(1, 5)])
+    states = torch.ones(5, 3)
+    kept.of(row, lambda _: (states, states))
+    (file,) = tmp_path.rglob("*.npy")
+    whole = file.read_bytes()
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    else:
+        np.save(file, np.ones((2, 4, 3), np.float16) if content == "short" else np.array([{}]), allow_pickle=True)
+    assert kept.of(row, lambda _: (states, states))[0] is states
+    assert file.read_bytes() == whole
+
+
 def test_what_half_precision_cannot_hold_is_not_kept(tmp_path: Path) -> None:
     kept = KeptStates(tmp_path / "states")
     row = build_row([conversation(1, 5)])
