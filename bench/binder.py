@@ -18,10 +18,9 @@ from bench.chat import CHAT_FILES
 from bench.digests import sha256
 from bench.places import locate
 from bench.types import Unread, check_type, kinds_of, settings_of
-from methods.engine.config import reading
 from methods.engine.hub import resolve
 from methods.engine.weight_files import matches, weight_files
-from methods.errors import UserError, nearest
+from methods.errors import UserError, nearest, reading
 from methods.files import Checkpoint, DataFile
 
 TARGET = "_target_"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from methods.errors import UserError, nearest
+from methods.errors import UserError, nearest, reason
 
 OWN_ARGUMENTS = ("conversation", "messages", "chat_template", "tokenize", "add_generation_prompt", "return_dict")
 TEMPLATES = Path(__file__).parent / "assets" / "templates"
@@ -59,10 +59,11 @@ class Chat:
         self.system = [] if system_prompt is None else [Message("system", system_prompt)]
         try:
             self.tokenizer: Any = load_tokenizer(folder)
+            self.encode("?")
         except UserError:
             raise
         except Exception as error:  # whatever a file of another shape makes the libraries raise: all end the same way
-            raise UserError(f"model.path={folder}: no usable tokenizer ({_reason(error)})") from error
+            raise UserError(f"model.path={folder}: no usable tokenizer ({reason(error)})") from error
         self.given = "the tokenizer's own" if template is None else template
         self.template = self.tokenizer.chat_template if template is None else read_template(template)
         if not self.template:
@@ -90,7 +91,7 @@ class Chat:
                 )
             )
         except Exception as error:  # a template is a program, and may raise anything
-            raise UserError(f"model.chat_template={self.given}: cannot be rendered ({_reason(error)})") from error
+            raise UserError(f"model.chat_template={self.given}: cannot be rendered ({reason(error)})") from error
 
     def encode(self, text: str) -> list[int]:
         """Token ids of rendered text, with the BOS token exactly once where the model has one."""
@@ -121,7 +122,7 @@ def read_template(template: str) -> str:
     try:
         return template_file(template).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"model.chat_template={template}: not readable ({_reason(error)})") from error
+        raise UserError(f"model.chat_template={template}: not readable ({reason(error)})") from error
 
 
 def template_file(template: str) -> Path:
@@ -132,9 +133,3 @@ def template_file(template: str) -> Path:
         names = [known.stem for known in TEMPLATES.glob("*.jinja")]
         raise UserError(f"model.chat_template={template}: no such file or template; {nearest(template, names)}")
     return file
-
-
-def _reason(error: Exception) -> str:
-    """One line; the name of a KeyError or TypeError says more than its text."""
-    line = (str(error).strip() or "no message").splitlines()[0]
-    return line if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {line}"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -37,3 +39,26 @@ def nearest(name: object, valid: Iterable[str]) -> str:
 def first_line(error: BaseException) -> str:
     """What an error says, as far as it fits on one line; its name where it says nothing."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong, on one line; with the name of an error whose text alone says little, as a KeyError's."""
+    line = getattr(error, "strerror", None) or first_line(error)
+    return str(line) if isinstance(error, (OSError, ValueError, RuntimeError)) else f"{type(error).__name__}: {line}"
+
+
+@contextmanager
+def reading(file: Path, what: str, remedy: str = "") -> Iterator[None]:
+    """Turn whatever a broken file makes json, pickle, torch or safetensors raise into one line that names the file.
+
+    What is no file is not opened: a FIFO would wait for ever. A flipped byte of a .bin file alone was seen to raise ten
+    kinds of errors, AssertionError and BadZipFile among them.
+    """
+    try:
+        if file.exists() and not file.is_file():
+            raise UserError(f"{file}: not readable as {what} (not a file){remedy}")
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{file}: not readable as {what} ({reason(error)}){remedy}") from error

@@ -39,6 +39,11 @@ def test_what_was_measured_is_reported_and_a_failure_stays_one(tmp_path: Path, s
     assert well == (status == 0)
 
 
+def test_what_was_put_elsewhere_is_reported_there(tmp_path: Path) -> None:
+    said = make(tmp_path, "bench", "MODEL=vicuna-7b", "ARGS=limit=2 results_dir=/elsewhere repeats=1")[1]
+    assert said[1:] == ["-m bench.report results_dir=/elsewhere"]
+
+
 def test_smollm2_is_measured_with_all_methods_but_those_that_lack_a_draft(tmp_path: Path) -> None:
     (asked, _) = make(tmp_path, "bench", "MODEL=smollm2-135m")[1]
     drafts = {file.stem.removesuffix("-smollm2-135m") for file in (ROOT / "conf/draft").glob("*-smollm2-135m.yaml")}

@@ -15,7 +15,7 @@ import orjson
 from bench.files import make_folder, replace_file, replace_text
 from bench.records.identity import change, config_hash
 from bench.records.lines import Place, Turn, choice_of, key_of, measured_row
-from methods.errors import UserError
+from methods.errors import UserError, reading
 
 SCHEMA_VERSION = 1
 DEEPEST = 50  # levels of run.json; what reads it goes down level by level
@@ -159,6 +159,16 @@ def read_info(folder: Path) -> dict[str, Any] | None:
     return info
 
 
+def run_folders(root: Path, unread: list[str]) -> list[Path]:
+    """Every folder with a run.json below a root, in order. Of one that may not be looked into, `unread` gets a line."""
+
+    def note(error: OSError) -> None:
+        unread.append(f"left out: {error.filename}: cannot be read ({error.strerror})")
+
+    walk = os.walk(root, onerror=note) if root.is_dir() else ()
+    return sorted(Path(folder) for folder, _, files in walk if "run.json" in files)
+
+
 def _existing(parent: Path, name: str) -> list[Path]:
     """Folders of one configuration, the latest start first; those in which none has started last."""
 
@@ -233,11 +243,10 @@ def _written(file: Path) -> Iterator[None]:
 
 def _cut_torn_line(file: Path) -> None:
     """Cut off a last line that a killed process never finished."""
-    if file.exists():
-        content = file.read_bytes()
-        if not content.endswith(b"\n"):
-            with _written(file), open(file, "r+b", opener=_no_link) as opened:
-                opened.truncate(content.rfind(b"\n") + 1)
+    content = _content(file)
+    if content and not content.endswith(b"\n"):
+        with _written(file), open(file, "r+b", opener=_no_link) as opened:
+            opened.truncate(content.rfind(b"\n") + 1)
 
 
 def _cut_orphans(baseline: Path, answered: set[tuple[int | str, int]]) -> None:
@@ -251,9 +260,15 @@ def _cut_orphans(baseline: Path, answered: set[tuple[int | str, int]]) -> None:
 def _lines(file: Path) -> list[tuple[tuple[int | str, int], bytes]]:
     """Question id and repeat of each line, and the line. Raises UserError when one is no record."""
     found = []
-    for number, line in enumerate(file.read_bytes().splitlines(keepends=True) if file.exists() else [], 1):
+    for number, line in enumerate(_content(file).splitlines(keepends=True), 1):
         try:
             found.append((key_of(orjson.loads(line)), line))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{file} line {number}: not a record of a run; resume=false starts anew") from error
     return found
+
+
+def _content(file: Path) -> bytes:
+    """Lines that were recorded, if any were. Raises UserError where nobody can tell."""
+    with reading(file, "records of a run", "; resume=false starts anew"):
+        return file.read_bytes() if file.exists() else b""

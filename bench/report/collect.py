@@ -13,6 +13,7 @@ from typing import Any
 
 from bench import published, words
 from bench.questions.spec_bench import SUBTASKS
+from bench.records.directory import run_folders
 from bench.records.frame import Run, asked_otherwise, merge, ordered_subtasks, read_run
 from bench.records.identity import HARDWARE, differences, environment, file_keys, measured
 from bench.serve.metrics import Comparison
@@ -152,8 +153,8 @@ def collect(results_dir: Path, imported: Sequence[Run] = (), others: Sequence[Co
     """Every run below results_dir, the experiments' too, that can be read, grouped, and every pair of servers, to which
     `others` are added. Raises UserError for none.
     """
-    folders = sorted(path.parent for place in PLACES for path in results_dir.glob(f"{place}/**/run.json"))
     unread = list[str]()
+    folders = sorted(folder for place in PLACES for folder in run_folders(results_dir / place, unread))
     servers = [*Comparison.all_below(results_dir, unread), *others]
     if not folders and not imported and not servers:
         raise UserError(f"{results_dir}: no runs in it; expected {results_dir}/runs/<model>/<method>/<hash>/run.json")

@@ -32,6 +32,7 @@ Reads every run below results_dir/runs and every pair of servers below results_d
   --compare A B        two run directories, paired by question
 """
 LISTS = ("import", "baseline")
+FOLDERS = ("results_dir", "output")  # a shell leaves the ~ of KEY=~/place as it is
 DEFAULTS = {"results_dir": "results", "output": "", "model": "", "method": ""}
 
 
@@ -58,7 +59,7 @@ def parse(arguments: Sequence[str]) -> Settings:
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if not equals and current:
-            settings.lists[current].append(Path(argument))
+            settings.lists[current].append(Path(argument).expanduser())
             continue
         valid = {*DEFAULTS, *LISTS}
         if key not in valid:
@@ -67,9 +68,9 @@ def parse(arguments: Sequence[str]) -> Settings:
             raise UserError(f"{argument}: expected {key}=VALUE")
         current = key if key in LISTS else ""
         if current:
-            settings.lists[key] += [Path(part) for part in value.split(",")]
+            settings.lists[key] += [Path(part).expanduser() for part in value.split(",")]
         else:
-            settings.values[key] = value
+            settings.values[key] = os.path.expanduser(value) if key in FOLDERS else value
     for path in (path for listed in settings.lists.values() for path in listed):
         if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
             raise UserError(f"{path}: neither a file nor a folder")

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from bench.metrics import CONFIDENCE, RESAMPLES, bca_interval, expanded_confidence, question_rates, speedup
+from bench.records.directory import run_folders
 from bench.records.frame import CTAR_POSITIONS
 from bench.serve.acceptance import Acceptance
 from bench.serve.records import SIDES, Records, ServeDirectory, read_acceptance, read_records
@@ -85,12 +86,12 @@ class Comparison:
     def all_below(cls, results_dir: Path, notes: list[str]) -> list[Comparison]:
         """Every pair of servers below a results folder. What cannot be read is noted."""
         found = []
-        for file in sorted(results_dir.glob(f"{ServeDirectory.below}/*/*/*/run.json")):
+        for folder in run_folders(results_dir / ServeDirectory.below, notes):
             try:
-                records = read_records(file.parent)
+                records = read_records(folder)
                 found.append(cls(records, summarise(records)))
             except (UserError, KeyError, TypeError, ValueError) as error:
-                notes.append(f"left out: {file.parent}: {first_line(error)}")
+                notes.append(f"left out: {folder}: {first_line(error)}")
         return found
 
 

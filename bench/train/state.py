@@ -14,8 +14,7 @@ import torch
 from bench.files import replace_tensors
 from bench.train.log import Point
 from methods.engine.checkpoint import are_named_tensors
-from methods.engine.config import reading
-from methods.errors import UserError
+from methods.errors import UserError, reading
 
 FILE = "training_state.pt"
 

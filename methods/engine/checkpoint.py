@@ -18,11 +18,11 @@ from torch import Tensor
 
 from methods.engine import config as folders
 from methods.engine import gguf
-from methods.engine.config import reading, shown, some
+from methods.engine.config import shown, some
 from methods.engine.llama import BlockWeights, LayerWeights, Llama, ModelConfig, Weights
 from methods.engine.matrix import Matrix, new_matrix
 from methods.engine.weight_files import weight_files
-from methods.errors import UserError, nearest
+from methods.errors import UserError, nearest, reading
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 DEVICES = ("auto", "cpu", "cuda")

@@ -7,13 +7,12 @@ rope_scaling, torch_dtype; rope_parameters, dtype) are few enough to read here.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from methods.engine.llama import ModelConfig
-from methods.errors import UserError, first_line
+from methods.errors import UserError, reading
 
 ARCHITECTURES = {  # by model_type, for configs that name no architecture
     "llama": "LlamaForCausalLM",
@@ -111,28 +110,6 @@ def published_config(config: ModelConfig) -> dict[str, Any]:
         "eos_token_id": list(config.eos_token_ids),
         "torch_dtype": config.dtype,
     }
-
-
-@contextmanager
-def reading(file: Path, what: str, remedy: str = "") -> Iterator[None]:
-    """Turn whatever a broken file makes json, pickle, torch or safetensors raise into one line that names the file.
-
-    What is no file is not opened: a FIFO would wait for ever. A flipped byte of a .bin file alone was seen to raise ten
-    kinds of errors, AssertionError and BadZipFile among them.
-    """
-    try:
-        if file.exists() and not file.is_file():
-            raise UserError(f"{file}: not readable as {what} (not a file){remedy}")
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        why = first_line(error)
-        if isinstance(error, OSError):
-            why = error.strerror or why
-        elif not isinstance(error, (ValueError, RuntimeError)):  # the text of a KeyError says little without its name
-            why = f"{type(error).__name__}: {why}"
-        raise UserError(f"{file}: not readable as {what} ({why}){remedy}") from error
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from methods.engine.config import model_config, reading, shown
+from methods.engine.config import model_config, shown
 from methods.engine.llama import ModelConfig
-from methods.errors import UserError
+from methods.errors import UserError, reading
 
 SUFFIX = ".gguf"
 ARCHITECTURES = ("llama", "qwen2", "qwen3")  # Mistral's files call themselves llama

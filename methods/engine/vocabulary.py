@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from methods.digest import sha256
-from methods.engine.config import read_json, reading
+from methods.engine.config import read_json
 from methods.engine.gguf import is_gguf, token_texts
-from methods.errors import UserError
+from methods.errors import UserError, reading
 
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 

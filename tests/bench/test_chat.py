@@ -111,6 +111,7 @@ def test_unknown_templates_and_missing_tokenizers_are_refused(tmp_path: Path) ->
         ("tokenizer.json", "{", "no usable tokenizer (Expecting property name"),
         ("tokenizer_config.json", "5", "no usable tokenizer ("),  # of another type from version to version
         ("tokenizer_config.json", '{"tokenizer_class": 5}', "no usable tokenizer (AttributeError"),
+        ("tokenizer_config.json", '{"model_max_length": "x"}', "no usable tokenizer ("),
         (
             "tokenizer_config.json",
             '{"chat_template": 5}',

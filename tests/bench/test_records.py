@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+from contextlib import closing
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -323,3 +325,16 @@ def test_doubtful_drafts_are_counted_where_there_are_some() -> None:
 
 def test_prompts_have_one_hash() -> None:
     assert prompt_hash((1, 2)) != prompt_hash((2, 1)) and prompt_hash((258,)) != prompt_hash((2, 1))
+
+
+@pytest.mark.parametrize("name", RunDirectory.lines)
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_what_is_no_file_in_a_runs_folder_is_refused_and_not_opened(tmp_path: Path, make: Any, name: str) -> None:
+    with closing(opened(tmp_path)) as directory:
+        write(directory, 1)
+    file = directory.folder / name
+    file.unlink(missing_ok=True)
+    make(file)
+    with pytest.raises(UserError, match=f"{name}: not readable as records of a run .*; resume=false starts anew"):
+        opened(tmp_path)
+    opened(tmp_path, resume=False).close()

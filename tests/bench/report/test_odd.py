@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bench.report.collect import collect
+from bench.report.command import parse
 from bench.report.importer import import_runs
 from bench.report.page import embedded
 from bench.report.tables import csv_text, markdown, write_tables
@@ -109,3 +112,29 @@ def test_a_cell_that_would_be_a_formula_is_quoted(name: str) -> None:
 )
 def test_names_are_no_markdown(name: str, shown: str) -> None:
     assert markdown(name) == shown
+
+
+@pytest.mark.parametrize("kind", ["runs", "serve"])
+def test_a_folder_that_may_not_be_looked_into_is_left_out_by_name(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(tmp_path, Plan(**TINY))
+    closed, look = tmp_path / kind / "vicuna-7b" / "closed", os.scandir
+    closed.mkdir(parents=True)
+
+    def scandir(path: Any) -> Any:
+        if Path(path) == closed:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return look(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)  # whoever runs the tests may be allowed everything
+    found = collect(tmp_path)
+    assert len(found.groups) == 1
+    assert f"left out: {closed}: cannot be read (Permission denied)" in found.warnings
+
+
+def test_a_home_that_the_shell_left_is_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = parse(["results_dir=~/results", "import=~/a.jsonl,~/b.jsonl", "~/c.jsonl", "model=~"])
+    assert settings.values["results_dir"] == str(tmp_path / "results") and settings.values["model"] == "~"
+    assert settings.lists["import"] == [tmp_path / f"{name}.jsonl" for name in "abc"]
