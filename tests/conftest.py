@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,6 +23,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files near the root first: they try whole commands, and one begun last would keep a process busy alone."""
     items.sort(key=lambda item: len(item.path.parts))
+
+
+@pytest.fixture(scope="session")
+def datastores(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where datastores are made once for many tests."""
+    return tmp_path_factory.mktemp("datastores")
 
 
 @pytest.fixture

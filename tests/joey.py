@@ -22,14 +22,15 @@ from methods.engine.llama import Llama
 ASSETS = BENCH / "assets" / "joey"
 
 
-def for_joey() -> list[str]:
+@cache
+def for_joey() -> tuple[str, ...]:
     """Methods that joey can be measured with: they need no draft, or it has one."""
-    found = []
+    found = list[str]()
     for name in installed().choices("method"):
         node = installed().compose("config", [f"method={name}", "model=joey"]).values["method"]
         key = draft_key(node)
         found += [] if key is not None and node[key] is None else [name]
-    return found
+    return tuple(found)
 
 
 @cache

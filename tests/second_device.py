@@ -32,6 +32,15 @@ FOR_THE_HOST = (
     torch.Tag.dynamic_output_shape,
 )
 
+# Operations that are done as one: some whose parts make no host wait, and as they are met those that have no parts.
+aten = torch.ops.aten
+ONE: set[Any] = {
+    aten.linear.default,
+    aten.matmul.default,
+    aten.rms_norm.default,
+    aten.scaled_dot_product_attention.default,
+}
+
 waits: list[str] = []  # the operations for which a GPU's host would have waited, in order
 
 
@@ -46,14 +55,14 @@ class Second(Tensor):
 
     @staticmethod
     def __new__(cls, values: Tensor) -> Second:
-        with torch.inference_mode(False):  # in it, torch would find views older than what they look at
+        with torch._C._InferenceMode(False):  # in it, torch would find views older than what they look at
             made = Tensor._make_wrapper_subclass(
                 cls,
                 values.size(),
                 strides=values.stride(),
                 storage_offset=values.storage_offset(),
                 dtype=values.dtype,
-                device=torch.device(NAME, 0),
+                device=here(),
             )
         made.values = values
         return made
@@ -61,8 +70,12 @@ class Second(Tensor):
     @classmethod
     def __torch_dispatch__(cls, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Do the operation on the values; one that consists of others comes back as these."""
-        composed = operation.decompose(*args, **(kwargs or {}))
-        return _perform(operation, args, kwargs or {}) if composed is NotImplemented else composed
+        if operation not in ONE:
+            composed = operation.decompose(*args, **(kwargs or {}))
+            if composed is not NotImplemented:
+                return composed
+            ONE.add(operation)
+        return _perform(operation, args, kwargs or {})
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:
         return f"second({self.values})"
@@ -77,23 +90,28 @@ class Second(Tensor):
 
 
 def _perform(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    name, met = operation.overloadpacket.__name__, list[Tensor]()
+    name, ours, strangers = operation.overloadpacket.__name__, dict[int, Second](), list[Tensor]()
 
     def value(tensor: Tensor) -> Tensor:
-        met.append(tensor)
-        return tensor.values if isinstance(tensor, Second) else tensor
+        if isinstance(tensor, Second):
+            ours[id(tensor.values)] = tensor
+            return tensor.values
+        if tensor.dim():
+            strangers.append(tensor)
+        return tensor
 
-    values = _each(args, value)
+    values = [_each(argument, value) for argument in args]
     keywords = {key: _each(argument, value) for key, argument in kwargs.items()}
-    ours = {id(tensor.values): tensor for tensor in met if isinstance(tensor, Second)}
-    strangers = [tensor for tensor in met if not isinstance(tensor, Second) and tensor.dim()]
     if strangers and name not in COPIES:
         raise Strayed(f"{name} of tensors on the second device and on the CPU")
     download = not isinstance(args[0], Second) if name == "copy_" else keywords.get("device") == CPU
     if download or _waits(operation, name, args, keywords, upload=bool(strangers)):
         waits.append(name)
-    found = operation(*values, **{key: CPU if key == "device" else value for key, value in keywords.items()})
-    assert all(tensor.shape == tensor.values.shape for tensor in ours.values()), f"{name} gives a tensor another shape"
+    if "device" in keywords:
+        keywords["device"] = CPU
+    found = operation(*values, **keywords)
+    for tensor in ours.values():
+        assert tensor.shape == tensor.values.shape, f"{name} gives a tensor another shape"
     return found if download else _each(found, lambda made: ours[id(made)] if id(made) in ours else Second(made))
 
 
@@ -110,6 +128,11 @@ def _waits(operation: Any, name: str, args: tuple[Any, ...], keywords: dict[str,
         return not (keywords.get("non_blocking") or True in args[2:])
     if name in ("index", "index_put", "index_put_", "_index_put_impl_"):  # as many rows as a mask has true values
         return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+    return _for_the_host(operation)
+
+
+@cache
+def _for_the_host(operation: Any) -> bool:
     return any(tag in operation.tags for tag in FOR_THE_HOST)
 
 
@@ -118,6 +141,12 @@ class Generator(torch.Generator):
 
     def __new__(cls, device: Any = CPU) -> Generator:
         return super().__new__(cls, CPU if torch.device(device).type == NAME else device)
+
+
+@cache
+def here() -> torch.device:
+    """The device, once it is known."""
+    return torch.device(NAME, 0)
 
 
 @cache
@@ -149,7 +178,7 @@ def connect(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     register()
     monkeypatch.setattr(torch, "Generator", Generator)
     waits.clear()
-    return torch.device(NAME, 0)
+    return here()
 
 
 def moved(model: Llama, device: torch.device) -> Llama:

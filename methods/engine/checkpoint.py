@@ -26,7 +26,7 @@ from methods.errors import UserError, nearest, reading
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 DEVICES = ("auto", "cpu", "cuda")
-REOPEN_BYTES = 256 << 20  # at most; less for a small checkpoint
+REOPEN_BYTES = 1 << 20, 256 << 20  # at least and at most; of a checkpoint between, a sixteenth
 INIT_STD = 0.02
 # Buffers that old versions of transformers saved and that follow from config.json; a part of a GGUF file's settings.
 HARMLESS = ("rotary_emb.inv_freq", gguf.ROPE_FACTORS)
@@ -249,8 +249,9 @@ def _copy(file: Path, slots: Mapping[str, Tensor]) -> None:
         gguf.copy_weights(file, slots)
         return
     names = [name for name in _shapes(file) if name in slots]
+    least, most = REOPEN_BYTES
     while names:
-        names = _copy_some(file, names, slots, min(REOPEN_BYTES, file.stat().st_size // 16))
+        names = _copy_some(file, names, slots, min(max(file.stat().st_size // 16, least), most))
 
 
 def _copy_some(file: Path, names: list[str], slots: Mapping[str, Tensor], limit_bytes: int) -> list[str]:

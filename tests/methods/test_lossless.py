@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -62,9 +64,17 @@ def drawn(name: str, folder: Path) -> dict[str, Any]:
     return make(folder) if make else {}
 
 
+@cache
+def configured(name: str) -> Mapping[str, Any]:
+    """A method's settings for any model."""
+    return MappingProxyType(
+        installed().compose("config", [f"method={name}", "model=custom", "model.path=x"]).values["method"]
+    )
+
+
 def maker(name: str, folder: Path) -> Make:
     """The method as configured, with a random draft. One from outside of which there is none is skipped."""
-    node = installed().compose("config", [f"method={name}", "model=custom", "model.path=x"]).values["method"]
+    node = configured(name)
     settings = {**node, **drawn(name, folder)}
     target = get_object(settings.pop("_target_"))
     key = draft_key(node)

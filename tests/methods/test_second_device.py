@@ -90,9 +90,9 @@ def joey() -> Llama:
 
 @pytest.mark.parametrize("engine", ["eager", "fixed"])
 @pytest.mark.parametrize("name", [name for name in for_joey() if not name.startswith("hf_")])
-def test_joeys_drafts(name: str, engine: str, joey: Llama, second: torch.device, tmp_path: Path) -> None:
+def test_joeys_drafts(name: str, engine: str, joey: Llama, second: torch.device, datastores: Path) -> None:
     run = Run.of(installed().compose("config", [f"method={name}", "model=joey"]))
-    fetched = bind(run.method, "method").fetch(model=run.model, cache=tmp_path)
+    fetched = bind(run.method, "method").fetch(model=run.model, cache=datastores)
     there = moved(joey, second)
     there = FixedLlama.of(there) if engine == "fixed" else there
     tokens = prompt()

@@ -81,9 +81,9 @@ def joey() -> Llama:
 
 
 @pytest.mark.parametrize("name", [name for name in for_joey() if not name.startswith("hf_")])
-def test_joeys_drafts_are_the_eager_engines(name: str, joey: Llama, tmp_path: Path) -> None:
+def test_joeys_drafts_are_the_eager_engines(name: str, joey: Llama, datastores: Path) -> None:
     run = Run.of(installed().compose("config", [f"method={name}", "model=joey"]))
-    context = {"model": run.model, "cache": tmp_path}  # of what is prepared, as REST's datastore
+    context = {"model": run.model, "cache": datastores}  # of what is prepared, as REST's datastore
     prompt = Tokenizer.from_file(str(JOEY / "tokenizer.json")).encode("Dear Walter: Greetings from Corrin, where").ids
     wanted, found = (
         generated(engine, lambda target: bind(run.method, "method").fetch(**context).make(target=target), prompt, 48)
