@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 # Logits of one position computed over one row and over several differ by rounding; a first difference where the
 # baseline's best two logits are closer than this is put down to it. In units of logits.
@@ -19,6 +20,12 @@ class Fidelity:
     margin: float | None = None
 
 
+def shared(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """How many tokens or characters two sequences have in common before the first that differs."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (ours, theirs) in pairs if ours != theirs), min(len(one), len(other)))
+
+
 def compare(
     tokens: Sequence[int], baseline: Sequence[int], *, margin: Callable[[int], float], tolerance: float
 ) -> Fidelity:
@@ -29,8 +36,7 @@ def compare(
     """
     if len(tokens) == len(baseline) and list(tokens) == list(baseline):
         return Fidelity("equal")
-    shorter = min(len(tokens), len(baseline))
-    position = next((i for i in range(shorter) if tokens[i] != baseline[i]), shorter)
+    position = shared(tokens, baseline)
     if position >= len(baseline):
         return Fidelity("mismatch", position)
     gap = margin(position)

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from bench.digests import sha256
+from bench.fidelity import shared
 from bench.metrics import question_table
 from bench.places import BENCH, ROOT
 from bench.questions.formats import read_questions
@@ -180,8 +181,7 @@ def first_divergences(run: Run, count: int = 5, context: int = 60, after: int = 
     found = []
     for row in different.itertuples():
         theirs = baseline.get((row.question_id, row.repeat, row.turn), "")
-        pairs = enumerate(zip(row.text, theirs, strict=False))
-        split = next((place for place, (a, b) in pairs if a != b), min(len(row.text), len(theirs)))
+        split = shared(row.text, theirs)
         place = {"question": row.question_id, "subtask": row.subtask, "turn": row.turn, "verdict": row.verdict}
         position = int(row.position) if np.isfinite(row.position) else None
         texts = {"shared": row.text[max(0, split - context) : split], "ours": row.text[split : split + after]}

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from bench.fidelity import shared
 from bench.files import replace_text
 from bench.records.frame import CTAR_POSITIONS
 from bench.report.svg import WIDTH, Canvas, marker, ticks
@@ -123,8 +124,7 @@ def divergences(comparison: Comparison) -> list[dict[str, Any]]:
         ours, theirs = (texts.get((side, *key)) for side in SIDES)
         if line["verdict"] == "equal" or ours is None or theirs is None or len(found) == SHOWN:
             continue
-        place = next((i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]),
-                     min(len(ours), len(theirs)))  # fmt: skip
+        place = shared(ours, theirs)
         begin, end = max(0, place - AROUND), place + AROUND
         parts = {"shared": ours[begin:place], "ours": ours[place:end], "theirs": theirs[place:end]}
         found.append({**line, **parts})

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from bench import environment
 from bench.chat import Chat, Message, chat_files
 from bench.digests import sha256 as file_sha256
-from bench.fidelity import NEAR_TIE, compare
+from bench.fidelity import NEAR_TIE, compare, shared
 from bench.files import make_folder
 from bench.places import ROOT, locate
 from bench.questions.choice import chosen
@@ -309,9 +309,7 @@ class Session:
         server's two best tokens are there (nats), if it says."""
         unit = "token" if ours["token_ids"] is not None and theirs["token_ids"] is not None else "character"
         one, two = ((side["token_ids"] if unit == "token" else side["text"]) for side in (ours, theirs))
-        position = next(
-            (i for i, pair in enumerate(zip(one, two, strict=False)) if pair[0] != pair[1]), min(len(one), len(two))
-        )
+        position = shared(one, two)
         margin = None
         if (
             one != two

@@ -14,6 +14,7 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.fidelity import shared
 from bench.speed.engine import Pair, by_question, paired, turn
 from methods.errors import UserError
 
@@ -74,7 +75,7 @@ def summarise(pairs: list[Pair]) -> dict[str, Any]:
         **by_question("vanilla_over_it", timed, lambda pair: _rate(pair.vanilla) / _rate(pair.method)),
         "tokens_per_s": statistics.median(_rate(pair.method) for pair in timed),
         "vanilla_tokens_per_s": statistics.median(_rate(pair.vanilla) for pair in timed),
-        "equal_tokens": sum(_common(*tokens) for tokens in both),
+        "equal_tokens": sum(shared(*tokens) for tokens in both),
         "tokens": sum(max(map(len, tokens)) for tokens in both),
     }
 
@@ -82,12 +83,6 @@ def summarise(pairs: list[Pair]) -> dict[str, Any]:
 def _rate(timed: Timed) -> float:
     """Tokens/s after the first, which prefill gives."""
     return (len(timed.generation.tokens) - 1) / (timed.wall_s - timed.prefill_s)
-
-
-def _common(ours: tuple[int, ...], theirs: tuple[int, ...]) -> int:
-    """How many tokens are the same before the first that differs."""
-    pairs = zip(ours, theirs, strict=False)
-    return next((place for place, (one, other) in enumerate(pairs) if one != other), min(len(ours), len(theirs)))
 
 
 @contextmanager
