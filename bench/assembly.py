@@ -18,7 +18,7 @@ from bench.chat import Chat, chat_files
 from bench.digests import sha256
 from bench.gauge import Gauge
 from bench.measure import Generator
-from bench.places import ROOT, locate
+from bench.places import BENCH, ROOT, locate
 from bench.settings import Model, Run
 from methods.decoder import Decoder
 from methods.engine.checkpoint import empty_weights, load_model, pick_device, pick_dtype, read_config
@@ -80,7 +80,7 @@ class Parts:
             "command": command,
             "model": model.label,
             "method": settings.method_name,
-            "demonstration": model.built_in,
+            "demonstration": model.built_in or self.folder.resolve().is_relative_to(BENCH),
             "dtype": str(pick_dtype(model.dtype, device, shape)).removeprefix("torch."),
             "layers": shape.num_layers,
             "engine": pick_engine(settings.engine, device),

@@ -200,15 +200,17 @@ class Conf:
 
     def _explain(self, name: str, parsed: Sequence[Override], error: BaseException) -> None:
         """Raises UserError for the first override of a key that is not there; composes what they were applied to."""
-        groups = [str(override.input_line) for override in parsed if self.is_group(override.key_or_group)]
         try:
-            base = compose(name, [*groups, *self.search_path()])
+            base = compose(name, self.search_path(), return_hydra_config=True)
+            groups = [group for group in base.hydra.runtime.choices if self.is_group(group)]
+            chosen = [str(override.input_line) for override in parsed if override.key_or_group in groups]
+            base = compose(name, [*chosen, *self.search_path()])
         except COMPOSING:
             return
-        known = _leaves(OmegaConf.to_container(base, resolve=False))
+        known = [*groups, *_leaves(OmegaConf.to_container(base, resolve=False))]
         for override in parsed:
             key = override.key_or_group
-            if not (self.is_group(key) or key.startswith("hydra") or key in known):
+            if not (key.startswith("hydra") or key in known):
                 raise UserError(f"{key}: unknown override; {nearest(key, known)}") from error
 
 

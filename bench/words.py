@@ -40,7 +40,8 @@ def run_warnings(run: Run, found: dict[str, Any]) -> list[dict[str, str]]:
         texts.append("no baseline was run: speedups and step cost are missing")
     if limit := run.config.get("limit"):
         most = run.config.get("max_new_tokens")
-        texts.append(f"a sample: the first {limit} questions of each subtask, at most {most} new tokens a turn")
+        first = "question" if limit == 1 else f"{limit} questions"
+        texts.append(f"a sample: the first {first} of each subtask, at most {most} new tokens a turn")
     for status in ("failed", "skipped"):
         if count := found[f"{status}_questions"]:
             texts.append(f"{plural('question', count)} {status} and left out of both sides")

@@ -26,7 +26,8 @@ from methods.files import Checkpoint
 from methods.trees import MC_SIM_7B_63, Level, by_depth, pick_tree
 
 PREFIX = "prefix_embeding_layer"  # as it is spelt in published checkpoints
-UNUSED = f"{PREFIX}.embed_tokens.weight"
+# Copies of the target's embedding, which the authors' trainer writes because modules of theirs hold it.
+UNUSED = (f"{PREFIX}.embed_tokens.weight", "input_embed_fn.weight")
 ARCHITECTURES = {"mlp": (0, 1, ""), "prefix-mlp": (1, 2, ".1")}  # first block, distance of blocks, where the head is
 
 
@@ -150,9 +151,8 @@ class HydraModel:
         slots, found = model.published(), tensor_shapes(folder)
         shapes = {name: tuple(slot.shape) for name, slot in slots.items()}
         shapes |= {alias: shapes[name] for alias, name in model.aliases().items() if alias in found}
-        if UNUSED in found:
-            shapes[UNUSED] = tuple(target.weights.embedding.shape)
-        wanted = [name for name in shapes if name != UNUSED]
+        shapes |= {name: tuple(target.weights.embedding.shape) for name in UNUSED if name in found}
+        wanted = [name for name in shapes if name not in UNUSED]
         tensors = read_tensors(folder, shapes, device=target.device, dtype=target.dtype, only=wanted)
         for alias, name in model.aliases().items():
             if alias in tensors and not tensors[alias].is_meta and not torch.equal(tensors[alias], tensors[name]):

@@ -131,6 +131,7 @@ class Lookup:
         self.method, self.inner = method, inner
         self.automaton = Automaton()
         self.automaton.extend(prompt)
+        self.searched = self.matched = 0  # tokens when the datastore was looked up last, and the match that it had
 
     def propose(self, tokens: list[int], room: int) -> Draft:
         """A lookup, or the fallback's draft where the match is too short."""
@@ -158,8 +159,10 @@ class Lookup:
 
     def _static_match(self, tokens: list[int]) -> tuple[int, tuple[int, int, int]]:
         """Length of the datastore's match, less the bias, and where it stands."""
-        store, longest = self.method.datastore, self.method.predict
+        store = self.method.datastore
+        longest = self.matched + len(tokens) - self.searched  # a token makes a match longer by one at most
         found = store.longest_match(tokens[-longest:], range(1, longest + 1)) if store else None
+        self.searched, self.matched = len(tokens), found[0] if found else 0
         return (0, (0, 0, 0)) if found is None else (found[0] - self.method.bias, found)
 
     def _static_draft(self, place: tuple[int, int, int], depth: int, nodes: int) -> Draft:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from bench.digests import sha256
 from bench.fidelity import shared
@@ -23,6 +22,7 @@ from bench.report.collect import Collection, Group
 from bench.report.tables import title
 from bench.sources import cached_file
 
+Key = tuple[str, Any]  # subtask and id of a question: another file may have the same ids, hardly in the same subtasks
 BUILT_IN = BENCH / "assets" / "joey" / "question.jsonl"  # what runs of before there were question sets asked joey
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 LOOKUP = np.frombuffer(DIGITS.encode(), dtype=np.uint8)
@@ -120,46 +120,54 @@ def group_payload(group: Group, limit: int | None) -> dict[str, Any]:
     """
     texts = Texts()
     questions: list[list[Any]] = []
-    places: dict[Any, int] = {}
-    asked: dict[Any, list[str]] = {}
+    places: dict[Key, int] = {}
+    asked: dict[Key, list[str]] = {}
     for entry in group.entries:
-        for question, turns in prompts(entry.run).items():
-            if asked.setdefault(question, turns) != turns:
-                asked[question] = []  # two question files: neither is every method's
-    everything = pd.concat([e.run.answers[["question_id", "subtask"]].drop_duplicates() for e in group.entries])
-    everything = everything.drop_duplicates("question_id")
-    shown: set[Any] = set()
-    for subtask, members in everything.groupby("subtask", sort=False):
-        for number, question in enumerate(members.question_id):
+        known = prompts(entry.run)
+        for key in _keys(entry.run):
+            turns = known.get(key[1], [])
+            if turns and asked.setdefault(key, turns) != turns:
+                asked[key] = []  # two question files: neither is every method's
+    by_subtask: dict[str, list[Key]] = {}
+    for key in dict.fromkeys(key for entry in group.entries for key in _keys(entry.run)):
+        by_subtask.setdefault(key[0], []).append(key)
+    shown: set[Key] = set()
+    for subtask, keys in by_subtask.items():
+        for number, key in enumerate(keys):
             included = limit is None or number < limit
-            shown |= {question} if included else set()
-            places[question] = len(questions)
-            questions.append([question, subtask, asked.get(question, []) if included else []])
+            shown |= {key} if included else set()
+            places[key] = len(questions)
+            questions.append([key[1], subtask, asked.get(key, []) if included else []])
     rows = [_method_rows(entry.run, places, shown, texts) for entry in group.entries]
     return {
         "methods": [entry.label for entry in group.entries],
         "questions": questions,
-        "titles": {subtask: title(subtask) for subtask in everything.subtask.unique()},
+        "titles": {subtask: title(subtask) for subtask in by_subtask},
         "texts": texts.items,
         "rows": rows,
         "shown": len(shown),
     }
 
 
-def _method_rows(run: Run, places: dict[Any, int], shown: set[Any], texts: Texts) -> list[list[Any]]:
+def _keys(run: Run) -> list[Key]:
+    """The questions of a run, in order."""
+    pairs = run.answers[["subtask", "question_id"]].drop_duplicates()
+    return list(pairs.itertuples(index=False, name=None))
+
+
+def _method_rows(run: Run, places: dict[Key, int], shown: set[Key], texts: Texts) -> list[list[Any]]:
     tokenizer = load_tokenizer(run)
-    answers: dict[Any, list[list[Any]]] = {}
+    answers: dict[Key, list[list[Any]]] = {}
     first = run.answers[run.answers.repeat == run.answers.repeat.min()]
     for turn in first.itertuples():
-        if turn.question_id in shown:
+        if (key := (turn.subtask, turn.question_id)) in shown:
             place = texts.place(turn.text, turn.token_ids, tokenizer)
-            answers.setdefault(turn.question_id, []).append(
-                [place, "" if turn.lengths is None else _packed(turn.lengths)]
-            )
+            answers.setdefault(key, []).append([place, "" if turn.lengths is None else _packed(turn.lengths)])
     rows = []
     for row in question_table(run).itertuples():
+        key = row.subtask, row.Index
         numbers = [_rounded(row.speedup), _rounded(row.tokens_per_s), _rounded(row.cr), int(row.tokens)]
-        rows.append([places[row.Index], *numbers, row.verdict, answers.get(row.Index, 0)])
+        rows.append([places[key], *numbers, row.verdict, answers.get(key, 0)])
     return rows
 
 

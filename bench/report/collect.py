@@ -53,12 +53,11 @@ class Entry:
 
         Of a file that data.path names, its digest says so.
         """
-        asked, data = self.run.config.get("questions"), self.run.config.get("data")
+        asked = self.run.config.get("questions")
         name = None  # from before there were question sets
         if isinstance(asked, dict):
             name = asked.get("name")
-            given = isinstance(data, dict) and data.get("path") is not None
-            if given and asked.get("sha256") != self.run.info.get("questions_sha256"):
+            if _own_file(self.run) and asked.get("sha256") != self.run.info.get("questions_sha256"):
                 return False
         return name in (None, "spec_bench", "joey") and not self.metrics["subtasks"].keys().isdisjoint(SUBTASKS)
 
@@ -239,6 +238,12 @@ def identity(run: Run) -> dict[str, Any]:
     return {**measured(run.config), **({"questions_sha256": digest[:12]} if digest else {})}
 
 
+def _own_file(run: Run) -> bool:
+    """Whether data.path named what was asked, in place of a set."""
+    data = run.config.get("data")
+    return isinstance(data, dict) and data.get("path") is not None
+
+
 def _shards(run: Run) -> int:
     """In how many parts the questions were asked."""
     found = re.fullmatch(r"\d+/(\d{1,6})", str(run.config.get("shard")))
@@ -308,7 +313,10 @@ def _labels(runs: list[Run]) -> list[str]:
         keys = short if all(other == mine for other in alike) else varying
         said, by = shape(run)
         keys = [key for key in keys if key not in by]
-        parts = [f"{key.rsplit('.', 1)[-1]}={_brief(mine[key])}" for key in keys if key in mine]
+        asked = {"questions": run.config["data"]["path"]} if _own_file(run) else {}  # in place of the set
+        ends = Counter(key.rpartition(".")[2] for key in keys)
+        names = {key: end if ends[end := key.rpartition(".")[2]] == 1 else key for key in keys if key in mine}
+        parts = [f"{name}={_brief((mine | asked)[key])}" for key, name in names.items()]
         named.append([run.method, *filter(None, [said]), *parts])
     labels = []
     for place, (method, *parts) in enumerate(named):
@@ -321,7 +329,9 @@ def _labels(runs: list[Run]) -> list[str]:
 def _brief(value: Any) -> str:
     """A setting for a label: a list joined, a path by its last part."""
     if isinstance(value, (list, tuple)):
-        return "+".join(map(str, value))
+        return "+".join(map(_brief, value))
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
     return str(value).rstrip("/").rsplit("/", 1)[-1]
 
 

@@ -24,6 +24,7 @@ from bench.report.servers import definitions, view
 from bench.report.svg import cost_chart, ctar_chart, legend_mark, speedup_chart, split_chart
 from bench.report.tables import (
     LEADERBOARD_CAPTION,
+    MARKED,
     TABLE1_CAPTION,
     by_speed,
     group_notes,
@@ -32,7 +33,7 @@ from bench.report.tables import (
     table1_rows,
     title,
 )
-from bench.words import MEMORY_LIMIT, OVERHEAD_LIMIT, SPREAD_LIMIT, plural, show
+from bench.words import plural, show
 
 HERE = BENCH / "report"
 CHARTS = (
@@ -65,8 +66,7 @@ def write_page(collection: Collection, out: Path) -> Path:
         acceptance=definitions(),
         paper={"title": f"{published.PAPER}, Table 1", "rows": paper.by_row(), "order": PAPER_ORDER},
         warnings=collection.warnings,
-        captions={"leaderboard": LEADERBOARD_CAPTION, "table1": TABLE1_CAPTION},
-        limits={"spread": f"{SPREAD_LIMIT:.0%}", "overhead": f"{OVERHEAD_LIMIT:.0%}", "memory": f"{MEMORY_LIMIT:.0%}"},
+        captions={"leaderboard": LEADERBOARD_CAPTION, "table1": TABLE1_CAPTION, "marked": MARKED},
     )
     path = out / "index.html"
     replace_text(path, text)

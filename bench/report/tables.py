@@ -14,7 +14,7 @@ from bench.files import replace_text
 from bench.published import PAPER_ORDER
 from bench.records.frame import CTAR_POSITIONS
 from bench.report.collect import Collection, Entry, Group
-from bench.words import show, show_interval
+from bench.words import MEMORY_LIMIT, OVERHEAD_LIMIT, SPREAD_LIMIT, show, show_interval
 
 TITLES = {
     "translation": "Translation",
@@ -27,6 +27,7 @@ TITLES = {
 }
 PUBLISHED = "published"
 OTHER = "with another setting than ours"
+AVERAGE = "average"  # among the subtasks of a row of Table 1
 FORMULA = ("=", "+", "-", "@")
 MARKUP = re.compile(r"[\\`*>~|]|\[(?![\d., %]+\](?![(\[:]))|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=\bwww)\.|^[#+-]")
 NOT_ASCII = re.compile(r"[^\x00-\x7f]")
@@ -37,10 +38,11 @@ TABLE1_CAPTION = (
     "tokens per step; Avg. is the mean of the six speedups, as in the paper. "
     f"Published rows: {published.PAPER}, Table 1 (V100)."
 )
+SPREAD, OVERHEAD, MEMORY = (f"{100 * limit:.0f} %" for limit in (SPREAD_LIMIT, OVERHEAD_LIMIT, MEMORY_LIMIT))
 MARKED = (
-    "marks a figure with a warning: its interval or the paired speedup's includes 1, repeats differ by over 10 %, "
-    "overhead is over 10 %, the baseline reaches under half of what memory gives (the built-in model's aside), "
-    "or answers are not lossless; leaderboard.csv has the words."
+    "marks a figure with a warning: it has no interval, as of one question; its interval or the paired speedup's "
+    f"includes 1; repeats differ by over {SPREAD}; overhead is over {OVERHEAD}; the baseline reaches under {MEMORY} of "
+    "what memory gives (the built-in model's aside, as operations take its time); or answers are not lossless."
 )
 LEADERBOARD_CAPTION = (
     "Spec-Bench's speedup, and CR; overall is over all questions, with its 95 % BCa interval. A method is "
@@ -87,7 +89,8 @@ def table1_rows(group: Group) -> list[dict[str, Any]]:
         theirs |= {"source": PUBLISHED, "setting": "" if entry.comparable else OTHER}
         beside = entry.published if last[entry.run.method] is entry else {}
         measured |= _pairs({subtask: (row["cr"], row["speedup"]) for subtask, row in found.items()})
-        measured["warned"] = " ".join(subtask for subtask in PAPER_ORDER if entry.warning(subtask))
+        warned = [subtask for subtask in PAPER_ORDER if entry.warning(subtask)]
+        measured["warned"] = " ".join([*warned, *([AVERAGE] if entry.warning("overall") else [])])
         measured["average_speedup"] = entry.metrics["overall"]["speedup_average"]
         average = beside.get("average", (None, None))[1]
         rows += [measured, theirs | _pairs(beside) | {"warned": "", "average_speedup": average}][: 1 + bool(beside)]
@@ -181,7 +184,7 @@ def _tex(caption: str, columns: str, head: str, tables: Sequence[tuple[str, Sequ
 
 
 def _markdown_page(name: str, caption: str, parts: Sequence[str]) -> str:
-    return "\n".join([f"# {name}\n", f"{caption} ⚠ {MARKED}\n", *parts])
+    return "\n".join([f"# {name}\n", f"{caption} ⚠ {MARKED} leaderboard.csv has the words.\n", *parts])
 
 
 def _section(group: Group, header: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
@@ -212,9 +215,9 @@ def _table1(tables: Sequence[tuple[Group, list[dict[str, Any]]]]) -> tuple[str, 
         for row in rows:
             model, method, source, warned = row["model"], row["method"], _source(row), row["warned"].split()
             cells = [with_cr(row[f"{s}_speedup"], row[f"{s}_cr"], s in warned) for s in PAPER_ORDER]
-            body.append([model, method, source, *cells, show(row["average_speedup"])])
+            body.append([model, method, source, *cells, _times(row, AVERAGE, "")])
             pairs = [cell for s in PAPER_ORDER for cell in (show(row[f"{s}_cr"]), _times(row, s))]
-            tex_body.append(list(map(tex_escape, (model, f"{method} ({source})", *pairs, _times(row, "average")))))
+            tex_body.append(list(map(tex_escape, (model, f"{method} ({source})", *pairs, _times(row, AVERAGE)))))
         parts += _section(group, header, body)
         tex.append((f"{group.title}: {group.machine_label}", tex_body))
     head = f"Model & Method & {subtasks} & Avg. \\\\\n{second}"
@@ -222,9 +225,9 @@ def _table1(tables: Sequence[tuple[Group, list[dict[str, Any]]]]) -> tuple[str, 
     return _markdown_page("Table 1", TABLE1_CAPTION, parts), _tex(TABLE1_CAPTION, columns, head, tex)
 
 
-def _times(row: dict[str, Any], subtask: str) -> str:
+def _times(row: dict[str, Any], subtask: str, unit: str = "×") -> str:
     speedup = row[f"{subtask}_speedup"]
-    return show(speedup) + ("×" if speedup is not None else "") + (" ⚠" if subtask in row["warned"].split() else "")
+    return "" if speedup is None else show(speedup) + unit + (" ⚠" if subtask in row["warned"].split() else "")
 
 
 PARTS = {"input_ln": "Input LN", "attention": "Attention", "post_ln": "Post LN", "ffn": "FFN", "linear": "Linear",

@@ -53,6 +53,11 @@ from methods.errors import UserError
         ("model.name=..", "model.name='..': names a folder of the results"),
         ("+method.gama=1", "method.gama: unknown override; did you mean method.gamma?"),
         ("++limt=1", "limt: unknown override; did you mean limit?"),
+        (
+            "methd=pld",
+            "methd: unknown override; did you mean method? valid: baseline, data.path, draft, engine, launcher",
+        ),
+        ("train=sps", "train: unknown override; valid: baseline"),
         ("~limit", "~limit: a key cannot be taken away; limit=VALUE sets it"),
         ("~method.gamma", "~method.gamma: a key cannot be taken away"),
         ("~method", "~method: a key cannot be taken away"),

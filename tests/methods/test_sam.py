@@ -150,6 +150,10 @@ def test_the_longer_match_of_sequence_and_datastore_is_drafted(tmp_path: Path) -
     assert drafted([13, 40, 41, 42, 3, 10, 11, 12, 13]) == [14, 15, 16, 17, 18]
     assert drafted([12, 13, 40, 41, 42, 3, 11, 12, 13]) == [40, 41, 42, 3, 11]  # 2 here, and 3 - 2 there
     assert drafted([3, 12, 13], bias=0)[:2] == [14, 30]  # a tree: both continuations
+    assert drafted([13, 14, 15, 40, 3, 11, 12, 13, 14, 15], bias=1, predict=3) == [16, 17]  # 3 here, and 5 - 1 there
+    drafter, text = Sam(model, **settings).start([3], None), [3, 10, 11, 12, 13, 14, 40, 12, 13, 30, 10, 11, 12]  # type: ignore[arg-type]
+    for size in (2, 3, 6, 6, 7, 8, 10, 13):
+        assert drafter.propose(text[:size], 50).tokens.tolist() == drafted(text[:size]), "from step to step as anew"
     assert drafted([3, 10, 11, 12, 13], bias=4) == []
     assert drafted([3, 10, 11, 12, 13], bias=1, threshold=4, fallback=Vanilla(model)) == []
     assert drafted([3, 10, 11, 12, 13], bias=1, threshold=3, fallback=Vanilla(model)) == [14, 15, 16, 17, 18]

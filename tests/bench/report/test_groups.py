@@ -49,6 +49,26 @@ def test_runs_of_one_method_are_told_apart_by_their_settings(tmp_path):
     assert len({entry.index for entry in group.entries}) == 2
 
 
+def test_a_label_has_values_as_they_are_typed_and_no_key_twice(tmp_path):
+    for limit, own in ((1, False), (2, True)):
+        config = {"limit": limit, "threads": limit, "model": {"name": "joey", "threads": limit, "built_in": own}}
+        config |= {"task": None if own else "all"}
+        write_run(tmp_path, Plan(per_category=1, repeats=1, config=config))
+    (group,) = collect(tmp_path).groups
+    assert sorted(entry.label for entry in group.entries) == [
+        "kangaroo (limit=1, built_in=false, model.threads=1, task=all, threads=1)",
+        "kangaroo (limit=2, built_in=true, model.threads=2, task=null, threads=2)",
+    ]
+
+
+def test_ones_own_questions_are_not_said_to_be_a_sets(tmp_path):
+    for path in (None, "mine/prompts.txt"):
+        config = {"data": {"path": path}, "questions": {"name": "joey" if path is None else "spec_bench"}}
+        write_run(tmp_path, Plan(per_category=1, repeats=1, config=config))
+    (group,) = collect(tmp_path).groups
+    assert [entry.label for entry in group.entries] == ["kangaroo (questions=joey)", "kangaroo (questions=prompts.txt)"]
+
+
 def test_a_setting_rather_than_a_path_labels_and_orders_runs(tmp_path):
     for layer in (1, 2):
         write_run(

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench.predict.paper import by_row
+from bench.report.answers import payloads
 from bench.report.collect import collect
 from bench.report.details import FIGURES
 from bench.report.page import write_page
@@ -362,3 +363,14 @@ def test_per_question_numbers_are_those_of_metrics(results, page):
             expected = table.loc[data["questions"][place][0]]
             assert (speedup, rate, cr) == tuple(round(float(expected[k]), 4) for k in ("speedup", "tokens_per_s", "cr"))
             assert (tokens, verdict) == (int(expected.tokens), expected.verdict)
+
+
+def test_questions_of_two_files_are_told_apart_where_their_ids_are_not(tmp_path: Path) -> None:
+    write_run(tmp_path, Plan(per_category=2, repeats=1, categories=("qa",)))
+    mine = Plan(per_category=3, repeats=1, categories=("mine",), config={"data": {"path": "mine.jsonl"}})
+    write_run(tmp_path, mine)  # ids 1 to 3, of which 1 and 2 are taken
+    (payload,) = payloads(collect(tmp_path))
+    found = sorted((subtask, question) for question, subtask, _ in payload["questions"])
+    assert found == [("mine", 1), ("mine", 2), ("mine", 3), ("qa", 1), ("qa", 2)]
+    assert sorted(row[0] for rows in payload["rows"] for row in rows) == [0, 1, 2, 3, 4]
+    assert "2 runs, 5 questions" in " ".join(write_page(collect(tmp_path), tmp_path).read_text().split())

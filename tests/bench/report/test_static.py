@@ -123,6 +123,25 @@ def test_warnings_stand_beside_their_figures(tmp_path):
         assert mark in (tmp_path / "report" / name).read_text().split("joey", 1)[1]
 
 
+def test_an_average_is_marked_as_the_overall_figure_is(tmp_path):
+    truth = Truth(0.3, 0.43, noise=0.5)
+    write_run(tmp_path, Plan(truth=truth, per_category=3, settings={"variant": "mlp_only"}, method="kangaroo"))
+    assert main([f"results_dir={tmp_path}"]) == 0
+    for name, mark in (("table1.md", "⚠ |"), ("table1.tex", r"$^\dagger$ \\"), ("table2.md", "⚠ |")):
+        lines = (tmp_path / "report" / name).read_text().splitlines()
+        (row,) = [line for line in lines if "kangaroo" in line and "demonstration" in line]
+        assert row.endswith(mark), row
+    assert rows(tmp_path / "report" / "table1.csv")[0]["warned"].split()[-1] == "average"
+
+
+def test_one_question_has_a_mark_that_the_legend_explains(tmp_path):
+    write_run(tmp_path, Plan(per_category=1, repeats=1))
+    assert main([f"results_dir={tmp_path}"]) == 0
+    texts = [(tmp_path / "report" / name).read_text() for name in ("leaderboard.md", "table1.md", "index.html")]
+    assert all("it has no interval, as of one question" in text and "⚠" in text for text in texts)
+    assert "1 question: no interval" in texts[-1]
+
+
 def test_ablations_and_table2_where_such_runs_exist(tmp_path):
     plan = replace(VICUNA, repeats=1, per_category=1)
     for layer, place in ((1, tmp_path), (2, tmp_path), (3, tmp_path / "experiments")):

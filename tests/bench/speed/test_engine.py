@@ -146,6 +146,7 @@ def test_random_weights_need_no_tokenizer(tmp_path: Path) -> None:
         ("dtypes=[float8]", "model.dtype=float8"),
         ("dtypes=float8", "model.dtype=float8"),
         ("metods=[rest]", "metods: unknown"),
+        ("method=rest", "method: unknown override; did you mean methods?"),
         ("methods=[rset]", "rset"),
         ("methods=kangaroo", "method.checkpoint: none is configured for model=custom; wanted: a Kangaroo"),
         ("rows=[]", "rows=[]: must be a list, not empty"),
