@@ -23,7 +23,9 @@ class Rest:
 
     datastore: file or folder written by bench.train, for the tokenizer in the target's folder. Spans from max_span down
     to min_span tokens are looked up; of a match, at most `occurrences` places with `continuation` tokens each make the
-    tree, of which `nodes` nodes are drafted.
+    tree, of which the `nodes` most frequent nodes are drafted. The authors' code then also drops whole paths, the
+    longest first, until the tokens of all paths together are no more than `nodes`: it verifies fewer rows.
+
     Raises UserError for values out of range and for a datastore that does not fit.
     """
 

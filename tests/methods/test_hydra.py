@@ -270,6 +270,21 @@ def test_a_tensor_that_lacks_or_is_another_is_one_line(tmp_path: Path, name: str
     assert name in str(refused.value) and "\n" not in str(refused.value)
 
 
+def test_copies_of_the_targets_embedding_are_left_alone(tmp_path: Path) -> None:
+    target = tiny_llama(vocab_size=48)
+    tensors = tensors_of(target.config)
+    copy = {"input_embed_fn.weight": torch.full((48, 64), torch.nan)}
+    folders = [write(tmp_path / str(n), tensors | more, config_of()) for n, more in enumerate(({}, copy))]
+    wanted, found = (
+        Decoder(target, Hydra(target, checkpoint=folder, tree="chain")).generate(torch.tensor([3, 20, 3]), 12)
+        for folder in folders
+    )
+    assert (found.tokens, found.steps) == (wanted.tokens, wanted.steps)
+    odd = write(tmp_path / "odd", tensors | {"input_embed_fn.weight": torch.ones(47, 64)}, config_of())
+    with pytest.raises(UserError, match=r"mis-shaped input_embed_fn\.weight"):
+        Hydra(target, checkpoint=odd, tree="chain")
+
+
 def test_aliases_may_be_absent_and_a_tree_may_not_be_deeper_than_the_heads(tmp_path: Path) -> None:
     target = tiny_llama(vocab_size=48)
     tensors = {n: t for n, t in tensors_of(target.config).items() if ".5." not in n and ".7." not in n}
