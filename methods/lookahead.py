@@ -48,7 +48,8 @@ class Lookahead:
     prompt. Raises UserError for values out of range.
 
     Row j, column i of the window stands i + j places after the pending token, which is row 0, column 0. While rows are
-    missing there are more columns: each pass adds a row and gives up a column. After that each pass gives up row 0.
+    missing there are more columns: each pass adds a row and gives up a column. After that each pass gives up row 0. The
+    authors' window is part of the prompt's pass already, and begins a pass earlier.
     """
 
     taps: tuple[int, ...] = ()

@@ -15,12 +15,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.assembly import Parts
 from bench.config import installed
 from bench.records import HASHES
 from bench.run import main
+from bench.settings import Run
 from methods.digest import file_sha256
 from tests.bench.small_run import QUESTIONS, SmallRun, lines, refused, write_questions
 from tests.gguf_file import write_gguf
+from tests.joey import ASSETS
 from tests.tiny import reference_model
 
 SIDES = ("method", "baseline")
@@ -197,6 +200,12 @@ def test_a_custom_model_is_filed_under_what_its_path_ends_in(small: SmallRun, tm
     assert "joey is built in and lies elsewhere; model=custom is meant" in refused(
         capsys, small.overrides(**given, model="joey")
     )
+
+
+@pytest.mark.parametrize("model", [["model=joey"], ["model=custom", f"model.path={ASSETS}"]])
+def test_the_built_in_model_is_a_demonstration_by_whatever_name(model: list[str]) -> None:
+    settings = Run.of(installed().compose("config", ["method=vanilla", *model]))
+    assert Parts.gather(settings, rehearsed=True).information("")["demonstration"]
 
 
 def test_nan_logits_fail_the_turn_and_the_run_goes_on(small: SmallRun, tmp_path: Path, monkeypatch) -> None:
