@@ -66,7 +66,7 @@ class Parts:
         """What run.json says of this run before anything is loaded."""
         settings, model = self.settings, self.settings.model
         device, shape = pick_device(model.device), read_config(self.folder)
-        git = environment.git_state(ROOT)
+        git = environment.git_state(ROOT, settings.results_dir)
         drafts = dict(self.method.files())
         hashes = {f"target/{name}": digest for name, digest in file_hashes(self.folder).items()}
         for key, path in drafts.items():

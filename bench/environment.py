@@ -46,11 +46,17 @@ def _cpu(key: str) -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")
 
 
-def git_state(root: Path) -> dict[str, Any]:
-    """Commit of the project's checkout and whether it has changes but for results; both None outside a checkout."""
+def git_state(root: Path, results: str = "results") -> dict[str, Any]:
+    """Commit of the project's checkout and whether it has changes but for results; both None outside a checkout.
+
+    results: where runs are written, besides the checkout's own folder for them.
+    """
     if not (root / ".git").exists():  # installed, perhaps below somebody else's repository
         return {"commit": None, "dirty": None}
-    status = ("status", "--porcelain", "--", ".", ":(exclude)results")  # what runs write changes no code
+    top, place = root.resolve(), Path(results).resolve()
+    written = [str(place.relative_to(top))] if place != top and place.is_relative_to(top) else []
+    apart = [f":(exclude,literal){folder}" for folder in ("results", *written)]
+    status = ("status", "--porcelain", "--", ".", *apart)  # what runs write changes no code
     commit, changes = (_said("git", "-C", str(root), *ask) for ask in (("rev-parse", "HEAD"), status))
     return {"commit": commit, "dirty": None if changes is None else bool(changes)}
 

@@ -93,7 +93,7 @@ def run(settings: Serve, command: str) -> int:
 
 def _information(settings: Serve, command: str, file: Path) -> dict[str, Any]:
     """What run.json says before any server was asked."""
-    git = environment.git_state(ROOT)
+    git = environment.git_state(ROOT, settings.results_dir)
     return {
         "config": settings.record(),
         "command": command,

@@ -28,3 +28,14 @@ def test_git_state_of_a_clean_a_changed_and_no_checkout(tmp_path: Path) -> None:
     assert git_state(tmp_path)["dirty"] is False
     (tmp_path / "file").write_text("2")
     assert git_state(tmp_path)["dirty"] is True
+
+
+def test_what_runs_write_is_no_change_wherever_it_lies(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    subprocess.run(["git", "init", "-q", root], check=True)
+    for folder in ("results/runs", "out [1]/here/runs"):
+        (root / folder).mkdir(parents=True)
+        (root / folder / "run.json").write_text("{}")
+    given = root / "out [1]" / "here"
+    found = [git_state(root, str(place))["dirty"] for place in (given, tmp_path / "elsewhere", root)]
+    assert found == [False, True, True], "what else lies in the checkout is a change"
