@@ -165,7 +165,7 @@ def run_folders(root: Path, unread: list[str]) -> list[Path]:
     def note(error: OSError) -> None:
         unread.append(f"left out: {error.filename}: cannot be read ({error.strerror})")
 
-    walk = os.walk(root, onerror=note) if root.is_dir() else ()
+    walk = os.walk(root, onerror=note) if os.path.isdir(root) else ()
     return sorted(Path(folder) for folder, _, files in walk if "run.json" in files)
 
 

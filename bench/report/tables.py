@@ -89,9 +89,10 @@ def table1_rows(group: Group) -> list[dict[str, Any]]:
         theirs |= {"source": PUBLISHED, "setting": "" if entry.comparable else OTHER}
         beside = entry.published if last[entry.run.method] is entry else {}
         measured |= _pairs({subtask: (row["cr"], row["speedup"]) for subtask, row in found.items()})
+        measured["average_speedup"] = whole = entry.metrics["overall"]["speedup_average"]
         warned = [subtask for subtask in PAPER_ORDER if entry.warning(subtask)]
-        measured["warned"] = " ".join([*warned, *([AVERAGE] if entry.warning("overall") else [])])
-        measured["average_speedup"] = entry.metrics["overall"]["speedup_average"]
+        warned += [AVERAGE] if whole is not None and entry.warning("overall") else []
+        measured["warned"] = " ".join(warned)
         average = beside.get("average", (None, None))[1]
         rows += [measured, theirs | _pairs(beside) | {"warned": "", "average_speedup": average}][: 1 + bool(beside)]
     return rows
@@ -227,7 +228,7 @@ def _table1(tables: Sequence[tuple[Group, list[dict[str, Any]]]]) -> tuple[str, 
 
 def _times(row: dict[str, Any], subtask: str, unit: str = "×") -> str:
     speedup = row[f"{subtask}_speedup"]
-    return "" if speedup is None else show(speedup) + unit + (" ⚠" if subtask in row["warned"].split() else "")
+    return ("" if speedup is None else show(speedup) + unit) + (" ⚠" if subtask in row["warned"].split() else "")
 
 
 PARTS = {"input_ln": "Input LN", "attention": "Attention", "post_ln": "Post LN", "ffn": "FFN", "linear": "Linear",

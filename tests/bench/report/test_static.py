@@ -134,6 +134,16 @@ def test_an_average_is_marked_as_the_overall_figure_is(tmp_path):
     assert rows(tmp_path / "report" / "table1.csv")[0]["warned"].split()[-1] == "average"
 
 
+def test_what_was_not_measured_has_no_mark_but_for_what_is_wrong_with_it(tmp_path):
+    write_run(tmp_path, Plan(per_category=1, repeats=1, categories=("qa",)))  # no average of six
+    write_run(tmp_path, Plan(per_category=1, repeats=1, baseline=False, mismatched_turns=12, method="rest"))
+    assert main([f"results_dir={tmp_path}"]) == 0
+    table = {row["method"]: row["warned"] for row in rows(tmp_path / "report" / "table1.csv")}
+    assert table["kangaroo"] == "qa" and "qa" in table["rest"].split() and "average" not in table["rest"]
+    (line,) = [text for text in (tmp_path / "report" / "table1.tex").read_text().splitlines() if "& rest" in text]
+    assert line.count(r"& $^\dagger$") + line.count(r"&  $^\dagger$") + line.count(r"&$^\dagger$") >= 1, line
+
+
 def test_one_question_has_a_mark_that_the_legend_explains(tmp_path):
     write_run(tmp_path, Plan(per_category=1, repeats=1))
     assert main([f"results_dir={tmp_path}"]) == 0
