@@ -50,7 +50,8 @@ model: $(READY)
 bench: model
 	@# 1: a turn failed or a method was left out; what was measured is reported all the same.
 	$(RUN) -m bench.run method=$(METHOD) model=$(MODEL) task=$(TASK) $(ARGS); status=$$?; \
-	if [ $$status -le 1 ]; then $(RUN) -m bench.report $(filter results_dir=%,$(ARGS)) || exit $$?; fi; exit $$status
+	set --; for given in $(ARGS); do case $$given in results_dir=*) set -- "$$given";; esac; done; \
+	if [ $$status -le 1 ]; then $(RUN) -m bench.report "$$@" || exit $$?; fi; exit $$status
 
 report: $(READY)
 	$(RUN) -m bench.report

@@ -10,7 +10,8 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from hydra.utils import get_object
 
@@ -161,8 +162,10 @@ def _bound(key: str, value: Any, kind: Any, marker: Checkpoint | DataFile | None
     """A value that fits its annotation; a node inside is bound as well."""
     if isinstance(value, Mapping) and TARGET in value:
         return bind(value, key, model=model)
-    if isinstance(value, Mapping) and isinstance(kind, type) and is_dataclass(kind):
-        return settings_of(kind, value, f"{key}.")
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    section = next((part for part in kinds if isinstance(part, type) and is_dataclass(part)), None)
+    if section is not None and isinstance(value, Mapping):
+        return settings_of(section, value, f"{key}.")
     if marker is None:
         check_type(key, value, kind)
     elif value is None and not _optional(kind):

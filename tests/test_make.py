@@ -42,6 +42,9 @@ def test_what_was_measured_is_reported_and_a_failure_stays_one(tmp_path: Path, s
 def test_what_was_put_elsewhere_is_reported_there(tmp_path: Path) -> None:
     said = make(tmp_path, "bench", "MODEL=vicuna-7b", "ARGS=limit=2 results_dir=/elsewhere repeats=1")[1]
     assert said[1:] == ["-m bench.report results_dir=/elsewhere"]
+    (tmp_path / "said").unlink()
+    said = make(tmp_path, "bench", "MODEL=vicuna-7b", "ARGS=results_dir='my results' limit=2", status=1)[1]
+    assert said[0].endswith("results_dir=my results limit=2") and said[1:] == ["-m bench.report results_dir=my results"]
 
 
 def test_smollm2_is_measured_with_all_methods_but_those_that_lack_a_draft(tmp_path: Path) -> None:

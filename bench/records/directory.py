@@ -160,13 +160,23 @@ def read_info(folder: Path) -> dict[str, Any] | None:
 
 
 def run_folders(root: Path, unread: list[str]) -> list[Path]:
-    """Every folder with a run.json below a root, in order. Of one that may not be looked into, `unread` gets a line."""
+    """Every folder with a run.json below a root, in order, each once however many links lead to it.
+
+    Of one that may not be looked into, `unread` gets a line.
+    """
 
     def note(error: OSError) -> None:
         unread.append(f"left out: {error.filename}: cannot be read ({error.strerror})")
 
-    walk = os.walk(root, onerror=note) if os.path.isdir(root) else ()
-    return sorted(Path(folder) for folder, _, files in walk if "run.json" in files)
+    found, seen = list[Path](), set[str]()
+    for folder, below, files in os.walk(root, onerror=note, followlinks=True) if os.path.isdir(root) else ():
+        below.sort()
+        if (real := os.path.realpath(folder)) in seen:  # a link may lead back up
+            below.clear()
+        elif "run.json" in files:
+            found.append(Path(folder))
+        seen.add(real)
+    return sorted(found)
 
 
 def _existing(parent: Path, name: str) -> list[Path]:

@@ -313,7 +313,9 @@ def _labels(runs: list[Run]) -> list[str]:
         keys = short if all(other == mine for other in alike) else varying
         said, by = shape(run)
         keys = [key for key in keys if key not in by]
-        asked = {"questions": run.config["data"]["path"]} if _own_file(run) else {}  # in place of the set
+        asked: dict[str, Any] = {}
+        if "questions" in keys and _own_file(run):  # a file, with the set's subtasks
+            asked["questions"] = f"{_brief(run.config['data']['path'])} as {mine.get('questions')}"
         ends = Counter(key.rpartition(".")[2] for key in keys)
         names = {key: end if ends[end := key.rpartition(".")[2]] == 1 else key for key in keys if key in mine}
         parts = [f"{name}={_brief((mine | asked)[key])}" for key, name in names.items()]

@@ -182,3 +182,16 @@ def test_a_training_takes_settings_and_its_sections_are_held_against_them() -> N
         bind({**node, "data": {"path": "joey", "lmit": 3, "held_out": 1}}, "train")
     with pytest.raises(UserError, match=r"^train\.model\.dtype=int4: unknown"):
         bind({**node, "model": {**node["model"], "dtype": "int4"}}, "train")
+
+
+def outside_training(model: Model, data: Text | None) -> None:
+    """One of somebody else's."""
+
+
+def test_a_section_that_need_not_be_there_is_one_where_it_is() -> None:
+    settings = Train.of(installed().compose("train", ["data.path=joey", "output=o"])).train
+    node = {"_target_": f"{__name__}.outside_training", "model": settings["model"], "data": settings["data"]}
+    assert isinstance(bind(node, "train").arguments["data"], Text)
+    assert bind({**node, "data": None}, "train").arguments["data"] is None
+    with pytest.raises(UserError, match=r"^train\.data=3: must be a section or null"):
+        bind({**node, "data": 3}, "train")

@@ -66,7 +66,10 @@ def test_ones_own_questions_are_not_said_to_be_a_sets(tmp_path):
         config = {"data": {"path": path}, "questions": {"name": "joey" if path is None else "spec_bench"}}
         write_run(tmp_path, Plan(per_category=1, repeats=1, config=config))
     (group,) = collect(tmp_path).groups
-    assert [entry.label for entry in group.entries] == ["kangaroo (questions=joey)", "kangaroo (questions=prompts.txt)"]
+    assert [entry.label for entry in group.entries] == [
+        "kangaroo (questions=joey)",
+        "kangaroo (questions=prompts.txt as spec_bench)",
+    ]
 
 
 def test_a_setting_rather_than_a_path_labels_and_orders_runs(tmp_path):

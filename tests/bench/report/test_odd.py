@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from bench.records.directory import run_folders
 from bench.report.collect import collect
 from bench.report.command import parse
 from bench.report.importer import import_runs
@@ -138,3 +139,13 @@ def test_a_home_that_the_shell_left_is_the_users(tmp_path: Path, monkeypatch: py
     settings = parse(["results_dir=~/results", "import=~/a.jsonl,~/b.jsonl", "~/c.jsonl", "model=~"])
     assert settings.values["results_dir"] == str(tmp_path / "results") and settings.values["model"] == "~"
     assert settings.lists["import"] == [tmp_path / f"{name}.jsonl" for name in "abc"]
+
+
+@pytest.mark.parametrize("kind", ["runs", "serve"])
+def test_what_links_lead_to_is_found_once_and_a_link_back_is_no_end_without(tmp_path: Path, kind: str) -> None:
+    there, root = write_run(tmp_path / "there", Plan(**TINY)), tmp_path / "here" / kind
+    root.mkdir(parents=True)
+    (root / "one").symlink_to(there.parents[1])
+    (root / "two").symlink_to(there)
+    (there.parent / "back").symlink_to(root)
+    assert run_folders(root, unread := []) == [root / "one" / there.parent.name / there.name] and not unread
