@@ -97,12 +97,10 @@ class Conf:
         Raises UserError for an unknown group member or key, with the nearest valid name, for a key taken away, and for
         a value that is missing.
         """
-        overrides = self._with_fallback(name, overrides)
         parsed = _parse(overrides)
         for override in parsed:
             self._check(override)
-        # +key=value is the same as key=value, for keys that are there.
-        written = [str(override.input_line).lstrip("+") for override in parsed]
+        written = self._written(parsed)
         with initialize_config_dir(str(CONF), version_base="1.3"):
             try:
                 composed = compose(name, [*written, *self.search_path()], return_hydra_config=True)
@@ -147,22 +145,20 @@ class Conf:
         values = [override.value() for override in _parse(overrides) if override.key_or_group == key]
         return values[-1] if values and isinstance(values[-1], str) else None
 
-    def _with_fallback(self, name: str, overrides: Sequence[str]) -> list[str]:
-        """method.fallback=NAME in Hydra's words: that method's file goes there, and its draft for the model.
+    def _written(self, parsed: Sequence[Override]) -> list[str]:
+        """Overrides in Hydra's words: method.fallback=NAME is that method's file there, and its draft for the model.
 
         Raises UserError for a method that there is not.
         """
-        method = self.chosen(FALLBACK, overrides)
-        others = [text for text in overrides if not text.lstrip("+").startswith(FALLBACK)]
-        if method is None or "fallback" not in (base := self.compose(name, others)).values["method"]:
-            return list(overrides)
-        if method not in (valid := self.choices("method")):
-            raise UserError(f"method.fallback={method}: unknown; {nearest(method, valid)}")
-        draft = f"{method}-{base.choices['model']}"
-        placed = [f"method@method.fallback={method}"]
-        if self.file("draft", draft):
-            placed.append(f"draft@method.fallback={draft}")
-        return [*(text for text in overrides if text.lstrip("+").partition("=")[0] != FALLBACK), *placed]
+        # +key=value is the same as key=value, for keys that are there.
+        written = [str(override.input_line).lstrip("+") for override in parsed if override.key_or_group != FALLBACK]
+        inner = [override for override in parsed if override.key_or_group == FALLBACK]
+        if not inner:
+            return written
+        if not isinstance(method := inner[-1].value(), str):
+            return [*written, str(inner[-1].input_line).lstrip("+")]
+        self._check_choice("method", method, FALLBACK)
+        return [*written, f"method@{FALLBACK}={method}", f"draft@{FALLBACK}='{method}-${{model}}'"]
 
     def _check(self, override: Override) -> None:
         key = override.key_or_group
@@ -177,12 +173,12 @@ class Conf:
             only = f"Hydra only composes here, and takes {FOLDER_KEY} alone; launcher=slurm is for a cluster"
             raise UserError(f"{override.input_line}: {only}")
         if self.is_group(key):
-            self._check_choice(key, str(override.value()))
+            self._check_choice(key, str(override.value()), key)
 
-    def _check_choice(self, group: str, value: str) -> None:
+    def _check_choice(self, group: str, value: str, key: str) -> None:
         valid = self.choices(group)
         if value not in valid:
-            raise UserError(f"{group}={value}: unknown; {nearest(value, valid)}")
+            raise UserError(f"{key}={value}: unknown; {nearest(value, valid)}")
 
     def _points(self, override: Override) -> list[str]:
         """The values of a sweep, as written. Raises UserError when they cannot be listed, or there is none."""

@@ -49,10 +49,11 @@ def main(conf: Conf, overrides: list[str]) -> int:
     runs, taken = [], set()
     for name in speed.listed("methods"):
         given = [f"method={name}", f"repeats={speed.repeats}", *of_model]
-        keys = conf.compose("config", given).values["method"]
-        own = [text for text in of_methods if re.split(r"[.=]", text)[1] in keys]
+        composed = conf.compose("config", given)
+        if own := [text for text in of_methods if re.split(r"[.=]", text)[1] in composed.values["method"]]:
+            composed = conf.compose("config", [*given, *own])
         taken |= set(own)
-        runs.append(Run.of(conf.compose("config", [*given, *own])))
+        runs.append(Run.of(composed))
     for text in of_methods:
         if text not in taken:
             raise UserError(f"{text.partition('=')[0]}: none of methods={speed.listed('methods')} has this key")

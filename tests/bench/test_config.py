@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+import bench.config
 from bench.binder import bind
 from bench.config import Conf, installed
 from bench.places import ROOT, locate
@@ -97,6 +98,25 @@ def test_annotations_that_words_do_not_say_take_anything() -> None:
 def test_a_method_inside_another_is_chosen_as_hydra_writes_it(written: str) -> None:
     method = installed().compose("config", ["method=sam", written, "method.fallback.length=3"]).values["method"]
     assert method["fallback"]["_target_"] == "methods.pld.PromptLookup" and method["fallback"]["length"] == 3
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "drafts"),
+    [("null", "eagle", "methods.eagle.Eagle"), ("pld", "eagle", "methods.eagle.Eagle"), ("eagle", "null", None)],
+)
+def test_the_last_method_inside_another_counts_with_its_draft(first: str, last: str, drafts: str | None) -> None:
+    given = ["method=sam", f"method.fallback={first}", "model=vicuna-7b", f"method.fallback={last}"]
+    fallback = installed().compose("config", given).values["method"]["fallback"]
+    assert (fallback and fallback["_target_"]) == drafts
+    assert fallback is None or fallback["checkpoint"].startswith("yuhuili/")
+
+
+def test_a_configuration_is_composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    composed = []
+    once = bench.config.compose
+    monkeypatch.setattr(bench.config, "compose", lambda *given, **how: composed.append(given) or once(*given, **how))
+    installed().compose("config", ["method=sam", "method.fallback=eagle", "method.fallback.tree=null"])
+    assert len(composed) == 1
 
 
 @pytest.mark.parametrize("written", ["method=vanilla", "method='vanilla'", "+method=vanilla"])
