@@ -169,17 +169,11 @@ def build(parts: Parts, target: Llama | None = None) -> Sides:
         loaded = target or on_engine(settings.engine, load_target(settings.model, parts.folder, seed=settings.seed))
         try:
             return _sides(parts, loaded)
-        except (UserError, MemoryError, RuntimeError) as error:
+        except (Exception, SystemExit) as error:
             if isinstance(error, UserError) or out_of_memory(error):
                 raise
-            raise _unmakeable(settings, error) from error
-        except (Exception, SystemExit) as error:  # a method's own mistake
-            raise _unmakeable(settings, error) from error
-
-
-def _unmakeable(settings: Run, error: BaseException) -> UserError:
-    what = f"{type(error).__name__}: {first_line(error)}"
-    return UserError(f"method: {settings.method['_target_']} cannot be made ({what})")
+            what = f"{type(error).__name__}: {first_line(error)}"  # a method's own mistake
+            raise UserError(f"method: {settings.method['_target_']} cannot be made ({what})") from error
 
 
 @contextmanager

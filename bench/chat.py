@@ -83,11 +83,7 @@ class Chat:
         try:
             return str(
                 self.tokenizer.apply_chat_template(
-                    chat,
-                    chat_template=self.template,
-                    tokenize=False,
-                    add_generation_prompt=open_turn,
-                    **self.arguments,
+                    chat, chat_template=self.template, tokenize=False, add_generation_prompt=open_turn, **self.arguments
                 )
             )
         except Exception as error:  # a template is a program, and may raise anything

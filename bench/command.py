@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
+from string import Formatter
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -66,17 +67,6 @@ def command(advice: Callable[[Sequence[str]], str], usage: str = "") -> Callable
     return decorate
 
 
-class _Lists(dict[str, str]):
-    """The names that a group of configuration offers."""
-
-    def __init__(self, conf: Conf, more: Mapping[str, Callable[[Conf], Sequence[str]]]) -> None:
-        super().__init__({name: ", ".join(find(conf)) for name, find in more.items()})
-        self.conf = conf
-
-    def __missing__(self, group: str) -> str:
-        return ", ".join(self.conf.choices(group))
-
-
 def configured(
     advice: Callable[[Sequence[str]], str], usage: str, **more: Callable[[Conf], Sequence[str]]
 ) -> Callable[[Callable[[Conf, list[str]], int]], Main]:
@@ -93,7 +83,9 @@ def configured(
 
             conf, overrides = Conf.given(arguments)
             if HELP & set(overrides):
-                print(usage.format_map(_Lists(conf, more)))
+                names = {name for _, name, *_ in Formatter().parse(usage) if name}
+                lists = {name: more[name](conf) if name in more else conf.choices(name) for name in names}
+                print(usage.format(**{name: ", ".join(found) for name, found in lists.items()}))
                 return 0
             return work(conf, overrides)
 

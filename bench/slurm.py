@@ -78,7 +78,8 @@ def submit(slurm: Slurm, jobs: Sequence[Sequence[str]], names: Sequence[str], re
         f"submitted to Slurm: {len(jobs)} jobs ({array}; scancel {array} ends them)\nlogs: {folder}/N.log", flush=True
     )
     statuses = watch(array, names, folder)
-    print(f"next: {shlex.join(['python', '-m', 'bench.report', *_elsewhere(results_dir)])}")
+    elsewhere = [] if results_dir == "results" else [f"results_dir={results_dir}"]
+    print(f"next: {shlex.join(['python', '-m', 'bench.report', *elsewhere])}")
     return max(1 if status is None else status for status in statuses)
 
 
@@ -201,7 +202,3 @@ def _ask(*command: str) -> subprocess.CompletedProcess[str]:
 
 def _last_line(text: str) -> str:
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
-
-
-def _elsewhere(results_dir: str) -> list[str]:
-    return [] if results_dir == "results" else [f"results_dir={results_dir}"]

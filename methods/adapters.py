@@ -168,8 +168,8 @@ class Adapter(nn.Module):
             raise UserError(f"method.checkpoint={folder}: {OFFSETS} is for a head, and {variant} has none of its own")
         adapter = cls(config, variant=variant, dtype=target.dtype, device=target.device, vocabulary=vocabulary)
         views = adapter.published()
-        shapes = {name: tuple(view.shape) for name, view in views.items()}
-        fill(folder, {name: view for name, view in views.items() if name != OFFSETS}, shapes)
+        beside = {OFFSETS: tuple(views.pop(OFFSETS).shape)} if vocabulary is not None else {}
+        fill(folder, views, beside)
         if target.packed:
             adapter.pack()
         return adapter.requires_grad_(False)

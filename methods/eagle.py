@@ -17,16 +17,9 @@ from torch import Tensor
 from methods.beam import best
 from methods.decoder import Prefill
 from methods.draft import Draft
-from methods.engine.checkpoint import fill, published_layer, read_config, tensor_shapes
+from methods.engine.checkpoint import empty_block, fill, published_layer, read_config, tensor_shapes
 from methods.engine.config import read_json
-from methods.engine.llama import (
-    BlockWeights,
-    Llama,
-    ModelConfig,
-    Rope,
-    feed_forward,
-    self_attention,
-)
+from methods.engine.llama import BlockWeights, Llama, ModelConfig, Rope, feed_forward, self_attention
 from methods.engine.matrix import Matrix, matrices, new_matrix
 from methods.engine.unit import Rows, Unit
 from methods.errors import UserError
@@ -54,20 +47,11 @@ class EagleModel:
     vocabulary: Tensor | None = None
 
     def __init__(self, config: ModelConfig, target: Llama, *, bias: bool, dtype: torch.dtype) -> None:
-        self.config, self.target, device = config, target, target.device
-        hidden, attention, inner = config.hidden_size, config.num_heads * config.head_dim, config.intermediate_size
-
-        def matrix(outputs: int, inputs: int) -> Matrix:
-            return Matrix(new_matrix(outputs, inputs, dtype, device))
-
+        self.config, self.target, device, hidden = config, target, target.device, config.hidden_size
         self.weights = EagleWeights(
-            fc=matrix(hidden, 2 * hidden),
+            fc=Matrix(new_matrix(hidden, 2 * hidden, dtype, device)),
             fc_bias=torch.empty(hidden, dtype=dtype, device=device) if bias else None,
-            qkv=matrix(attention + 2 * config.num_kv_heads * config.head_dim, hidden),
-            output=matrix(hidden, attention),
-            post_norm=torch.empty(hidden, dtype=dtype, device=device),
-            gate_up=matrix(2 * inner, hidden),
-            down=matrix(hidden, inner),
+            **empty_block(config, hidden, dtype, device),
         )
         self.taps: tuple[int, ...] = (target.config.num_layers,)
         self.rope = Rope(config, config.context, dtype, device)
@@ -101,11 +85,8 @@ class EagleModel:
                 raise UserError(f"{where}: a draft model for {what} {draft}, the target has {wanted}")
         config = replace(own, context=theirs.context, qkv_bias=False, qk_norm=False)
         model = cls(config, target, bias=bias, dtype=target.dtype)
-        slots = model.published()
-        shapes = {name: tuple(slot.shape) for name, slot in slots.items()}
-        if EMBEDDING in tensor_shapes(folder):
-            shapes[EMBEDDING] = (theirs.vocab_size, theirs.hidden_size)
-        fill(folder, slots, shapes)
+        copied = EMBEDDING in tensor_shapes(folder)
+        fill(folder, model.published(), {EMBEDDING: (theirs.vocab_size, theirs.hidden_size)} if copied else {})
         for matrix in matrices(model.weights) if target.packed else ():
             matrix.pack()
         return model

@@ -16,13 +16,7 @@ from torch.nn import functional as F
 
 from methods.eagle2 import DynamicMethod
 from methods.eagle3_formats import Eagle3Weights, Shape, read_shape, read_weights
-from methods.engine.llama import (
-    Llama,
-    Rope,
-    feed_forward,
-    rms_norm,
-    self_attention,
-)
+from methods.engine.llama import Llama, Rope, feed_forward, rms_norm, self_attention
 from methods.engine.matrix import matrices
 from methods.engine.unit import Rows
 from methods.files import Checkpoint

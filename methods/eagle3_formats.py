@@ -8,6 +8,7 @@ which is which.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from methods.draft_vocabulary import OFFSETS, read_vocabulary
-from methods.engine.checkpoint import fill, published_layer, tensor_shapes
+from methods.engine.checkpoint import empty_block, fill, published_layer, tensor_shapes
 from methods.engine.config import model_config, read_json, shown
 from methods.engine.llama import LayerWeights, Llama, ModelConfig
 from methods.engine.matrix import Matrix, new_matrix
@@ -56,31 +57,17 @@ class Eagle3Weights(LayerWeights):
 
 def empty_weights(shape: Shape, dtype: torch.dtype, device: torch.device) -> Eagle3Weights:
     """Weights of the right shapes, uninitialised."""
-    config = shape.layer
-    hidden, attention, inner = config.hidden_size, config.num_heads * config.head_dim, config.intermediate_size
-    rows, taps = attention + 2 * config.num_kv_heads * config.head_dim, len(shape.taps)
-
-    def new(*size: int) -> Tensor:
-        return torch.empty(size, dtype=dtype, device=device)
-
-    def matrix(outputs: int, inputs: int) -> Matrix:
-        return Matrix(new_matrix(outputs, inputs, dtype, device))
-
+    hidden, taps = shape.layer.hidden_size, len(shape.taps)
+    new = partial(torch.empty, dtype=dtype, device=device)
     return Eagle3Weights(
-        fc=matrix(hidden, taps * shape.width),
+        fc=Matrix(new_matrix(hidden, taps * shape.width, dtype, device)),
         joined_norm=new(taps * shape.width) if shape.norm_before_fc else None,
         tap_norms=new(taps, shape.width) if shape.fc_norm else None,
         input_norm=new(hidden),
         hidden_norm=new(hidden),
-        qkv=matrix(rows, 2 * hidden),
-        q_norm=new(config.head_dim) if config.qk_norm else None,
-        k_norm=new(config.head_dim) if config.qk_norm else None,
-        output=matrix(hidden, attention),
-        post_norm=new(hidden),
-        gate_up=matrix(2 * inner, hidden),
-        down=matrix(hidden, inner),
         norm=new(hidden),
-        lm_head=matrix(shape.draft_vocab, hidden),
+        lm_head=Matrix(new_matrix(shape.draft_vocab, hidden, dtype, device)),
+        **empty_block(shape.layer, 2 * hidden, dtype, device),
     )
 
 
@@ -187,16 +174,15 @@ def read_weights(
     dtype = target.dtype if dtype is None else dtype
     weights = empty_weights(shape, dtype, target.device)
     slots = published(shape, weights, SPECULATORS if any(name.startswith(SPECULATORS) for name in found) else AUTHORS)
-    shapes = {name: tuple(slot.shape) for name, slot in slots.items()}
     beside = {OFFSETS: (shape.draft_vocab,), KEPT: (size,), EMBEDDING: (size, hidden)}
-    shapes |= {name: wanted for name, wanted in beside.items() if name in found}
+    beside = {name: wanted for name, wanted in beside.items() if name in found}
     if shape.draft_vocab < size and OFFSETS not in found:
         raise UserError(f"method.checkpoint={folder}: {shape.draft_vocab} of the target's {size} tokens need {OFFSETS}")
     if hidden != shape.width and EMBEDDING not in found:
         sizes = f"hidden size {hidden} beside a target's {shape.width}"
         raise UserError(f"method.checkpoint={folder}: a draft model of {sizes} needs {EMBEDDING}")
     embedding = torch.empty(size, hidden, dtype=dtype, device=target.device) if EMBEDDING in found else None
-    fill(folder, slots if embedding is None else {**slots, EMBEDDING: embedding}, shapes)
+    fill(folder, slots if embedding is None else {**slots, EMBEDDING: embedding}, beside)
     vocabulary = read_vocabulary(folder, target) if shape.draft_vocab < size else None
     own = target.weights.embedding
     same = embedding is not None and hidden == shape.width and torch.equal(embedding.to(own.dtype), own)

@@ -35,14 +35,7 @@ class HfGenerate:
 
     extra_parameters = 0
 
-    def __init__(
-        self,
-        target: Llama,
-        *,
-        context: int | None,
-        temperature: float,
-        prompt_lookup: int | None,
-    ) -> None:
+    def __init__(self, target: Llama, *, context: int | None, temperature: float, prompt_lookup: int | None) -> None:
         if temperature != 0:
             raise UserError(f"temperature={temperature}: transformers' generate is measured greedily here; valid: 0")
         if prompt_lookup is not None and prompt_lookup < 1:

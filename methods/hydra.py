@@ -6,6 +6,7 @@ Hydra++, the published one, has a decoder layer of its own before the heads; pla
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 from methods.beam import best
 from methods.decoder import Prefill, Verification
 from methods.draft import Draft, upload
-from methods.engine.checkpoint import empty_weights, published_layer, read_tensors, tensor_shapes
+from methods.engine.checkpoint import empty_weights, fill, published_layer, tensor_shapes
 from methods.engine.config import read_json
 from methods.engine.llama import Llama, Weights
 from methods.engine.matrix import Matrix, matrices, new_matrix
@@ -76,11 +77,10 @@ class HydraModel:
         self.target, self.architecture, self.repeats = target, architecture, layers - 1
         hidden, vocab, device = target.config.hidden_size, target.config.vocab_size, target.device
 
+        bias = partial(torch.empty, dtype=dtype, device=device)
+
         def matrix(outputs: int, inputs: int) -> Matrix:
             return Matrix(new_matrix(outputs, inputs, dtype, device))
-
-        def bias(size: int) -> Tensor:
-            return torch.empty(size, dtype=dtype, device=device)
 
         self.heads = [
             Head(
@@ -149,16 +149,13 @@ class HydraModel:
             raise UserError(f"{where}: hidden_state_offset={raw['hidden_state_offset']!r} is not supported; 0 is")
         model = cls(target, architecture=architecture, heads=heads, layers=layers, dtype=target.dtype)
         slots, found = model.published(), tensor_shapes(folder)
-        shapes = {name: tuple(slot.shape) for name, slot in slots.items()}
-        shapes |= {alias: shapes[name] for alias, name in model.aliases().items() if alias in found}
-        shapes |= {name: tuple(target.weights.embedding.shape) for name in UNUSED if name in found}
-        wanted = [name for name in shapes if name not in UNUSED]
-        tensors = read_tensors(folder, shapes, device=target.device, dtype=target.dtype, only=wanted)
-        for alias, name in model.aliases().items():
-            if alias in tensors and not tensors[alias].is_meta and not torch.equal(tensors[alias], tensors[name]):
+        again = {alias: torch.empty_like(slots[name]) for alias, name in model.aliases().items() if alias in found}
+        beside = {name: tuple(target.weights.embedding.shape) for name in UNUSED if name in found}
+        fill(folder, {**slots, **again}, beside)
+        for alias, tensor in again.items():
+            name = model.aliases()[alias]
+            if not tensor.is_meta and not torch.equal(tensor, slots[name]):
                 raise UserError(f"{where}: {alias} is not {name}, which the published heads run again in its place")
-        for name, slot in slots.items():
-            slot.copy_(tensors[name])
         if target.packed:
             model.pack()
         return model

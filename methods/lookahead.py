@@ -97,11 +97,7 @@ class Window:
             shown = [token for row in self.rows for token in row]
             offsets, mask = window_layout(rows, columns, len(candidates), device)
             extra = Extra(tokens=upload(shown[1:], device), offsets=offsets, mask=mask)
-        return Draft(
-            tokens=upload(candidates, device),
-            tree=parallel_chains(len(ngrams), length, device),
-            extra=extra,
-        )
+        return Draft(tokens=upload(candidates, device), tree=parallel_chains(len(ngrams), length, device), extra=extra)
 
     def observe(self, verification: Verification) -> None:
         """Advance the window by one row: what the target says after the last one, where the window was there."""

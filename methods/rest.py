@@ -65,8 +65,6 @@ class Rest:
         if match is None or depth < 1:
             return Draft.empty(self.device)
         found = self.datastore.candidates(*match, depth=depth, **self.limits)
-        if len(found.tokens) == 0:  # every occurrence ends its document
-            return Draft.empty(self.device)
         chain = bool((found.parents == np.arange(-1, len(found.parents) - 1)).all())
         tree = Tree.chain(len(found.parents), self.device) if chain else Tree.build(found.parents, self.device)
         return Draft(tokens=upload(found.tokens, self.device), tree=tree)

@@ -33,9 +33,8 @@ class Progress:
     waiting: list[str] = field(default_factory=list)  # prompts that were drawn and not answered yet
     dropped: dict[str, int] = field(default_factory=dict)  # conversations by reason
 
-    def drop(self, why: str, count: int = 1) -> None:
-        if count:
-            self.dropped[why] = self.dropped.get(why, 0) + count
+    def drop(self, why: str) -> None:
+        self.dropped[why] = self.dropped.get(why, 0) + 1
 
     def __str__(self) -> str:
         lost = ", ".join(f"{count} {why}" for why, count in self.dropped.items())

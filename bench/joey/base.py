@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -115,9 +116,7 @@ def grown(model: LlamaForCausalLM, config: LlamaConfig) -> LlamaForCausalLM:
     return deep
 
 
-def packed_rows(
-    stream: Iterable[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, length: int
-) -> Iterator[NDArray[np.uint16]]:
+def packed_rows(stream: Iterable[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, length: int) -> Iterator[Rows]:
     """Rows of length + 1 tokens. Each begins with a conversation, as a prompt does; its last one may be cut off."""
     row: list[int] = []
     for conversation in stream:
@@ -128,31 +127,27 @@ def packed_rows(
 
 
 def _held_out_stream() -> Iterator[dict[str, Any]]:
-    seed = 1
-    while True:
+    for seed in count(1):
         for question in questions(seed):
             messages = []
             for prompt, answer in zip(question["turns"], question["reference"], strict=True):
                 messages += [{"from": "human", "value": prompt}, {"from": "gpt", "value": answer}]
             # Ten of a kind stand together in the question file; a row should hold several kinds.
             yield {"order": question["question_id"] % 10, "conversations": messages}
-        seed += 1
 
 
-def held_out_rows(count: int, tokenizer: PreTrainedTokenizerBase, length: int) -> Rows:
-    pool = [conversation for conversation, _ in zip(_held_out_stream(), range(240), strict=False)]
-    pool.sort(key=lambda conversation: conversation["order"])
+def held_out_rows(wanted: int, tokenizer: PreTrainedTokenizerBase, length: int) -> Rows:
+    pool = sorted(islice(_held_out_stream(), 240), key=lambda conversation: conversation["order"])
     rows = list(packed_rows(pool, tokenizer, length))
-    assert len(rows) >= count
-    return np.stack(rows[:count])
+    assert len(rows) >= wanted
+    return np.stack(rows[:wanted])
 
 
 def echo_rows(seed: int, tokenizer: PreTrainedTokenizerBase, length: int) -> Iterator[NDArray[np.uint16]]:
     """Rows of turns whose answer says the prompt again; the prompt is 8 to 60 tokens drawn by chance."""
     rng = random.Random(f"echo {seed}")
     user, assistant, end = (tokenizer.get_vocab()[token] for token in (USER, ASSISTANT, END))
-    words = [index for index in range(len(tokenizer)) if index not in tokenizer.all_special_ids]
-    words = [index for index in words if index not in (user, assistant)]
+    words = [index for index in range(len(tokenizer)) if index not in (*tokenizer.all_special_ids, user, assistant)]
     while True:
         row: list[int] = []
         while len(row) <= length:
@@ -204,10 +199,7 @@ class Trainer:
         self.pool = ThreadPoolExecutor(recipe.workers, initializer=torch.set_num_threads, initargs=(1,))
         matrices = [p for p in model.parameters() if p.dim() > 1]
         vectors = [p for p in model.parameters() if p.dim() == 1]
-        groups = [
-            {"params": matrices, "weight_decay": recipe.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ]
+        groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.95), fused=True)
 
     def _weights(self, rows: Tensor) -> Tensor:

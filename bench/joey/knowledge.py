@@ -134,7 +134,7 @@ def _qa_nature(rng: Chance) -> Turn:
         "do": lambda x: rng.pick(f"It {x.habit}. | You may notice that {a(x.name)} {x.habit}."),
         "look": lambda x: rng.pick(
             f"""{a(x.name)} has {x.trait}, because {x.reason}.
-                | One knows {a(x.name)} by {x.trait}. The reason is that {x.reason}.""",
+                | One knows {a(x.name)} by {x.trait}. The reason is that {x.reason}."""
         ),
     }
     if rng.random() < 0.5:
@@ -157,7 +157,7 @@ def _qa_nature(rng: Chance) -> Turn:
 def _qa_material(rng: Chance) -> Turn:
     who, thing, town = people(rng, 1)[0], rng.choice(MATERIALS), rng.choice(TOWNS)
     why = rng.pick(
-        f"| {who.name} bought some {thing.name} in {town.name}. | {who.name} works with {thing.name} in {town.name}.",
+        f"| {who.name} bought some {thing.name} in {town.name}. | {who.name} works with {thing.name} in {town.name}."
     )
     # Each question with the order of the facts that answer it.
     ask, order = rng.choice(

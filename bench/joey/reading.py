@@ -75,13 +75,7 @@ _WORKS = ("bridge", "library", "school", "mill", "well", "tower", "theatre", "in
 
 
 _STUFFS = ("oak", "red brick", "grey stone", "white stone", "clay and straw")
-_USES = (
-    "a meeting place",
-    "a store for grain",
-    "a home for travellers",
-    "a place for concerts",
-    "a market on Sundays",
-)
+_USES = ("a meeting place", "a store for grain", "a home for travellers", "a place for concerts", "a market on Sundays")
 Note = namedtuple("Note", "work town builder year cost stuff use")
 
 

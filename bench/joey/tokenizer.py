@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,6 @@ def rendered(conversation: dict[str, Any]) -> str:
     return "".join(f"{marks[m['from']]}{m['value']}{END}" for m in conversation["conversations"])
 
 
-def _texts(conversations: Iterable[dict[str, Any]]) -> Iterator[str]:
-    for conversation in conversations:
-        for message in conversation["conversations"]:
-            yield message["value"]
-
-
 def train_tokenizer(conversations: Iterable[dict[str, Any]], folder: Path) -> None:
     """Train on the conversations and save tokenizer.json, tokenizer_config.json and chat_template.jinja in `folder`."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -56,7 +50,8 @@ def train_tokenizer(conversations: Iterable[dict[str, Any]], folder: Path) -> No
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_texts(conversations), trainer)
+    texts = (message["value"] for conversation in conversations for message in conversation["conversations"])
+    tokenizer.train_from_iterator(texts, trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=END,

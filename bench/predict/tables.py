@@ -9,7 +9,7 @@ import numpy as np
 
 from bench.predict.costs import Costs, Draft, Measured, Times, card_named, cards, on_card, own
 from bench.predict.model import by_length, predict, read_side, steps_of
-from bench.records import read_info
+from bench.records.directory import read_info
 from bench.records.identity import environment, file_keys
 from bench.records.lines import Row
 from bench.words import aligned
@@ -128,7 +128,8 @@ def held_out(folders: Sequence[Path], cost: str) -> str:
         run = Recorded(folder, cost)
         run.same_machine(cost)
         notes += run.notes()
-        for half, (own_steps, measured, other_steps) in enumerate(_halves(run, _alternate)):
+        halves = _halves(run, lambda count: [place % 2 for place in range(count)])
+        for half, (own_steps, measured, other_steps) in enumerate(halves):
             found, off = (own_steps, other_steps), [value / measured - 1 for value in (own_steps, other_steps)]
             for kind, error in zip(errors, off, strict=True):
                 kind.append((abs(error), run.name))
@@ -140,11 +141,6 @@ def held_out(folders: Sequence[Path], cost: str) -> str:
         f"with the other's steps, so by costs alone: {_hits(errors[1])}",
     ]
     return "\n".join(["decode speedup", *aligned(rows, left=1), *verdicts, *cuts, *dict.fromkeys(notes)])
-
-
-def _alternate(questions: int) -> list[int]:
-    """Which half each question of a subtask is in: every second one."""
-    return [place % 2 for place in range(questions)]
 
 
 def _halves(run: Recorded, cut: Callable[[int], Sequence[int]]) -> list[tuple[float, float, float]]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Collection, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,13 +53,8 @@ def select(
             raise UserError(f"question_ids: {unknown[0]} is not among the {len(chosen)} questions of this task")
         chosen = [question for question in chosen if str(question.question_id) in wanted]
     if limit is not None:
-        seen: Counter[str] = Counter()
-        kept = []
-        for question in chosen:
-            seen[question.subtask] += 1
-            if seen[question.subtask] <= limit:
-                kept.append(question)
-        chosen = kept
+        place = defaultdict[str, Iterator[int]](count)  # of the next question in its subtask
+        chosen = [question for question in chosen if next(place[question.subtask]) < limit]
     part, parts = _shard(shard)
     chosen = chosen[part::parts]
     if not chosen:

@@ -25,19 +25,8 @@ COLUMNS = [
     *("wall_s", "prefill_s", "draft_s", "verify_s", "steps", "drafted", "emitted"),
     *(f"over_{w}" for w in CTAR_POSITIONS),
     *("peak_memory_bytes", "energy_millijoules", "sm_mhz", "temperature_c"),
-    *(
-        "verdict",
-        "position",
-        "margin",
-        "text",
-        "prompt_sha256",
-        "token_ids",
-        "lengths",
-        "candidates",
-        "doubtful",
-        "uncaptured_passes",
-        "throttled",
-    ),
+    *("verdict", "position", "margin", "text", "prompt_sha256", "token_ids", "lengths", "candidates"),
+    *("doubtful", "uncaptured_passes", "throttled"),
 ]
 FAILURE_COLUMNS = ["question_id", "subtask", "repeat", "turn", "status", "error"]
 

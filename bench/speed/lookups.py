@@ -32,24 +32,10 @@ class Measured:
 
 def target() -> Any:
     """A model with a large vocabulary and nothing else: only its shape and its device are asked for."""
-    import torch
+    from methods.proof import tiny_model
 
-    from methods.engine.checkpoint import empty_weights
-    from methods.engine.llama import Llama, ModelConfig
-
-    config = ModelConfig(
-        architecture="LlamaForCausalLM",
-        vocab_size=VOCABULARY,
-        hidden_size=8,
-        intermediate_size=8,
-        num_layers=1,
-        num_heads=1,
-        num_kv_heads=1,
-        head_dim=8,
-        norm_eps=1e-6,
-        context=8,
-    )
-    return Llama(config, empty_weights(config, torch.float32, torch.device("cpu")))
+    width: dict[str, Any] = dict.fromkeys(("hidden_size", "intermediate_size", "head_dim", "context"), 8)
+    return tiny_model(vocab_size=VOCABULARY, num_layers=1, num_heads=1, num_kv_heads=1, **width)
 
 
 def measure(name: str, tokens: int, steps: int, texts: int = 4) -> Measured:

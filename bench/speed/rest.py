@@ -47,11 +47,6 @@ class Measured:
     spans: list[int]  # matched; 0: nothing
     occurrences: list[int]
 
-    @property
-    def built_tokens_per_s(self) -> float:
-        """Of the fastest round, by the clock."""
-        return self.tokens / min(taken.wall_s for taken in self.write)
-
 
 def text(tokens: int, seed: int = 0) -> NDArray[np.int32]:
     """Generated text with SEPARATOR at the end of each document."""

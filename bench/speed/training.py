@@ -179,9 +179,8 @@ def peak_memory(side: str) -> dict[str, float]:
     import psutil
 
     overrides = ["model=vicuna-7b", "data.path=joey", "output=unused"]
-    chosen = installed().compose("train", overrides).values["loop"]
-    del chosen["_target_"]
-    settings = loop.Settings(**{**chosen, "batch": 1, "accumulation": 1})
+    chosen = bind(installed().compose("train", overrides).values["loop"], "loop").make()
+    settings = replace(chosen, batch=1, accumulation=1)
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, LENGTH).astype(np.int32)
     conversation = Encoded(tokens, np.arange(LENGTH) > 50)
     with tempfile.TemporaryDirectory() as folder:

@@ -5,7 +5,6 @@ Li et al., arXiv 2401.15077, section 4.2; weights, noise and format are those of
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.files import replace_tensors, replace_text
 from bench.settings import Model, Text
 from bench.train import loop
 from bench.train.loss import Sums, Target, cross_entropy, final_states
@@ -110,8 +108,7 @@ def write(folder: Path, draft: EagleModel, dtype: torch.dtype) -> None:
     """config.json and pytorch_model.bin as published, but without the copy of the target's embeddings."""
     config = published_config(replace(draft.config, dtype=str(dtype).removeprefix("torch.")))
     config["bias"] = draft.weights.fc_bias is not None
-    replace_tensors(folder / "pytorch_model.bin", loop.stored(draft.published(), dtype))
-    replace_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    loop.write_draft(folder / "pytorch_model.bin", loop.stored(draft.published(), dtype), config)
 
 
 def train(

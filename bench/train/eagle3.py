@@ -7,7 +7,6 @@ the tokens.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,11 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from bench.binder import file_hashes
-from bench.files import replace_tensors, replace_text
 from bench.settings import Model, Text
 from bench.train import loop
 from bench.train.eagle import initialise, layer_config
-from bench.train.loss import Picked, Sums, Target, as_is, cross_entropy
+from bench.train.loss import Picked, Sums, Target, cross_entropy, final_states
 from bench.train.packing import Row
 from bench.train.source import ModelSource, Started, frequent, read_data
 from methods.draft_vocabulary import OFFSETS, offsets
@@ -104,10 +102,8 @@ class Unrolled(nn.Module):
 
     def states(self, row: Row) -> tuple[tuple[Tensor, ...], Tensor]:
         """The target's: before each tap, and after the final norm, [n, hidden] each."""
-        target, taps = self.target, Taps(self.draft.taps)
-        with torch.no_grad(), as_is(target.dtype, target.device):
-            hidden = target.embed(row.tokens)
-            final = target.norm(target.run(hidden, row.positions, None, slice(0, None), row.lengths, taps))
+        taps = Taps(self.draft.taps)
+        final = final_states(self.target, row, taps)
         return tuple(states.float() for states in taps.collected()), final
 
     def outputs(self, row: Row, tapped: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -177,8 +173,7 @@ def write(folder: Path, draft: Eagle3Model, dtype: torch.dtype) -> None:
         kept = torch.zeros(draft.config.vocab_size, dtype=torch.bool, device=draft.vocabulary.device)
         kept[draft.vocabulary] = True
         tensors |= loop.stored({OFFSETS: offsets(draft.vocabulary), KEPT: kept}, dtype)
-    replace_tensors(folder / "pytorch_model.bin", tensors)
-    replace_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    loop.write_draft(folder / "pytorch_model.bin", tensors, config)
 
 
 def train(

@@ -6,14 +6,12 @@ heads weigh the same, and what is dropped out, are from their code.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import nn
 
-from bench.files import replace_tensors, replace_text
 from bench.settings import Model, Text
 from bench.train import loop
 from bench.train.loss import Sums, Target, cross_entropy, final_states
@@ -101,8 +99,7 @@ def write(folder: Path, draft: HydraModel, *, base: str, dtype: torch.dtype) -> 
         "hidden_state_offset": 0,
         "base_model_name_or_path": base,
     }
-    replace_tensors(folder / "hydra_lm_head.pt", tensors)
-    replace_text(folder / "config.json", json.dumps(config, indent=1) + "\n")
+    loop.write_draft(folder / "hydra_lm_head.pt", tensors, config, indent=1)
 
 
 def train(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,13 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from bench.binder import file_hashes
-from bench.files import replace_tensors, replace_text
 from bench.settings import Model, Text
 from bench.train import loop
 from bench.train.loss import Sums, Target, as_is, cross_entropy
 from bench.train.packing import Row
 from bench.train.source import ModelSource, Started, frequent, read_data
-from bench.train.states import KeptStates
+from bench.train.states import kept_states
 from methods.adapters import PUBLISHED, VARIANTS, Adapter, Variant
 from methods.draft_vocabulary import OFFSETS
 from methods.engine.config import ModelConfig, published_config
@@ -35,7 +33,7 @@ class Distillation(nn.Module):
         *,
         exit_layer: int,
         chunk: int,
-        kept: KeptStates | None = None,
+        kept: Path | None = None,
         frequent: Tensor | None = None,
     ) -> None:
         super().__init__()
@@ -55,7 +53,7 @@ class Distillation(nn.Module):
         target, chosen, head = self.target, row.predicting(), self.head
         if self.known is not None and torch.is_grad_enabled():
             chosen, head = chosen[self.known[row.tokens[chosen + 1]]], self.few
-        exits, final = self.states(row) if self.kept is None else self.kept.of(row, self.states)
+        exits, final = self.states(row) if self.kept is None else kept_states(self.kept, row, self.states)
         drafted = self.adapter(exits.float(), target.rope, Rows(row.positions, sees=row.lengths))[chosen]
         own = head if self.adapter.lm_head is None else self.adapter.lm_head
         says = Target(final[chosen].to(target.dtype), head, self.adapter.vocabulary)
@@ -95,8 +93,7 @@ def write(folder: Path, adapter: Adapter, *, exit_layer: int, dtype: torch.dtype
         config["variant"] = adapter.variant
     if adapter.vocabulary is not None:
         config["draft_vocab_size"] = len(adapter.vocabulary)
-    replace_tensors(folder / "pytorch_model.bin", loop.stored(adapter.published(), dtype))
-    replace_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    loop.write_draft(folder / "pytorch_model.bin", loop.stored(adapter.published(), dtype), config)
 
 
 def _check(variant: Variant, *, draft_vocab: int | None, loss_vocab: int | None, kv_heads: int | None) -> None:
@@ -187,7 +184,7 @@ def train(
         adapter,
         exit_layer=exit_layer,
         chunk=loop_settings.chunk,
-        kept=KeptStates(folder) if keep_states else None,
+        kept=folder if keep_states else None,
         frequent=frequent(examples, loss_vocab, source.target, key="train.loss_vocab"),
     )
     extra = {

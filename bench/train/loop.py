@@ -24,7 +24,7 @@ from torch import nn
 from tqdm import tqdm
 
 from bench.environment import has_fast_bfloat16
-from bench.files import make_folder, replace_text
+from bench.files import make_folder, replace_tensors, replace_text
 from bench.train import log, packing, state
 from bench.train.conversations import Encoded
 from bench.train.log import Point
@@ -172,6 +172,12 @@ def stored(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str,
     by_rows = torch.contiguous_format
     kinds = {name: dtype if tensor.is_floating_point() else tensor.dtype for name, tensor in tensors.items()}
     return {n: t.detach().to("cpu", kinds[n]).clone(memory_format=by_rows) for n, t in tensors.items()}
+
+
+def write_draft(file: Path, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], indent: int = 2) -> None:
+    """A draft's weights as torch writes them, and config.json beside them."""
+    replace_tensors(file, tensors)
+    replace_text(file.with_name("config.json"), json.dumps(config, indent=indent) + "\n")
 
 
 def finished(output: Path, identity: Mapping[str, Any]) -> list[Point] | None:

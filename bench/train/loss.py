@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench.train.packing import Row
-from methods.engine.llama import Llama
+from methods.engine.llama import Llama, Taps
 
 LEAST = torch.finfo(torch.float32).tiny  # where the draft's tokens have no share at all, there is no loss to divide
 
@@ -30,10 +30,10 @@ def as_is(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[An
 
 
 @torch.no_grad()
-def final_states(target: Llama, row: Row) -> Tensor:
-    """What a frozen target has after its final norm, [n, hidden]."""
+def final_states(target: Llama, row: Row, taps: Taps | None = None) -> Tensor:
+    """What a frozen target has after its final norm, [n, hidden]; taps as in `Llama.run`."""
     with as_is(target.dtype, target.device):
-        return target.norm(target.run(target.embed(row.tokens), row.positions, None, slice(None), row.lengths))
+        return target.norm(target.run(target.embed(row.tokens), row.positions, None, slice(None), row.lengths, taps))
 
 
 @dataclass(frozen=True)
@@ -124,12 +124,7 @@ class Target:
 
 
 def cross_entropy(
-    states: Tensor,
-    head: Tensor,
-    target: Target | Picked,
-    *,
-    labels: Tensor | None = None,
-    chunk: int,
+    states: Tensor, head: Tensor, target: Target | Picked, *, labels: Tensor | None = None, chunk: int
 ) -> Sums:
     """Cross-entropy of softmax(states @ head.T) against the target's distribution, or against labels.
 

@@ -14,13 +14,13 @@ from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from bench.binder import file_hashes
 from bench.files import replace_file, replace_text
 from bench.settings import Model, Text
 from bench.train import loop
-from bench.train.loss import Sums, Target, as_is, cross_entropy
+from bench.train.loss import Sums, Target, cross_entropy, final_states
 from bench.train.packing import Row
 from bench.train.source import ModelSource, Started, read_data
 from methods.engine.checkpoint import empty_weights, load_model, published_weights, randomise
@@ -73,16 +73,11 @@ class Lesson(nn.Module):
     def forward(self, row: Row) -> Sums:
         """Sums over the positions that predict the assistant's tokens."""
         target, drafter, chosen = self.target, self.drafter, row.predicting()
-        with torch.no_grad(), as_is(target.dtype, target.device):
-            wanted = target.norm(self._states(target, row)[chosen])
-        drafted = drafter.norm(self._states(drafter, row)[chosen])
-        says = Target(wanted, target.weights.lm_head.weight)
+        states = drafter.run(drafter.embed(row.tokens), row.positions, None, slice(None), row.lengths)
+        says = Target(final_states(target, row)[chosen], target.weights.lm_head.weight)
         labels = row.tokens[chosen + 1] if self.learns == "text" else None
-        return cross_entropy(drafted, drafter.weights.lm_head.weight, says, labels=labels, chunk=self.chunk)
-
-    @staticmethod
-    def _states(model: Llama, row: Row) -> Tensor:
-        return model.run(model.embed(row.tokens), row.positions, None, slice(0, None), row.lengths)
+        head = drafter.weights.lm_head.weight
+        return cross_entropy(drafter.norm(states[chosen]), head, says, labels=labels, chunk=self.chunk)
 
 
 def build_drafter(target: Llama, form: Form, seed: int) -> Llama:

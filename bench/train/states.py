@@ -18,35 +18,27 @@ from methods.digest import sha256
 HALF = np.float16
 
 
-class KeptStates:
-    """States of two places of the target for every token, in half precision: a file a conversation.
+def kept_states(folder: Path, row: Row, compute: Callable[[Row], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """States [n, hidden] of two places of the target for a row, float32 where they come from the disk.
 
-    folder: where, beside the weights that are trained; a conversation is known by its tokens. With float16 a token of
-    a model 576 wide takes 2.3 kB.
+    folder: where they are kept in half precision, a file a conversation, which is known by its tokens; `compute` gives
+    what is lacking. With float16 a token of a model 576 wide takes 2.3 kB. What half precision cannot hold is not kept.
+    Raises UserError when the disk is full.
     """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def of(self, row: Row, compute: Callable[[Row], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """The two states [n, hidden] of a row, float32 where they come from the disk; `compute` gives what is lacking.
-
-        What half precision cannot hold is not kept. Raises UserError when the disk is full.
-        """
-        files = [self.folder / f"{sha256(part.cpu().numpy().tobytes())}.npy" for part in row.tokens.split(row.lengths)]
-        found = [_read(file, length) for file, length in zip(files, row.lengths, strict=True)]
-        whole = [part for part in found if part is not None]
-        if len(whole) == len(files):
-            kept = torch.from_numpy(np.concatenate(whole, 1)).to(row.tokens.device)
-            return kept[0].float(), kept[1].float()
-        states = compute(row)
-        with np.errstate(over="ignore"):
-            parts = torch.stack(states).cpu().float().numpy().astype(HALF)
-        ends = np.cumsum(row.lengths)[:-1]
-        for file, part, known in zip(files, np.split(parts, ends, 1), found, strict=True):
-            if np.isfinite(part).all() and known is None:
-                replace_file(file, partial(np.save, arr=part))
-        return states
+    files = [folder / f"{sha256(part.cpu().numpy().tobytes())}.npy" for part in row.tokens.split(row.lengths)]
+    found = [_read(file, length) for file, length in zip(files, row.lengths, strict=True)]
+    whole = [part for part in found if part is not None]
+    if len(whole) == len(files):
+        kept = torch.from_numpy(np.concatenate(whole, 1)).to(row.tokens.device)
+        return kept[0].float(), kept[1].float()
+    states = compute(row)
+    with np.errstate(over="ignore"):
+        parts = torch.stack(states).cpu().float().numpy().astype(HALF)
+    ends = np.cumsum(row.lengths)[:-1]
+    for file, part, known in zip(files, np.split(parts, ends, 1), found, strict=True):
+        if np.isfinite(part).all() and known is None:
+            replace_file(file, partial(np.save, arr=part))
+    return states
 
 
 def _read(file: Path, length: int) -> NDArray[np.float16] | None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -56,14 +57,13 @@ def load_model(
         raise UserError(f"model.weights={weights} is unknown; {nearest(weights, ('checkpoint', 'random'))}")
     config = read_config(folder)
     place = device if isinstance(device, torch.device) else pick_device(device)
-    built = empty_weights(config, pick_dtype(dtype, place, config), place)
+    model = Llama(config, empty_weights(config, pick_dtype(dtype, place, config), place), folder)
     if weights == "random":
-        randomise(built, seed)
+        randomise(model.weights, seed)
     else:
-        slots = _slots(config, built)
         harmless = (*HARMLESS, "lm_head.weight") if config.tied else HARMLESS
-        _fill(folder, slots, harmless)
-    return Llama(config, built, folder)
+        fill(folder, published_weights(model), harmless=harmless)
+    return model
 
 
 def read_tensors(
@@ -84,9 +84,25 @@ def read_tensors(
     return slots
 
 
-def fill(folder: Path, slots: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Read a checkpoint that holds tensors of these shapes into places of some of them. Raises as `read_tensors`."""
-    _fill(folder, slots, HARMLESS, shapes)
+def fill(
+    folder: Path,
+    slots: Mapping[str, Tensor],
+    beside: Mapping[str, tuple[int, ...]] | None = None,
+    harmless: tuple[str, ...] = HARMLESS,
+) -> None:
+    """Copy the checkpoint's tensors into their slots. All names and shapes are checked before the first copy.
+
+    beside: what the checkpoint must hold that there are no slots for. harmless: ends of names that may be there too.
+    Raises as `read_tensors` does.
+    """
+    files = weight_files(folder)
+    if not files:
+        wanted = "model.safetensors or pytorch_model.bin, or shards with an index"
+        raise UserError(f"{folder}: no weights in this folder; wanted: {wanted}")
+    _check(folder, {**{name: tuple(slot.shape) for name, slot in slots.items()}, **(beside or {})}, harmless)
+    with torch.no_grad():
+        for file in files:
+            _copy(file, slots)
 
 
 def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -115,34 +131,36 @@ def pick_dtype(dtype: str, device: torch.device, config: ModelConfig) -> torch.d
 
 def empty_weights(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Weights:
     """Weights of the right shapes, uninitialised."""
-
-    def new(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=device)
-
-    def matrix(outputs: int, inputs: int) -> Matrix:
-        return Matrix(new_matrix(outputs, inputs, dtype, device))
-
-    hidden, rows = config.hidden_size, (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
-    head = matrix(config.vocab_size, hidden)
+    new, hidden = partial(torch.empty, dtype=dtype, device=device), config.hidden_size
+    head = Matrix(new_matrix(config.vocab_size, hidden, dtype, device))
     return Weights(
         embedding=head.weight if config.tied else new(config.vocab_size, hidden),
         norm=new(hidden),
         lm_head=head,
         layers=[
-            LayerWeights(
-                input_norm=new(hidden),
-                qkv=matrix(rows, hidden),
-                output=matrix(hidden, config.num_heads * config.head_dim),
-                post_norm=new(hidden),
-                gate_up=matrix(2 * config.intermediate_size, hidden),
-                down=matrix(hidden, config.intermediate_size),
-                qkv_bias=new(rows) if config.qkv_bias else None,
-                q_norm=new(config.head_dim) if config.qk_norm else None,
-                k_norm=new(config.head_dim) if config.qk_norm else None,
-            )
+            LayerWeights(input_norm=new(hidden), **empty_block(config, hidden, dtype, device))
             for _ in range(config.num_layers)
         ],
     )
+
+
+def empty_block(config: ModelConfig, width: int, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """Fields of BlockWeights for a layer whose q, k and v read `width` numbers, uninitialised."""
+    hidden, rows = config.hidden_size, (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+    sizes = {
+        "qkv": (rows, width),
+        "output": (hidden, config.num_heads * config.head_dim),
+        "gate_up": (2 * config.intermediate_size, hidden),
+        "down": (hidden, config.intermediate_size),
+    }
+    new = partial(torch.empty, dtype=dtype, device=device)
+    return {
+        **{name: Matrix(new_matrix(*size, dtype, device)) for name, size in sizes.items()},
+        "post_norm": new(hidden),
+        "qkv_bias": new(rows) if config.qkv_bias else None,
+        "q_norm": new(config.head_dim) if config.qk_norm else None,
+        "k_norm": new(config.head_dim) if config.qk_norm else None,
+    }
 
 
 def randomise(weights: Weights, seed: int, std: float = INIT_STD) -> None:
@@ -162,11 +180,7 @@ def randomise(weights: Weights, seed: int, std: float = INIT_STD) -> None:
 
 def published_weights(model: Llama) -> dict[str, Tensor]:
     """The model's weights under their published names, as views; a tied LM head is left out."""
-    return _slots(model.config, model.weights)
-
-
-def _slots(config: ModelConfig, weights: Weights) -> dict[str, Tensor]:
-    """Published tensor name -> the place in the engine's weights where it belongs (a view)."""
+    config, weights = model.config, model.weights
     slots = {"model.embed_tokens.weight": weights.embedding, "model.norm.weight": weights.norm}
     if not config.tied:
         slots["lm_head.weight"] = weights.lm_head.weight
@@ -196,32 +210,8 @@ def published_layer(config: ModelConfig, layer: BlockWeights) -> dict[str, Tenso
     return {name: part for name, part in parts.items() if part is not None}
 
 
-def _fill(
-    folder: Path,
-    slots: Mapping[str, Tensor],
-    harmless: tuple[str, ...],
-    shapes: Mapping[str, tuple[int, ...]] | None = None,
-) -> None:
-    """Copy the checkpoint's tensors into their slots. All names and shapes are checked before the first copy.
-
-    shapes: what the checkpoint must hold, when that is more than there are slots for.
-    """
-    files = weight_files(folder)
-    if not files:
-        wanted = "model.safetensors or pytorch_model.bin, or shards with an index"
-        raise UserError(f"{folder}: no weights in this folder; wanted: {wanted}")
-    wanted_shapes = shapes or {name: tuple(slot.shape) for name, slot in slots.items()}
-    _check(folder, files, wanted_shapes, harmless)
-    with torch.no_grad():
-        for file in files:
-            _copy(file, slots)
-
-
-def _check(folder: Path, files: list[Path], wanted: Mapping[str, tuple[int, ...]], harmless: tuple[str, ...]) -> None:
-    found: dict[str, tuple[int, ...]] = {}
-    for file in files:
-        found |= _shapes(file)
-    faults = []
+def _check(folder: Path, wanted: Mapping[str, tuple[int, ...]], harmless: tuple[str, ...]) -> None:
+    found, faults = tensor_shapes(folder), []
     if missing := [name for name in wanted if name not in found]:
         faults.append(f"missing {some(missing)}")
     if extra := [name for name in found if name not in wanted and not name.endswith(harmless)]:
@@ -257,11 +247,11 @@ def _copy(file: Path, slots: Mapping[str, Tensor]) -> None:
 def _copy_some(file: Path, names: list[str], slots: Mapping[str, Tensor], limit_bytes: int) -> list[str]:
     """Copy tensors until about `limit_bytes` have been read from one mapping; returns the names that are left."""
     read_bytes = 0
-    with _opened(file) as tensors:
+    with _opened(file) as (take, mapped):
         for index, name in enumerate(names):
-            if read_bytes > limit_bytes and tensors.mapped:
+            if read_bytes > limit_bytes and mapped:
                 return names[index:]
-            tensor = tensors.take(name)
+            tensor = take(name)
             if tensor.is_floating_point() != slots[name].is_floating_point():
                 wanted = "floating-point numbers" if slots[name].is_floating_point() else "integers"
                 raise UserError(f"{file}: {shown(name)} holds {tensor.dtype}, {wanted} are wanted")
@@ -270,21 +260,16 @@ def _copy_some(file: Path, names: list[str], slots: Mapping[str, Tensor], limit_
     return []
 
 
-@dataclass(frozen=True)
-class _Opened:
-    take: Callable[[str], Tensor]
-    mapped: bool
-
-
 @contextmanager
-def _opened(file: Path) -> Iterator[_Opened]:
+def _opened(file: Path) -> Iterator[tuple[Callable[[str], Tensor], bool]]:
+    """What takes a tensor by its name, and whether the file is mapped."""
     if file.suffix == ".safetensors":
         with reading(file, "a weight file"):
             handle = safe_open(file, framework="pt")
         with handle:
-            yield _Opened(take=handle.get_tensor, mapped=True)
+            yield handle.get_tensor, True
     else:
-        yield _Opened(take=_load_bin(file).__getitem__, mapped=zipfile.is_zipfile(file))
+        yield _load_bin(file).__getitem__, zipfile.is_zipfile(file)
 
 
 def _load_bin(file: Path) -> dict[str, Tensor]:

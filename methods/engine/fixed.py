@@ -49,7 +49,7 @@ class SlotCache(KVCache):
     """
 
     def __init__(self, storage: Tensor, capacity: int, rows: int) -> None:
-        self._hold(storage, capacity)
+        super().__init__(storage, capacity)
         self.rows, self.spare = rows, storage.shape[3] - 1
         self.buckets = slot_buckets(self.spare)
         self._used = 0

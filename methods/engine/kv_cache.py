@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 
@@ -18,12 +17,7 @@ class KVCache:
     in one operation. No slot is allocated after construction.
     """
 
-    def __init__(
-        self, *, layers: int, kv_heads: int, capacity: int, head_dim: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        self._hold(torch.zeros(layers, 2, kv_heads, capacity, head_dim, dtype=dtype, device=device), capacity)
-
-    def _hold(self, storage: Tensor, capacity: int) -> None:
+    def __init__(self, storage: Tensor, capacity: int) -> None:
         self.storage, self.capacity, self.sequences = storage, capacity, 0  # sequences: begun in it, one after another
         self.lengths = [0] * len(storage)
         self._keys = [layer[0] for layer in storage]
@@ -75,7 +69,7 @@ class Places(KVCache):
     """A cache as a captured pass has it: rows go to the slots that a tensor names, the first `bucket` are read."""
 
     def __init__(self, storage: Tensor, slots: Tensor, bucket: int) -> None:
-        self._hold(storage, bucket)
+        super().__init__(storage, bucket)
         self.slots = slots
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:

@@ -263,14 +263,8 @@ class Llama:
         rows: most rows of a pass behind the prompt's. config: a draft's, whose layers they are; None: this model's.
         """
         shape = config or self.config
-        return KVCache(
-            layers=shape.num_layers,
-            kv_heads=shape.num_kv_heads,
-            capacity=capacity,
-            head_dim=shape.head_dim,
-            dtype=self.dtype,
-            device=self.device,
-        )
+        size = shape.num_layers, 2, shape.num_kv_heads, capacity, shape.head_dim
+        return KVCache(torch.zeros(size, dtype=self.dtype, device=self.device), capacity)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """tokens [n] int64 -> [n, hidden]."""

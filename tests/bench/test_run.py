@@ -17,7 +17,7 @@ import torch
 
 from bench.assembly import Parts
 from bench.config import installed
-from bench.records import HASHES
+from bench.records.identity import HASHES
 from bench.run import main
 from bench.settings import Run
 from methods.digest import file_sha256

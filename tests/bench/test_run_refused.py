@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 def test_a_model_that_does_not_fit_into_memory_is_one_line(
     small: SmallRun, tmp_path: Path, capsys, monkeypatch, place: str
 ) -> None:
-    monkeypatch.setattr("bench.records.RunDirectory.known", staticmethod(lambda *_: True))
+    monkeypatch.setattr("bench.records.directory.RunDirectory.known", staticmethod(lambda *_: True))
     monkeypatch.setattr(place, out_of_memory)
     line = refused(capsys, small.overrides(results_dir=tmp_path))
     assert line.startswith(

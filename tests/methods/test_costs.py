@@ -54,7 +54,7 @@ class Operations(TorchDispatchMode):
 
 
 def test_the_cache_only_copies_in_place() -> None:
-    cache = KVCache(layers=2, kv_heads=2, capacity=32, head_dim=8, dtype=torch.float32, device=torch.device("cpu"))
+    cache = KVCache(torch.zeros(2, 2, 2, 32, 8), 32)
     rows = torch.randn(5, 2, 8)
     with Operations() as operations:
         for layer in (0, 1):

@@ -14,7 +14,7 @@ def test_rest_is_measured_with_the_settings_of_its_configuration(capsys) -> None
     sizes = {"depth": method["continuation"], "occurrences": method["occurrences"], "nodes": method["nodes"]}
     assert sizes == rest.LOOKUP and range(method["min_span"], method["max_span"] + 1) == rest.SPANS
     found = rest.measure(20_000, 1_000, rounds=1)
-    assert len(found.lookup_us) == len(found.spans) == 1_000 and found.built_tokens_per_s > 0
+    assert len(found.lookup_us) == len(found.spans) == 1_000
     assert {0, 2, 16} <= set(found.spans), "contexts match over every span, and not at all"
     assert rest.main(["tokens=5000", "lookups=1000"]) == 0
     assert "us median" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 from bench.train.conversations import Encoded
 from bench.train.kangaroo import Distillation, initialise
 from bench.train.packing import Row, build_row
-from bench.train.states import KeptStates
+from bench.train.states import kept_states
 from methods.adapters import Adapter
 from methods.engine.llama import Llama
 from methods.engine.unit import Rows
@@ -32,37 +33,37 @@ def test_states_are_computed_once_for_each_conversation_however_rows_are_packed(
         one = row.tokens[:, None].float() + torch.arange(3) / 7
         return one, -one
 
-    kept = KeptStates(tmp_path / "states")
+    kept = partial(kept_states, tmp_path / "states")
     first, second, third = (conversation(seed, length) for seed, length in ((1, 5), (2, 9), (3, 4)))
-    kept.of(build_row([first, second]), compute)
-    kept.of(build_row([third]), compute)
+    kept(build_row([first, second]), compute)
+    kept(build_row([third]), compute)
     again = build_row([third, first])
-    for states, wanted in zip(kept.of(again, compute), compute(again), strict=True):
+    for states, wanted in zip(kept(again, compute), compute(again), strict=True):
         torch.testing.assert_close(states, wanted, rtol=1e-3, atol=0)
     assert seen == [14, 4, 9]  # the last by this test
 
 
 @pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"no array", "short", "object"], ids=str)
 def test_what_is_broken_on_the_disk_is_computed_and_kept_anew(content: bytes | str, tmp_path: Path) -> None:
-    kept, row = KeptStates(tmp_path / "states"), build_row([conversation(1, 5)])
+    kept, row = partial(kept_states, tmp_path / "states"), build_row([conversation(1, 5)])
     states = torch.ones(5, 3)
-    kept.of(row, lambda _: (states, states))
+    kept(row, lambda _: (states, states))
     (file,) = tmp_path.rglob("*.npy")
     whole = file.read_bytes()
     if isinstance(content, bytes):
         file.write_bytes(content)
     else:
         np.save(file, np.ones((2, 4, 3), np.float16) if content == "short" else np.array([{}]), allow_pickle=True)
-    assert kept.of(row, lambda _: (states, states))[0] is states
+    assert kept(row, lambda _: (states, states))[0] is states
     assert file.read_bytes() == whole
 
 
 def test_what_half_precision_cannot_hold_is_not_kept(tmp_path: Path) -> None:
-    kept = KeptStates(tmp_path / "states")
+    kept = partial(kept_states, tmp_path / "states")
     row = build_row([conversation(1, 5)])
     huge = torch.full((5, 3), 1e9)
     for _ in range(2):
-        assert kept.of(row, lambda _: (huge, huge))[0] is huge
+        assert kept(row, lambda _: (huge, huge))[0] is huge
     assert not list(tmp_path.rglob("*.npy"))
 
 
@@ -72,7 +73,7 @@ def test_an_adapter_learns_the_same_from_kept_states(tmp_path: Path) -> None:
     initialise(adapter, target, 0)
     row = build_row([conversation(1, 30), conversation(2, 20)])
     plain = Distillation(target, adapter, exit_layer=2, chunk=16)
-    keeping = Distillation(target, adapter, exit_layer=2, chunk=16, kept=KeptStates(tmp_path))
+    keeping = Distillation(target, adapter, exit_layer=2, chunk=16, kept=tmp_path)
     losses = [plain(row).loss.item(), keeping(row).loss.item(), keeping(row).loss.item()]
     assert losses[1] == losses[0] and losses[2] == pytest.approx(losses[0], rel=1e-3)
     assert len(list(tmp_path.glob("*.npy"))) == 2
