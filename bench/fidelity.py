@@ -34,7 +34,7 @@ def compare(
     margin(p): how far apart the baseline's best two logits are where it chose token p. A sequence that is only a
     beginning of the other differs at its end.
     """
-    if len(tokens) == len(baseline) and list(tokens) == list(baseline):
+    if list(tokens) == list(baseline):
         return Fidelity("equal")
     position = shared(tokens, baseline)
     if position >= len(baseline):

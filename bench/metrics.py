@@ -144,33 +144,45 @@ def phase_split(turns: pd.DataFrame) -> dict[str, float | None]:
     per_step = 1e3 / sums.steps if sums.steps else np.nan
     return {
         "prefill_ms": float(1e3 * sums.prefill_s / len(turns)),
-        "draft_ms": _known(sums.draft_s * per_step),
-        "verify_ms": _known(sums.verify_s * per_step),
-        "overhead_ms": _known(overhead * per_step),
+        "draft_ms": finite(sums.draft_s * per_step),
+        "verify_ms": finite(sums.verify_s * per_step),
+        "overhead_ms": finite(overhead * per_step),
         "overhead_share": float(overhead / sums.wall_s),
     }
 
 
-def _known(value: float) -> float | None:
+def finite(value: float) -> float | None:
+    """The value; None for one that is not finite."""
     return float(value) if np.isfinite(value) else None
 
 
 def paired_turns(run: Run) -> tuple[pd.DataFrame, pd.DataFrame | None, int]:
-    """Answers and baseline over the same (question, repeat) pairs, and how many pairs one side lacked.
+    """Answers and baseline over the same (question, repeat) pairs, and how many of these are no pairs.
 
-    Questions with a failed or skipped turn are left out as well, and so are the columns BULKY, which no figure needs.
+    Of a pair both sides have every turn, asked with the same tokens as far as both were recorded. Questions with a
+    failed or skipped turn are left out as well, and so are the columns BULKY, which no figure needs.
     """
-    keys = ["question_id", "repeat"]
-    failed = run.failures.question_id
+    sides = [run.answers, *([] if run.baseline is None else [run.baseline])]
+    sides = [turns[~turns.question_id.isin(run.failures.question_id)] for turns in sides]
     numbers = [column for column in run.answers if column not in BULKY]
-    answers = run.answers.loc[~run.answers.question_id.isin(failed), numbers]
     if run.baseline is None:
-        return answers, None, 0
-    baseline = run.baseline.loc[~run.baseline.question_id.isin(failed), numbers]
-    ours, theirs = (pd.MultiIndex.from_frame(turns[keys]) for turns in (answers, baseline))
-    in_both, has_partner = ours.isin(theirs), theirs.isin(ours)
-    lacking = len(ours[~in_both].unique()) + len(theirs[~has_partner].unique())
-    return answers[in_both], baseline[has_partner], lacking
+        return sides[0][numbers], None, 0
+    asked = [
+        dict(zip(zip(turns.question_id, turns.repeat, turns.turn, strict=True), turns.prompt_sha256, strict=True))
+        for turns in sides
+    ]
+    odd = {key[:2] for key in asked[0].keys() ^ asked[1].keys()}
+    odd |= {key[:2] for key, prompt in asked[0].items() if _differ(prompt, asked[1].get(key))}
+    ours, theirs = (
+        turns.loc[[key not in odd for key in zip(turns.question_id, turns.repeat, strict=True)], numbers]
+        for turns in sides
+    )
+    return ours, theirs, len(odd)
+
+
+def _differ(prompt: Any, other: Any) -> bool:
+    """Whether two hashes are known, and not the same."""
+    return isinstance(prompt, str) and isinstance(other, str) and prompt != other
 
 
 def summarise_turns(answers: pd.DataFrame, baseline: pd.DataFrame | None) -> dict[str, Any]:
@@ -186,7 +198,7 @@ def summarise_turns(answers: pd.DataFrame, baseline: pd.DataFrame | None) -> dic
         "steps": int(steps) if counted else None,
         "cr": float(answers.emitted.sum() / steps) if counted else None,
         "ctar": [float(answers[f"over_{w}"].sum() / steps) if counted else None for w in CTAR_POSITIONS],
-        "drafted_per_step": _known(answers.drafted.sum(skipna=False) / steps) if counted else None,
+        "drafted_per_step": finite(answers.drafted.sum(skipna=False) / steps) if counted else None,
     }
     row |= _speedups(answers, baseline)
     row |= {"step_ms": _milliseconds(decode_seconds_per_step(answers))} | phase_split(answers)
@@ -247,8 +259,8 @@ def readings(turns: pd.DataFrame | None) -> dict[str, int | float | None]:
     told = len(turns) and turns.throttled.notna().all()
     return {
         "peak_memory_bytes": peak,
-        "joules_per_token": _known(energy / 1e3 / tokens) if tokens else None,
-        "sm_mhz": _known(turns.sm_mhz.mean()),
+        "joules_per_token": finite(energy / 1e3 / tokens) if tokens else None,
+        "sm_mhz": finite(turns.sm_mhz.mean()),
         "temperature_c": temperature,
         "throttled_turns": int((turns.throttled != NOT_THROTTLED).sum()) if told else None,
     }

@@ -24,10 +24,12 @@ from bench.measure import Generator, Timed, timed_generation
 from bench.questions.choice import chosen
 from bench.questions.formats import Question
 from bench.questions.sets import find
-from bench.records import Place, RunDirectory, Turn
+from bench.records.directory import RunDirectory
+from bench.records.frame import read_run
+from bench.records.lines import Place, Turn
 from bench.settings import Run
 from bench.speed.engine import memory_facts
-from bench.words import format_table, summarise_run
+from bench.words import format_table, summary
 from methods.engine.llama import Llama
 from methods.errors import NonFiniteLogits, UserError, first_line
 from methods.sampling import Sampler
@@ -108,11 +110,7 @@ def _recorded(settings: Run, command: str, root: Path) -> Outcome:
 
 
 def _ask(
-    parts: Parts,
-    directory: RunDirectory,
-    info: dict[str, Any],
-    questions: list[Question],
-    waiting: list[Place],
+    parts: Parts, directory: RunDirectory, info: dict[str, Any], questions: list[Question], waiting: list[Place]
 ) -> None:
     settings = parts.settings
     chat = Chat(parts.folder, *settings.model.chat)
@@ -257,7 +255,7 @@ def top_two_margin(target: Llama, tokens: list[int], temperature: float = 0.0, s
 
 def _finish(directory: RunDirectory) -> Outcome:
     """Write metrics.json, print the table, and say whether every turn is lossless and none failed."""
-    metrics = summarise_run(directory.folder)
+    metrics = summary(read_run(directory.folder))
     directory.write_metrics(metrics)
     print(format_table(metrics))
     print(f"recorded in {directory.folder}")

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from bench.gauge import NOT_THROTTLED
 from bench.metrics import summarise
-from bench.records.frame import CTAR_POSITIONS, Run, read_run
+from bench.records.frame import CTAR_POSITIONS, Run
 
 SPREAD_LIMIT = 0.10
 OVERHEAD_LIMIT = 0.10
@@ -22,11 +21,6 @@ def summary(run: Run) -> dict[str, Any]:
     """The content of metrics.json: every figure, and what a reader must be warned of. JSON-able."""
     found = summarise(run)
     return found | {"warnings": run_warnings(run, found) + figure_warnings(found)}
-
-
-def summarise_run(run_dir: Path) -> dict[str, Any]:
-    """Metrics of one run directory, JSON-able. Raises UserError naming file and line of a broken record."""
-    return summary(read_run(run_dir))
 
 
 def run_warnings(run: Run, found: dict[str, Any]) -> list[dict[str, str]]:
@@ -47,7 +41,7 @@ def run_warnings(run: Run, found: dict[str, Any]) -> list[dict[str, str]]:
             texts.append(f"{plural('question', count)} {status} and left out of both sides")
     texts += _incomplete_repeats(run)
     if count := found["unpaired"]:
-        texts.append(f"{plural('answer', count)} without a partner in the baseline, left out")
+        texts.append(f"{plural('answer', count)} without a partner in the baseline that was asked the same, left out")
     if count := found["doubtful_drafts"]:
         texts.append(f"{plural('draft', count)} with a confidence that is not a number: are the draft's weights whole?")
     if len(run.answers) and found["overall"]["repeats"] == 1:

@@ -78,7 +78,7 @@ class Directory:
     @classmethod
     def _place(cls, root: Path, config: Mapping[str, Any]) -> tuple[Path, str]:
         """Where a configuration's folders lie, and how their names begin."""
-        return root / cls.below / config["model"]["name"] / method_name(config), config_hash(config)
+        return root / cls.below / config["model"]["name"] / str(config["method_name"]), config_hash(config)
 
     def write_info(self, info: Mapping[str, Any]) -> None:
         """Write run.json, once, before the first question."""
@@ -125,11 +125,6 @@ class RunDirectory(Directory):
         """Record that a question's turn failed or was skipped; the question is out of both sides."""
         append(self.failures, {**place.head, **envelope, "turn": turn, "status": status, "error": error})
         self.done.add(place.key)
-
-
-def method_name(config: Mapping[str, Any]) -> str:
-    """The method's folder name: the name it was chosen by."""
-    return str(config["method_name"])
 
 
 def read_info(folder: Path) -> dict[str, Any] | None:
@@ -271,6 +266,8 @@ def _lines(file: Path) -> list[tuple[tuple[int | str, int], bytes]]:
     """Question id and repeat of each line, and the line. Raises UserError when one is no record."""
     found = []
     for number, line in enumerate(_content(file).splitlines(keepends=True), 1):
+        if not line.strip():
+            continue
         try:
             found.append((key_of(orjson.loads(line)), line))
         except (ValueError, KeyError, TypeError) as error:

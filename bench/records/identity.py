@@ -49,7 +49,7 @@ def environment(info: Mapping[str, Any]) -> dict[str, Any]:
 
     Times meet where all are equal. Records of before there were two engines are the eager one's.
     """
-    model = (info.get("config") or {}).get("model") or {}
+    model = (info.get("config") or {}).get("model")
     found = {key: info.get(key) for key in HARDWARE}
     memory, python = info.get("memory_bytes"), info.get("python")
     found["memory_gib"] = round(memory / 2**30) if memory else None

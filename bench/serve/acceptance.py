@@ -2,7 +2,7 @@
 
 A step is a target pass after prefill and emits its accepted drafts and one token more, so an answer of n tokens with a
 accepted drafts took n - 1 - a steps: CR = (n - 1) / (n - 1 - a), whatever an engine counts as a step of its own. An
-engine counts what it accepted beyond an answer's end too; such an answer's last step makes CR a little too high.
+engine counts what it accepted beyond an answer's end too; then there were more steps, at least those with a draft.
 """
 
 from __future__ import annotations
@@ -21,16 +21,19 @@ Step = tuple[int, int]  # drafted and emitted tokens
 class Acceptance:
     """What is known of an answer, or of all answers of a block. None: the server does not say.
 
-    deeper: of how many steps more than w drafts were accepted, w = 0, 1, ... up to the deepest.
+    drafts: steps that had a draft. deeper: of how many steps more than w drafts were accepted, w = 0, 1, ... up to the
+    deepest.
     """
 
     accepted: int | None = None
     drafted: int | None = None
     steps: int | None = None
     deeper: tuple[int, ...] | None = None
+    drafts: int | None = None
 
     def __post_init__(self) -> None:
-        counts = (*(value for value in (self.accepted, self.drafted, self.steps) if value is not None),)
+        given = (self.accepted, self.drafted, self.steps, self.drafts)
+        counts = (*(value for value in given if value is not None),)
         if any(count < 0 for count in (*counts, *(self.deeper or ()))):
             raise ValueError("a count of acceptance is negative")
 
@@ -38,9 +41,9 @@ class Acceptance:
         """Target passes after prefill of `new_tokens` tokens, those without a draft included."""
         if self.steps is not None:
             return self.steps
-        if self.accepted is None or new_tokens - 1 <= self.accepted:
+        if self.accepted is None:
             return None
-        return new_tokens - 1 - self.accepted
+        return max(new_tokens - 1 - self.accepted, self.drafts or 0, *(self.deeper or ())) or None
 
     def row(self, new_tokens: int, answers: int = 1) -> dict[str, int | None]:
         """Steps, drafted and emitted tokens and steps that emitted more than w, of so many tokens in `answers`."""
@@ -57,7 +60,7 @@ def of_histogram(counts: Sequence[Any], **known: int | None) -> Acceptance:
         raise ValueError("a histogram of acceptance holds something else than counts")
     deeper = tuple(sum(counts[place:]) for place in range(1, len(counts)))
     accepted = sum(place * count for place, count in enumerate(counts))
-    return Acceptance(**{"accepted": accepted, **known}, deeper=deeper)
+    return Acceptance(**{"accepted": accepted, "drafts": sum(counts), **known}, deeper=deeper)
 
 
 def of_vllm(found: Mapping[str, Any]) -> Acceptance:
@@ -123,7 +126,7 @@ def of_counters(before: Counters, after: Counters) -> Acceptance | None:
         return None
     places = sorted(int(name.removeprefix("position_")) for name in grown if name.startswith("position_"))
     deeper = tuple(grown[f"position_{place}"] for place in places) if places else None
-    return Acceptance(grown["accepted"], grown.get("drafted"), deeper=deeper)
+    return Acceptance(grown["accepted"], grown.get("drafted"), deeper=deeper, drafts=grown.get("drafts"))
 
 
 @dataclass(frozen=True)

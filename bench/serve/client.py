@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from bench.serve.acceptance import Acceptance
-from bench.serve.dialects import Dialect, Piece, Request
+from bench.serve.dialects import OpenAI, Piece, Request
 from methods.errors import UserError, first_line
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class Client:
 
     session: aiohttp.ClientSession
     url: str
-    dialect: Dialect
+    dialect: OpenAI
     timeout_s: float
 
     async def ask(self, request: Request) -> Answer:
@@ -160,7 +160,7 @@ async def _errors(timeout_s: float) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def connected(url: str, dialect: Dialect, timeout_s: float, key: str | None = None) -> AsyncIterator[Client]:
+async def connected(url: str, dialect: OpenAI, timeout_s: float, key: str | None = None) -> AsyncIterator[Client]:
     """A client with as many connections as it needs, one for each request: llama.cpp closes those that it has streamed
     over, and a request that is sent as this happens is lost. Raises UserError where the library is missing.
     """

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from bench.serve.acceptance import Acceptance, of_llama_cpp, of_sglang, of_vllm
 
@@ -63,24 +63,18 @@ class Piece:
     top: list[float] | None = None  # log-probabilities of the most likely tokens at the event's first place
 
 
-class Dialect(Protocol):
-    """A way to talk to an engine. `read` raises what Python does for an event of another form, or ValueError."""
-
-    def path(self, request: Request) -> str: ...
-
-    def body(self, request: Request) -> dict[str, Any]: ...
-
-    def read(self, event: Mapping[str, Any]) -> Piece: ...
-
-
 class OpenAI:
-    """/v1/completions with token ids and /v1/chat/completions, as every server has them."""
+    """/v1/completions with token ids and /v1/chat/completions, as every server has them; other engines' begin with it.
 
+    `read` raises what Python does for an event of another form, or ValueError.
+    """
+
+    completions = "/v1/completions"  # where token ids go
     own: Mapping[str, Any] = {}
     sampling: Mapping[str, Any] = {"top_p": 1.0}  # temperature alone shapes the distribution
 
     def path(self, request: Request) -> str:
-        return "/v1/chat/completions" if request.chat else "/v1/completions"
+        return "/v1/chat/completions" if request.chat else self.completions
 
     def body(self, request: Request) -> dict[str, Any]:
         prompt = {"messages": list(request.prompt)} if request.chat else {"prompt": list(request.prompt)}
@@ -132,10 +126,8 @@ class VLLM(OpenAI):
 class LlamaCpp(OpenAI):
     """/completion, llama.cpp's own, which alone gives token ids; conversations through the OpenAI API."""
 
+    completions = "/completion"
     sampling: Mapping[str, Any] = {"top_p": 1.0, "top_k": 0, "min_p": 0.0}  # it has defaults of its own
-
-    def path(self, request: Request) -> str:
-        return super().path(request) if request.chat else "/completion"
 
     def body(self, request: Request) -> dict[str, Any]:
         cache = {"cache_prompt": request.salt is None}
@@ -174,10 +166,8 @@ class SGLang(OpenAI):
     The salt goes under two names: extra_key keeps prompts apart in the prefix cache, and later so does cache_salt.
     """
 
+    completions = "/generate"
     sampling: Mapping[str, Any] = {"top_p": 1.0, "top_k": -1, "min_p": 0.0}
-
-    def path(self, request: Request) -> str:
-        return super().path(request) if request.chat else "/generate"
 
     def body(self, request: Request) -> dict[str, Any]:
         salt = {} if request.salt is None else {"extra_key": request.salt, "cache_salt": request.salt}
@@ -210,7 +200,7 @@ class SGLang(OpenAI):
         return piece
 
 
-DIALECTS: dict[str, Dialect] = {"openai": OpenAI(), "vllm": VLLM(), "sglang": SGLang(), "llama_cpp": LlamaCpp()}
+DIALECTS: dict[str, OpenAI] = {"openai": OpenAI(), "vllm": VLLM(), "sglang": SGLang(), "llama_cpp": LlamaCpp()}
 OWNERS = {"vllm": "vllm", "sglang": "sglang", "llamacpp": "llama_cpp"}  # owned_by of /v1/models
 
 

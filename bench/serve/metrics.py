@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bench.metrics import CONFIDENCE, RESAMPLES, bca_interval, expanded_confidence, question_rates, speedup
+from bench.metrics import CONFIDENCE, RESAMPLES, bca_interval, expanded_confidence, finite, question_rates, speedup
 from bench.records.directory import run_folders
 from bench.records.frame import CTAR_POSITIONS
 from bench.serve.acceptance import Acceptance
@@ -36,6 +36,7 @@ BLOCK_COLUMNS = [
     *("tokens", "answers", "percentiles"),  # of a block whose requests were not recorded one by one
 ]
 KEYS = ["question_id", "repeat", "turn"]
+BLOCK = ["repeat", "block"]  # of a level
 Array = np.ndarray
 
 
@@ -97,10 +98,14 @@ class Comparison:
 
 def _paired(requests: pd.DataFrame, blocks: pd.DataFrame, needed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     """A level's requests and blocks, as far as all sides that are needed have finished the block."""
-    keys = ["repeat", "block"]
-    done = blocks[blocks.groupby(keys).side.transform("nunique") == needed] if len(blocks) else blocks
-    inside = pd.MultiIndex.from_frame(requests[keys]).isin(pd.MultiIndex.from_frame(done[keys]))
-    return requests[inside], done
+    done = blocks[blocks.groupby(BLOCK).side.transform("nunique") == needed] if len(blocks) else blocks
+    return requests[_holds(requests, done)], done
+
+
+def _holds(lines: pd.DataFrame, blocks: pd.DataFrame) -> pd.Series:
+    """Whether each line is of one of the blocks."""
+    found = {*zip(blocks.repeat, blocks.block, strict=True)}
+    return pd.Series([key in found for key in zip(lines.repeat, lines.block, strict=True)], lines.index, dtype=bool)
 
 
 def _level(requests: pd.DataFrame, blocks: pd.DataFrame, verdicts: pd.DataFrame) -> tuple[dict[str, Any], pd.DataFrame]:
@@ -116,7 +121,7 @@ def _level(requests: pd.DataFrame, blocks: pd.DataFrame, verdicts: pd.DataFrame)
     row |= {"speedup": speedup(ours, theirs) if len(ours) else None}
     row |= {"speedup_low": interval and interval.low, "speedup_high": interval and interval.high}
     for name, label, side, rate in zip(("", "baseline_"), SIDES, sides, rates.to_numpy(dtype=float).T, strict=True):
-        row[f"{name}tokens_per_s"] = _known(rate.mean()) if len(rate) else None
+        row[f"{name}tokens_per_s"] = finite(rate.mean()) if len(rate) else None
         gaps = [np.diff(times) for times in side.times_s]
         row |= _percentiles(f"{name}ttft_ms", side.ttft_s) | _percentiles(f"{name}wall_ms", side.wall_s)
         row |= _percentiles(f"{name}token_ms", _seconds_by_token(side))
@@ -125,14 +130,18 @@ def _level(requests: pd.DataFrame, blocks: pd.DataFrame, verdicts: pd.DataFrame)
         told = blocks.percentiles[blocks.side == label]  # those of several blocks have no common percentile
         if len(told) == 1 and told.notna().all():
             row |= {f"{name}{key}": value for key, value in told.iloc[0].items()}
-    row |= _throughput(requests[requests.status == "ok"], blocks)
-    row |= _acceptance(sides[0], requests, blocks[blocks.side == "speculative"])
-    counts = verdicts.verdict.value_counts()
+    # A block without a failed request on either side, or one whose tokens were told as a whole.
+    sound = blocks[~_holds(blocks, requests[requests.status != "ok"]) | blocks.tokens.notna()]
+    row |= _throughput(requests, sound)
+    extra = _uncounted(requests, sound)
+    row |= _acceptance(sides[0], requests, sound[(sound.side == "speculative") & ~(extra < 0)])
+    counts = (judged := verdicts[~verdicts.question_id.isin(failed)]).verdict.value_counts()
     row |= {name: int(counts.get(name, 0)) for name in VERDICTS}
-    row["unchecked"] = len(sides[0].merge(sides[1], on=KEYS)) - len(verdicts[~verdicts.question_id.isin(failed)])
-    row["client_cpu_share"] = _known(blocks.client_cpu_share.max())
+    row["unchecked"] = len(sides[0].merge(sides[1], on=KEYS)) - len(judged)
+    row["client_cpu_share"] = finite(blocks.client_cpu_share.max())
     row["miscounted"] = sum(one is True for one in whole.miscounted.astype(object))
-    row["foreign_tokens"] = _foreign(requests, blocks)
+    row["foreign_tokens"] = int(extra[extra > 0].sum()) if len(sound) and extra.notna().all() else None
+    row["recounted_blocks"] = int((extra < 0).sum())
     if blocks.tokens.notna().all():  # imported: answers were compared by nobody here, and may be told in sum only
         row |= dict.fromkeys((*VERDICTS, "unchecked", *(() if len(requests) else ("questions", "failed", "turns"))))
     return row, rates
@@ -166,9 +175,8 @@ def _share(cached: pd.Series) -> float | None:
 
 def _throughput(answers: pd.DataFrame, blocks: pd.DataFrame) -> dict[str, Any]:
     """All tokens by all seconds of the blocks, and the ratio of both sides with an interval over blocks."""
-    keys = ["repeat", "block"]
-    counted = answers.groupby([*keys, "side"]).new_tokens.sum()
-    table = blocks.set_index([*keys, "side"])[["wall_s", "tokens"]].join(counted)
+    counted = answers.groupby([*BLOCK, "side"]).new_tokens.sum()
+    table = blocks.set_index([*BLOCK, "side"])[["wall_s", "tokens"]].join(counted)
     table["tokens"] = table.tokens.astype(float).fillna(table.new_tokens).fillna(0)
     table = table.unstack("side")
     missing = pd.Series(np.nan, index=table.index)
@@ -184,8 +192,8 @@ def _throughput(answers: pd.DataFrame, blocks: pd.DataFrame) -> dict[str, Any]:
     interval = bca_interval(ratio, *parts) if both else None
     return {
         "blocks": len(table),
-        "throughput": _known(parts[0].sum() / parts[1].sum()),
-        "baseline_throughput": _known(parts[2].sum() / parts[3].sum()),
+        "throughput": finite(parts[0].sum() / parts[1].sum()) if len(table) else None,
+        "baseline_throughput": finite(parts[2].sum() / parts[3].sum()) if len(table) else None,
         "throughput_ratio": float(ratio(*parts)) if both else None,
         "throughput_ratio_low": interval and interval.low,
         "throughput_ratio_high": interval and interval.high,
@@ -200,7 +208,7 @@ def _acceptance(ours: pd.DataFrame, requests: pd.DataFrame, blocks: pd.DataFrame
         "answers",
     )
     if not rows and blocks.acceptance.notna().all():
-        answers = requests[(requests.side == "speculative") & (requests.status == "ok")]
+        answers = requests[(requests.side == "speculative") & _holds(requests, blocks)]
         total = _summed([read_acceptance(found) for found in blocks.acceptance])
         whole = blocks.tokens.notna().all()
         counts = (blocks.tokens.sum(), blocks.answers.sum()) if whole else (answers.new_tokens.sum(), len(answers))
@@ -214,9 +222,9 @@ def _acceptance(ours: pd.DataFrame, requests: pd.DataFrame, blocks: pd.DataFrame
     drafted = known.drafted.sum(skipna=False)
     deep = [known[f"over_{w}"].sum(skipna=False) / steps if steps else np.nan for w in CTAR_POSITIONS]
     return {
-        "cr": _known(known.emitted.sum() / steps) if steps else None,
-        "ctar": [_known(share) for share in deep],
-        "draft_acceptance": _known((known.emitted - known.steps).sum() / drafted) if drafted else None,
+        "cr": finite(known.emitted.sum() / steps) if steps else None,
+        "ctar": [finite(share) for share in deep],
+        "draft_acceptance": finite((known.emitted - known.steps).sum() / drafted) if drafted else None,
         "acceptance_from": source,
         "acceptance_answers": len(known),
     }
@@ -229,22 +237,22 @@ def _summed(found: Sequence[Acceptance | None]) -> Acceptance | None:
         return None
     counts = {
         name: None if None in (values := [getattr(one, name) for one in parts]) else sum(values)
-        for name in ("accepted", "drafted", "steps")
+        for name in ("accepted", "drafted", "steps", "drafts")
     }
     depths = {len(one.deeper or ()) for one in parts}
     deeper = tuple(map(sum, zip(*(one.deeper or () for one in parts), strict=True))) if len(depths) == 1 else ()
     return Acceptance(**counts, deeper=deeper or None)
 
 
-def _known(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
+def _uncounted(requests: pd.DataFrame, blocks: pd.DataFrame) -> pd.Series:
+    """Of each block, tokens that its server counted beyond those of its answers; NaN where it publishes no counters.
 
-
-def _foreign(requests: pd.DataFrame, blocks: pd.DataFrame) -> int | None:
-    """Tokens that the servers counted beyond those of the answers; None where they publish no counters."""
-    if not blocks.counted_tokens.notna().all():
-        return None
-    return int(blocks.counted_tokens.sum() - requests.new_tokens.fillna(0).sum())
+    Fewer than none: it began to count anew.
+    """
+    keys = [*BLOCK, "side"]
+    answered = requests.groupby(keys).new_tokens.sum()
+    known = [float(answered.get(key, 0)) for key in blocks[keys].itertuples(index=False, name=None)]
+    return blocks.counted_tokens.astype(float) - known
 
 
 def crossing(rates: dict[int, pd.DataFrame], resamples: int = RESAMPLES) -> dict[str, Any] | None:

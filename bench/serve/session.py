@@ -276,7 +276,8 @@ class Session:
     def _prompt(self, question: Question, turn: int, texts: Sequence[str]) -> Any:
         """Token ids, or messages, of a turn. What was answered first to the turns before, all sides go on from."""
         history = self.directory.history
-        before = [history.get((question.question_id, place), text) for place, text in enumerate(_padded(texts, turn))]
+        keys = [(question.question_id, place) for place in range(turn)]
+        before = [history[key] if key in history else texts[key[1]] for key in keys]
         messages = list(question.opening)
         if self.chat is None and self.settings.model.system_prompt is not None and not messages:
             messages.append(Message("system", self.settings.model.system_prompt))
@@ -331,7 +332,3 @@ class Session:
         except Failed:
             return None
         return answer.top[0] - answer.top[1] if answer.top and len(answer.top) > 1 else None
-
-
-def _padded(texts: Sequence[str], turn: int) -> list[str]:
-    return [*texts, *[""] * (turn - len(texts))][:turn]

@@ -68,7 +68,8 @@ def warnings(found: dict[str, Any]) -> list[str]:
 def _row_warnings(row: dict[str, Any], sampled: bool) -> list[str]:
     texts = []
     if row["failed"]:
-        texts.append(f"{plural('question', row['failed'])} failed and left out of both sides")
+        blocks = "" if row["equal"] is None else "; throughput and the servers' counts are of the blocks without them"
+        texts.append(f"{plural('question', row['failed'])} failed and left out of both sides{blocks}")
     if row["questions"] is not None and row["questions"] < row["level"]:
         texts.append(f"{plural('question', row['questions'])}: too few to keep so many requests under way")
     if row["speedup_low"] is not None and row["speedup_low"] <= 1 <= row["speedup_high"]:
@@ -82,7 +83,14 @@ def _row_warnings(row: dict[str, Any], sampled: bool) -> list[str]:
     if row["miscounted"]:
         texts.append(f"{plural('answer', row['miscounted'])} with another number of token ids than the server counted")
     if row["foreign_tokens"]:
-        texts.append(f"the servers counted {row['foreign_tokens']} tokens beyond these answers': others used them too")
+        texts.append(f"the servers counted {row['foreign_tokens']} tokens beyond these answers': others used them too"
+                     + (", and CR and CTAR count theirs" if row["acceptance_from"] == "counters" else ""))  # fmt: skip
+    if row["recounted_blocks"]:
+        texts.append(f"{plural('block', row['recounted_blocks'])} in which a server began to count anew: CR and CTAR "
+                     "by its counters are without it")  # fmt: skip
+    if row["acceptance_from"] == "answers" and row["acceptance_answers"] < row["turns"]:
+        texts.append(f"CR and CTAR are of {row['acceptance_answers']} of {plural('answer', row['turns'])}: "
+                     "the others do not tell their steps")  # fmt: skip
     if max(row["cached_share"] or 0, row["baseline_cached_share"] or 0) > 0:
         texts.append("part of some prompts came from a cache, so their time to first token is shorter")
     if row["divergent"]:

@@ -14,7 +14,7 @@ import pytest
 
 from bench import metrics
 from bench.records.frame import merge, read_run
-from bench.words import figure_warnings, format_table, summarise_run, summary
+from bench.words import figure_warnings, format_table, summary
 from methods.errors import UserError
 from tests.bench.report.simulate import MACHINE, Plan, Truth, write_run
 
@@ -53,7 +53,7 @@ def test_speedup_is_spec_benchs(tmp_path):
     for name in ("answers", "baseline"):
         choices = [line["choices"][0] for line in lines(folder / f"{name}.jsonl")]
         rates[name] = np.mean([sum(c["new_tokens"]) / sum(c["wall_time"]) for c in choices])
-    assert summarise_run(folder)["overall"]["speedup"] == pytest.approx(rates["answers"] / rates["baseline"])
+    assert summary(read_run(folder))["overall"]["speedup"] == pytest.approx(rates["answers"] / rates["baseline"])
 
 
 def test_pooled_speedup_is_all_tokens_over_all_seconds(tmp_path):
@@ -62,13 +62,13 @@ def test_pooled_speedup_is_all_tokens_over_all_seconds(tmp_path):
     for name in ("answers", "baseline"):
         choices = [line["choices"][0] for line in lines(folder / f"{name}.jsonl")]
         pooled[name] = sum(sum(c["new_tokens"]) for c in choices) / sum(sum(c["wall_time"]) for c in choices)
-    found = summarise_run(folder)["overall"]["speedup_pooled"]
+    found = summary(read_run(folder))["overall"]["speedup_pooled"]
     assert found == pytest.approx(pooled["answers"] / pooled["baseline"])
 
 
 def test_known_truth_is_found(tmp_path):
     truth = Truth(acceptance=0.7, step_cost=0.4, gamma=5, noise=0.01, question_noise=0.01)
-    found = summarise_run(write_run(tmp_path, Plan(truth=truth, per_category=40, tokens=400, repeats=1)))
+    found = summary(read_run(write_run(tmp_path, Plan(truth=truth, per_category=40, tokens=400, repeats=1))))
     overall = found["overall"]
     assert overall["cr"] == pytest.approx(truth.cr, rel=0.02)
     assert overall["ctar"] == pytest.approx(truth.ctar, abs=0.015)
@@ -82,21 +82,21 @@ def test_known_truth_is_found(tmp_path):
 
 
 def test_average_is_the_mean_of_six_subtasks_or_missing(tmp_path):
-    found = summarise_run(write_run(tmp_path, Plan()))
+    found = summary(read_run(write_run(tmp_path, Plan())))
     six = [row["speedup"] for row in found["subtasks"].values()]
     assert found["overall"]["speedup_average"] == pytest.approx(np.mean(six))
-    partial = summarise_run(write_run(tmp_path, Plan(categories=("qa", "rag"), seed=1)))
+    partial = summary(read_run(write_run(tmp_path, Plan(categories=("qa", "rag"), seed=1))))
     assert partial["overall"]["speedup_average"] is None
 
 
 def test_repeats_do_not_narrow_the_interval(tmp_path):
     """Repeats of a question are no new questions: three copies of each measurement leave the interval as it is."""
     folder = write_run(tmp_path, Plan(repeats=1))
-    once = summarise_run(folder)["overall"]
+    once = summary(read_run(folder))["overall"]
     for name in ("answers.jsonl", "baseline.jsonl"):
         copies = [json.dumps(line | {"repeat": repeat}) for repeat in range(3) for line in lines(folder / name)]
         (folder / name).write_text("".join(copy + "\n" for copy in copies))
-    thrice = summarise_run(folder)["overall"]
+    thrice = summary(read_run(folder))["overall"]
     assert thrice["repeats"] == 3
     for name in ("speedup", "speedup_paired"):
         assert thrice[f"{name}_low"] == pytest.approx(once[f"{name}_low"])
@@ -137,16 +137,15 @@ def test_intervals_of_whole_benchmarks_cover_the_truth_in_95_of_100(questions):
     rng, covered = np.random.default_rng(9), {"speedup": 0, "speedup_paired": 0}
     repeats, turns = 3, 2
     place = np.indices((questions, repeats, turns)).reshape(3, -1)
+    frame = pd.DataFrame({"question_id": place[0], "repeat": place[1], "turn": place[2], "new_tokens": 100})
+    frame = frame.assign(**dict.fromkeys(EMPTY, np.nan), verdict=None)
     for _ in range(1000):
         baseline = rng.normal(40, 4, questions)
         log_ratio = np.log(1.5) + rng.normal(0, 0.2, questions)
         sides = []
         for rates in (baseline * np.exp(log_ratio), baseline):
             noisy = rates[:, None] * np.exp(rng.normal(0, 0.05, (questions, repeats)))
-            frame = pd.DataFrame({"question_id": place[0], "repeat": place[1], "turn": place[2], "new_tokens": 100})
-            sides.append(
-                frame.assign(wall_s=100 / noisy[place[0], place[1]], **dict.fromkeys(EMPTY, np.nan), verdict=None)
-            )
+            sides.append(frame.assign(wall_s=100 / noisy[place[0], place[1]]))
         found = metrics.summarise_turns(*sides)
         # E[exp(N(m, s))] = exp(m + s^2 / 2): the mean's truth is larger than the geometric mean's
         for name, truth in (("speedup", 1.5 * np.exp(0.2**2 / 2)), ("speedup_paired", 1.5)):
@@ -156,14 +155,14 @@ def test_intervals_of_whole_benchmarks_cover_the_truth_in_95_of_100(questions):
 
 def test_vanilla_has_cr_exactly_one(tmp_path):
     plan = Plan(method="vanilla", truth=Truth(gamma=0, step_cost=0.0))
-    found = summarise_run(write_run(tmp_path, plan))
+    found = summary(read_run(write_run(tmp_path, plan)))
     assert found["overall"]["cr"] == 1
     assert found["overall"]["ctar"] == [0] * 6
     assert "interval includes 1" not in str(found["warnings"])
 
 
 def test_no_baseline_is_missing_not_one(tmp_path):
-    found = summarise_run(write_run(tmp_path, Plan(baseline=False)))
+    found = summary(read_run(write_run(tmp_path, Plan(baseline=False))))
     for name in metrics.SPEED_FIGURES:
         assert found["overall"][name] is None
     assert found["overall"]["cr"] > 1
@@ -172,21 +171,21 @@ def test_no_baseline_is_missing_not_one(tmp_path):
 
 
 def test_one_question_has_no_interval(tmp_path):
-    found = summarise_run(write_run(tmp_path, Plan(per_category=1, categories=("qa",))))
+    found = summary(read_run(write_run(tmp_path, Plan(per_category=1, categories=("qa",)))))
     assert found["overall"]["speedup"] is not None
     assert found["overall"]["speedup_low"] is None and found["overall"]["speedup_paired_high"] is None
     assert any(w["text"] == "1 question: no interval" for w in found["warnings"])
 
 
 def test_one_repeat_has_no_spread(tmp_path):
-    found = summarise_run(write_run(tmp_path, Plan(repeats=1)))
+    found = summary(read_run(write_run(tmp_path, Plan(repeats=1))))
     assert found["overall"]["spread"] is None
     assert any("one repeat" in w["text"] for w in found["warnings"])
 
 
 def test_unstable_repeats_and_an_interval_around_one_are_warned_of(tmp_path):
     plan = Plan(truth=Truth(acceptance=0.3, step_cost=0.43, noise=0.5), categories=("qa",), per_category=6)
-    found = summarise_run(write_run(tmp_path, plan))
+    found = summary(read_run(write_run(tmp_path, plan)))
     texts = [w["text"] for w in found["warnings"] if w["scope"] == "overall"]
     assert found["overall"]["spread"] > 0.1
     assert any("repeats differ" in text for text in texts)
@@ -196,13 +195,13 @@ def test_unstable_repeats_and_an_interval_around_one_are_warned_of(tmp_path):
 
 def test_failed_questions_leave_both_sides(tmp_path):
     folder = write_run(tmp_path, Plan(failed_questions=2))
-    found = summarise_run(folder)
-    assert (found["overall"]["questions"], found["failed_questions"]) == (58, 2)
+    found = summary(read_run(folder))
+    assert (found["overall"]["questions"], found["failed_questions"], found["skipped_questions"]) == (58, 2, 0)
     # a question that failed in one repeat only, and stands in answers and baseline for the others
     failure = {"question_id": 9, "category": "qa", "subtask": "qa", "repeat": 0, "turn": 0, "status": "skipped"}
     with (folder / "failures.jsonl").open("a") as file:
         file.write(json.dumps(failure | {"error": "prompt of 900 tokens"}) + "\n")
-    again = summarise_run(folder)
+    again = summary(read_run(folder))
     assert again["skipped_questions"] == 1
     assert again["overall"]["questions"] == 57
 
@@ -210,15 +209,21 @@ def test_failed_questions_leave_both_sides(tmp_path):
 def test_a_repeat_that_was_not_finished_makes_no_spread(tmp_path):
     plan = Plan(repeats=2, truth=Truth(noise=0.001))
     folder = write_run(tmp_path, plan)
-    whole = summarise_run(folder)["overall"]["spread"]
+    whole = summary(read_run(folder))["overall"]["spread"]
     for name in ("answers.jsonl", "baseline.jsonl"):
         by_repeat = {0: [], 1: []}
         for line in (folder / name).read_text().splitlines(keepends=True):
             by_repeat[json.loads(line)["repeat"]].append(line)
         (folder / name).write_text("".join(by_repeat[0] + by_repeat[1][:3]))
-    found = summarise_run(folder)
+    found = summary(read_run(folder))
     assert whole < 0.01 and found["overall"]["spread"] < 0.01
     assert any(w["text"] == "repeat 2 of 2 is incomplete: 3 of 60 questions" for w in found["warnings"])
+
+
+def test_two_questions_have_an_interval():
+    assert metrics.expanded_confidence(2) < 1
+    found = metrics.ratio_interval(np.array([2.0, 3.0]))
+    assert found is not None and found.low <= np.sqrt(6) <= found.high
 
 
 def test_a_paired_interval_around_one_is_warned_of():
@@ -235,13 +240,33 @@ def test_answers_without_a_partner_are_left_out(tmp_path):
     folder = write_run(tmp_path, Plan(repeats=1))
     path = folder / "baseline.jsonl"
     path.write_text("".join(line + "\n" for line in path.read_text().splitlines()[:-4]))
-    found = summarise_run(folder)
+    found = summary(read_run(folder))
     assert found["unpaired"] == 4 and found["overall"]["questions"] == 56
     assert any("without a partner" in w["text"] for w in found["warnings"])
 
 
+@pytest.mark.parametrize("change", ["prompt", "turns"])
+def test_answers_and_baselines_that_were_not_asked_the_same_are_no_pairs(tmp_path, change):
+    folder = write_run(tmp_path, Plan(repeats=2, categories=("writing",)))
+    path = folder / "baseline.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    choice = lines[0]["choices"][0]
+    if change == "prompt":
+        choice["prompt_sha256"][1] = "1" * 64
+    else:
+        cut = choice["decoding_steps"][0]
+        choice |= {key: value[:1] for key, value in choice.items() if isinstance(value, list) and len(value) == 2}
+        choice["accept_lengths"] = choice["accept_lengths"][:cut]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run = read_run(folder)
+    answers, baseline, odd = metrics.paired_turns(run)
+    assert odd == 1 and len(answers) == len(baseline) == 2 * 2 * 10 - 2
+    said = "1 answer without a partner in the baseline that was asked the same, left out"
+    assert said in [warning["text"] for warning in summary(run)["warnings"]]
+
+
 def test_lossless_counts(tmp_path):
-    found = summarise_run(write_run(tmp_path, Plan(repeats=2, mismatched_turns=1, tied_turns=2)))
+    found = summary(read_run(write_run(tmp_path, Plan(repeats=2, mismatched_turns=1, tied_turns=2))))
     overall = found["overall"]
     assert (overall["mismatch"], overall["near_tie"], overall["equal"]) == (2, 4, 2 * 70 - 6)
     assert any("not lossless" in w["text"] for w in found["warnings"])
@@ -251,7 +276,7 @@ def test_torn_last_line_is_left_out_and_said(tmp_path):
     folder = write_run(tmp_path, Plan(repeats=1))
     path = folder / "answers.jsonl"
     path.write_bytes(path.read_bytes()[:-50])
-    found = summarise_run(folder)
+    found = summary(read_run(folder))
     assert found["overall"]["questions"] == 59
     assert any("cut off" in w["text"] for w in found["warnings"])
 
@@ -273,7 +298,7 @@ def test_a_broken_line_is_named(tmp_path, damage, message):
     text[2] = damage(json.loads(text[2]))
     path.write_text("\n".join(text) + "\n")
     with pytest.raises(UserError, match=f"answers.jsonl line 3: .*{message}"):
-        summarise_run(folder)
+        summary(read_run(folder))
 
 
 def _miscounted(record: dict) -> dict:
@@ -283,7 +308,7 @@ def _miscounted(record: dict) -> dict:
 
 def test_a_folder_that_is_no_run(tmp_path):
     with pytest.raises(UserError, match=r"no run\.json"):
-        summarise_run(tmp_path)
+        summary(read_run(tmp_path))
 
 
 def test_shards_merge_into_the_whole(tmp_path):
@@ -294,7 +319,7 @@ def test_shards_merge_into_the_whole(tmp_path):
     merged = merge([read_run(first), read_run(second)])
     found = summary(merged)
     assert found["overall"]["questions"] == 24
-    parts = [summarise_run(folder)["overall"]["steps"] for folder in (first, second)]
+    parts = [summary(read_run(folder))["overall"]["steps"] for folder in (first, second)]
     assert found["overall"]["steps"] == sum(parts)
 
 
@@ -320,7 +345,7 @@ def test_merging_the_same_questions_twice_is_refused(tmp_path):
 
 
 def test_metrics_are_json_and_the_table_shows_them(tmp_path):
-    found = summarise_run(write_run(tmp_path, Plan(mismatched_turns=1)))
+    found = summary(read_run(write_run(tmp_path, Plan(mismatched_turns=1))))
     again = json.loads(json.dumps(found, allow_nan=False))
     table = format_table(again)
     assert "joey / kangaroo (demonstration)" in table
@@ -347,7 +372,7 @@ def test_a_baselines_share_of_what_memory_gives() -> None:
 
 
 def test_a_slow_baseline_is_said_beside_the_speedup(tmp_path: Path) -> None:
-    found = summarise_run(write_run(tmp_path, Plan())) | {"demonstration": False}
+    found = summary(read_run(write_run(tmp_path, Plan()))) | {"demonstration": False}
     found["overall"]["baseline_memory_share"] = 0.31
     texts = [(w["scope"], w["figure"]) for w in figure_warnings(found) if "31% of what memory gives" in w["text"]]
     assert texts == [("overall", "speedup")]

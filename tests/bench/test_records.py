@@ -17,9 +17,10 @@ import pytest
 from bench.fidelity import Fidelity
 from bench.measure import Timed
 from bench.questions.formats import Question
-from bench.records import HASHES, Place, RunDirectory, Turn, config_hash, prompt_hash
+from bench.records.directory import RunDirectory
 from bench.records.frame import read_run
-from bench.records.lines import choice_of, measured_row, read_rows
+from bench.records.identity import HASHES, config_hash
+from bench.records.lines import Place, Turn, choice_of, measured_row, prompt_hash, read_rows
 from methods.decoder import Generation, Step
 from methods.errors import UserError
 
@@ -69,6 +70,18 @@ def test_what_is_written_is_done_when_opened_again(tmp_path: Path) -> None:
     again = opened(tmp_path)
     assert again.folder == directory.folder and again.done == {(1, 0), (2, 0), (3, 0)} and again.notice is None
     again.close()
+
+
+def test_an_empty_line_is_no_record_and_no_mistake(tmp_path: Path) -> None:
+    with closing(opened(tmp_path)) as directory:
+        write(directory, 1)
+        write(directory, 2)
+    for name in ("answers.jsonl", "baseline.jsonl"):
+        file = directory.folder / name
+        file.write_text(file.read_text().replace("\n", "\n\n", 1))
+    with closing(opened(tmp_path)) as again:
+        assert again.done == directory.done
+    assert len(read_run(directory.folder).answers) == 2
 
 
 @pytest.mark.parametrize("torn", ["answers.jsonl", "baseline.jsonl", "failures.jsonl"])
@@ -305,7 +318,7 @@ def test_steps_that_disagree_with_the_tokens_are_never_written(tmp_path: Path) -
 
 def test_a_line_is_read_into_the_rows_that_it_was_written_from() -> None:
     turns = [turn(), replace(turn((1, 5, 2)), fidelity=Fidelity("near_tie", 4, 0.25)), replace(turn(()), fidelity=None)]
-    question = Question("chapter/7", "my own", "my own", ("x", "y", "z"))
+    question = Question("chapter/7", "my own", "a group of them", ("x", "y", "z"))
     rows = [measured_row(Place(question, 1), number, one) for number, one in enumerate(turns)]
     rows[1].doubtful = 3
     line = json.loads(json.dumps({**Place(question, 1).head, "choices": [choice_of(rows)]}))
@@ -325,6 +338,12 @@ def test_doubtful_drafts_are_counted_where_there_are_some() -> None:
 
 def test_prompts_have_one_hash() -> None:
     assert prompt_hash((1, 2)) != prompt_hash((2, 1)) and prompt_hash((258,)) != prompt_hash((2, 1))
+
+
+def test_hashes_on_the_disk_are_what_they_always_were() -> None:
+    """With others, older runs would not be gone on with, or be said to have been asked something else."""
+    assert prompt_hash((1, 258)) == "fb8bbe2ad3ab5292f19bc5d75bbab9b5fbddc5a78ce47ab41b2d3d59bca08596"
+    assert config_hash({"a": 1}) == "f9d86028c6e0"
 
 
 @pytest.mark.parametrize("name", RunDirectory.lines)

@@ -112,6 +112,23 @@ def test_counters_of_a_server_that_began_anew_are_none() -> None:
 def test_more_accepted_than_emitted_is_no_count_of_steps(accepted: int) -> None:
     """Engines count what they accepted beyond an answer's end too."""
     assert Acceptance(accepted).row(TOKENS)["steps"] is None
+    assert Acceptance(accepted, drafts=4).row(TOKENS)["steps"] == 4, "but those with a draft were steps"
+
+
+@pytest.mark.parametrize(
+    ("counts", "tokens", "cr", "ctar"),
+    [
+        ([0, 0, 0, 1], 4, 3.0, 1.0),  # one step, whose last token is beyond the end
+        ([0, 0, 0, 2], 8, 3.5, 1.0),
+        ([3, 0, 0, 0], 4, 1.0, 0.0),
+        ([1, 0, 0, 1], 7, 2.0, 1 / 3),  # the third step had no draft
+    ],
+)
+def test_what_was_accepted_beyond_the_end_makes_no_step_fewer(
+    counts: list[int], tokens: int, cr: float, ctar: float
+) -> None:
+    found = of_vllm({"acceptance_histogram": counts, "num_draft_tokens": 3 * sum(counts)}).row(tokens)
+    assert found["emitted"] / found["steps"] == cr and found["over_1"] / found["steps"] == ctar
 
 
 @pytest.mark.parametrize("wrong", [{"acceptance_histogram": [1, "2"], "num_draft_tokens": 1}, {}])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def test_a_failed_question_is_out_of_both_sides_and_an_unpaired_block_too() -> N
     (row,) = summarise(
         records([*requests, line(9, "speculative", 9.0, block=7)], [*BLOCKS, block(7, "speculative", 9)])
     )["levels"]
-    assert (row["questions"], row["failed"], row["blocks"]) == (3, 1, 2)
+    assert (row["questions"], row["failed"], row["blocks"]) == (3, 1, 1)
 
 
 def test_acceptance_of_answers_and_else_of_counters() -> None:
@@ -148,3 +149,53 @@ def test_a_throughput_of_one_block_has_no_interval_and_that_is_said() -> None:
 def test_nothing_finished_yet_has_a_table_too() -> None:
     found = summarise(records([], []))
     assert found["levels"] == [] and "no block was finished by both servers yet" in format_table(found)
+
+
+def counters(accepted: int = 6, tokens: int = 22, **more: Any) -> dict[str, Any]:
+    """What a server counted of a block of FOUR: two answers of 11 tokens."""
+    said = {"accepted": accepted, "drafted": 20, "steps": None, "deeper": [4, 2], "drafts": 7}
+    return {"acceptance": said, "counted_tokens": tokens, **more}
+
+
+def test_verdicts_of_failed_questions_count_no_more_than_their_turns() -> None:
+    verdicts = [{"level": 2, "repeat": 0, "question_id": q, "turn": 0, "verdict": "equal"} for q in range(4)]
+    (row,) = summarise(replace(records(FOUR, BLOCKS), verdicts=verdicts))["levels"]
+    assert (row["turns"], row["equal"], row["unchecked"]) == (4, 4, 0)
+    later = line(1, SIDES[0], 0.0, turn=1, status="failed", new_tokens=None)
+    (row,) = summarise(replace(records([*FOUR, later], BLOCKS), verdicts=verdicts))["levels"]
+    assert (row["failed"], row["turns"], row["equal"], row["unchecked"]) == (1, 3, 3, 0)
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_a_block_with_a_failed_request_is_in_no_sum_over_blocks(side: str) -> None:
+    """Its seconds and the server's counts have the request, its tokens are known to nobody."""
+    blocks = [one | counters() if one["side"] == SIDES[0] else one | {"counted_tokens": 22} for one in BLOCKS]
+    (whole,) = summarise(records(FOUR, blocks))["levels"]
+    assert whole["cr"] == pytest.approx(40 / 28) and whole["acceptance_from"] == "counters"
+    lost = {"status": "failed", "new_tokens": None}
+    requests = [one | lost if (one["question_id"], one["side"]) == (1, side) else one for one in FOUR]
+    found = summarise(records(requests, [blocks[0] | counters(15), blocks[1] | {"wall_s": 99}, *blocks[2:]]))
+    (row,) = found["levels"]
+    for name in ("cr", "ctar", "throughput_ratio", "baseline_throughput", "foreign_tokens"):
+        assert row[name] == whole[name], name
+    assert "; throughput and the servers' counts are of the blocks without them" in format_table(found)
+    requests = [one | lost if one["side"] == side and one["question_id"] in (1, 2) else one for one in FOUR]
+    (row,) = summarise(records(requests, blocks))["levels"]
+    assert (row["throughput"], row["throughput_ratio"], row["cr"], row["foreign_tokens"]) == (None,) * 4
+
+
+def test_counters_that_begin_anew_are_in_no_cr_and_said() -> None:
+    blocks = [one | counters() if one["side"] == SIDES[0] else one | {"counted_tokens": 22} for one in BLOCKS]
+    found = summarise(records(FOUR, [blocks[0] | counters(1, tokens=9), *blocks[1:]]))
+    (row,) = found["levels"]
+    assert row["cr"] == pytest.approx(20 / 14) and row["foreign_tokens"] == 0 and row["recounted_blocks"] == 1
+    assert "1 block in which a server began to count anew" in format_table(found)
+    found = summarise(records(FOUR, [blocks[0] | counters(tokens=30), *blocks[1:]]))
+    assert "8 tokens beyond these answers': others used them too, and CR and CTAR count theirs" in format_table(found)
+
+
+def test_answers_that_do_not_tell_their_steps_are_said() -> None:
+    told = [one | {"acceptance": {"accepted": 5, "drafted": 10, "steps": None, "deeper": None}} for one in FOUR]
+    found = summarise(records([told[0], *FOUR[1:]], BLOCKS))
+    assert "CR and CTAR are of 1 of 4 answers: the others do not tell their steps" in format_table(found)
+    assert "do not tell" not in format_table(summarise(records(told, BLOCKS)))
