@@ -4,6 +4,7 @@ A vanilla step is one pass of one row. A step of a method is a pass over `drafte
 its draft has not run already and the head, and a draft of `a + b * drafted` seconds, and overhead.
 
 own: least squares over the turns that were recorded: verify over steps and rows, draft over steps and drafted tokens.
+    A pass of one row takes at least what vanilla's does, of the layers that it runs.
 speed: passes as bench.speed timed them, between its numbers of rows by straight lines; vanilla, draft and overhead as
     in the turns that it ran of the method, and verifying by least squares over their steps and passes. Of a method
     that it did not run, draft and overhead take as many vanilla passes as in the run: that holds where both machines
@@ -192,9 +193,13 @@ def _fit_draft(answers: Times, draft: Draft) -> tuple[float, float]:
 def own(answers: Times, baseline: Times, draft: Draft) -> Costs:
     """From the times of both sides."""
     of_pass = filled if draft.fixed and not draft.foreign else np.asarray
-    per_step, per_row = _fit(
-        answers.steps, answers.total(lambda drafted: of_pass(draft.rows(drafted))), answers.verify_s
-    )
+    rows = answers.total(lambda drafted: of_pass(draft.rows(drafted)))
+    per_step, per_row = _fit(answers.steps, rows, answers.verify_s)
+    least = (draft.share or 0.0) * float(baseline.verify_s.sum() / max(baseline.steps.sum(), 1))
+    if per_row and per_step + per_row < least:  # turns that differ little in rows leave the line where it likes
+        more = max(float(answers.verify_s.sum() - least * answers.steps.sum()), 0.0)
+        per_row = more / float((rows - answers.steps).sum())
+        per_step = float(answers.verify_s.sum() - per_row * rows.sum()) / float(answers.steps.sum())
     draft_step, draft_token = _fit_draft(answers, draft)
     left = answers.decoding_s() - float(answers.draft_s.sum() + answers.verify_s.sum())
     return Costs(
