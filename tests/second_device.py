@@ -1,7 +1,9 @@
 """A second device made of CPU memory: it proves without a GPU what a GPU would see of the host's ways.
 
 Its tensors keep their values on the CPU, where every operation on them is done. They refuse to meet a CPU tensor of one
-dimension or more, and whatever would make a GPU's host wait is counted. Nothing here says how fast anything is.
+dimension or more, and what makes a GPU's host wait is counted: values and shapes that come back, and copies that were
+not begun with non_blocking (whether their memory is pinned is not seen). What torch's own operations ask of a device by
+themselves, such as some of linalg, is not. Nothing here says how fast anything is.
 
 torch lets Python stand for a backend that it keeps free (PrivateUse1): tensors are a subclass, what makes the first
 tensor of a device is registered, and the random generators, which no Python can bring, are the CPU's.
@@ -85,22 +87,21 @@ class Second(Tensor):
 
 
 def _perform(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    name, ours, strangers = operation.overloadpacket.__name__, dict[int, Second](), list[Tensor]()
+    name, ours, others = operation.overloadpacket.__name__, dict[int, Second](), list[Tensor]()
 
     def value(tensor: Tensor) -> Tensor:
         if isinstance(tensor, Second):
             ours[id(tensor.values)] = tensor
             return tensor.values
-        if tensor.dim():
-            strangers.append(tensor)
+        others.append(tensor)
         return tensor
 
     values = [_each(argument, value) for argument in args]
     keywords = {key: _each(argument, value) for key, argument in kwargs.items()}
-    if strangers and name not in COPIES:
+    if name not in COPIES and any(tensor.dim() for tensor in others):
         raise Strayed(f"{name} of tensors on the second device and on the CPU")
     download = not isinstance(args[0], Second) if name == "copy_" else keywords.get("device") == CPU
-    if download or _waits(operation, name, args, keywords, upload=bool(strangers)):
+    if download or _waits(operation, name, args, keywords, upload=name in COPIES and bool(others)):
         waits.append(name)
     if "device" in keywords:
         keywords["device"] = CPU

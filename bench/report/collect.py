@@ -15,7 +15,8 @@ from bench import published, words
 from bench.questions.spec_bench import SUBTASKS
 from bench.records.directory import run_folders
 from bench.records.frame import Run, asked_otherwise, merge, ordered_subtasks, read_run
-from bench.records.identity import HARDWARE, differences, environment, file_keys, measured
+from bench.records.identity import differences, environment, file_keys, measured
+from bench.report.machines import machine_labels
 from bench.serve.metrics import Comparison
 from methods.digest import sha256
 from methods.errors import UserError
@@ -157,12 +158,18 @@ def collect(results_dir: Path, imported: Sequence[Run] = (), others: Sequence[Co
     servers = [*Comparison.all_below(results_dir, unread), *others]
     if not folders and not imported and not servers:
         raise UserError(f"{results_dir}: no runs in it; expected {results_dir}/runs/<model>/<method>/<hash>/run.json")
-    runs, odd = list(imported), []
+    runs, odd, known = list(imported), [], dict[str, Path]()
     for folder in folders:
         try:
-            runs.append(read_run(folder))
+            run = read_run(folder)
         except UserError as error:
             odd.append(str(error))
+            continue
+        said = json.dumps([run.info, run.answers.wall_s.tolist()], sort_keys=True)
+        if (first := known.setdefault(said, folder)) is folder or not len(run.answers):
+            runs.append(run)
+        else:
+            unread.append(f"left out: {folder}: a copy of {first}")
     collection = replace(group_runs(runs, [*(f"left out: {text}" for text in odd), *unread]), servers=tuple(servers))
     if not collection.groups and not servers:
         why = f"none that can be read: {odd[0]}" if odd else "no answers in any of them yet"
@@ -318,7 +325,7 @@ def _labels(runs: list[Run]) -> list[str]:
             asked["questions"] = f"{_brief(run.config['data']['path'])} as {mine.get('questions')}"
         ends = Counter(key.rpartition(".")[2] for key in keys)
         names = {key: end if ends[end := key.rpartition(".")[2]] == 1 else key for key in keys if key in mine}
-        parts = [f"{name}={_brief((mine | asked)[key])}" for key, name in names.items()]
+        parts = [f"{name}={asked.get(key) or _brief_of(key, mine, same)}" for key, name in names.items()]
         named.append([run.method, *filter(None, [said]), *parts])
     labels = []
     for place, (method, *parts) in enumerate(named):
@@ -328,13 +335,23 @@ def _labels(runs: list[Run]) -> list[str]:
     return labels
 
 
-def _brief(value: Any) -> str:
-    """A setting for a label: a list joined, a path by its last part."""
+def _brief_of(key: str, mine: dict[str, Any], same: Sequence[dict[str, Any]]) -> str:
+    """One run's value for a label: as much of a path as tells it from other runs'."""
+    others = [other[key] for other in same if key in other and other[key] != mine[key]]
+    for parts in range(1, str(mine[key]).count("/") + 2):
+        brief = _brief(mine[key], parts)
+        if all(_brief(other, parts) != brief for other in others):
+            return brief
+    return str(mine[key])
+
+
+def _brief(value: Any, parts: int = 1) -> str:
+    """A setting for a label: a list joined, a path by its last parts."""
     if isinstance(value, (list, tuple)):
-        return "+".join(map(_brief, value))
+        return "+".join(_brief(one, parts) for one in value)
     if value is None or isinstance(value, bool):
         return json.dumps(value)
-    return str(value).rstrip("/").rsplit("/", 1)[-1]
+    return "/".join(str(value).rstrip("/").split("/")[-parts:])
 
 
 def _group_warnings(entries: Sequence[Entry]) -> list[str]:
@@ -367,30 +384,3 @@ def _scattered_shards(groups: Sequence[Group]) -> list[str]:
         for ours, theirs in product(a.entries, b.entries)
         if _shards(ours.run) > 1 and ours.run.method == theirs.run.method and identity(ours.run) == identity(theirs.run)
     ]
-
-
-def machine_labels(environments: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """A phrase for each machine; where two would be the same, with the versions and sizes that differ."""
-    labels = {place: _machine_label(found) for place, found in environments.items()}
-    for label, count in Counter(labels.values()).items():
-        if count == 1:
-            continue
-        alike = [place for place in labels if labels[place] == label]
-        first = environments[alike[0]]
-        keys = dict.fromkeys(key for place in alike for key, _, _ in differences(first, environments[place]))
-        for place in alike:
-            parts = [f"{key.removeprefix('packages.')} {environments[place].get(key) or 'unknown'}" for key in keys]
-            labels[place] = ", ".join([label, *parts])
-    return labels
-
-
-def _machine_label(found: dict[str, Any]) -> str:
-    """One phrase for a machine: GPU or CPU, cores, threads, dtype, and the engine."""
-    if not any(found.get(key) for key in HARDWARE):
-        return "machine not recorded"
-    parts = [str(found.get("gpu") or found.get("cpu") or "unknown processor")]
-    if not found.get("gpu"):
-        parts += [words.plural("core", found["cores"])] if found.get("cores") else []
-        parts += [words.plural("thread", found["threads"])] if found.get("threads") else []
-    parts += [str(found["dtype"])] if found.get("dtype") else []
-    return ", ".join([*parts, f"{found['engine']} engine"])

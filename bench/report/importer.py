@@ -26,6 +26,11 @@ UNKNOWN = (
     "imported: machine, settings, phases, token ids and the margins of differences are not in these files; whether its "
     "speed may stand beside another's, they do not tell"
 )
+LEFT_OUT = "each turn's first accept_length, the token of the prefill, is no step and is left out"
+UNTOLD = (
+    "the file does not tell whether the prompt's pass is among its steps, as in Spec-Bench's PLD; if it is, CR and "
+    "CTAR count it"
+)
 
 
 @dataclass(frozen=True)
@@ -48,8 +53,22 @@ def import_runs(files: Sequence[Path], baseline: Sequence[Path], *, model: str =
     for path in files:
         answers = _answers(path)
         by_id.setdefault(answers[0].model_id, []).append((path, answers))
+    for members in by_id.values():
+        _check_repeats(members)
     theirs = [_answers(path) for path in baseline]
     return [_run(model_id, members, theirs, model, method) for model_id, members in by_id.items()]
+
+
+def _check_repeats(members: Sequence[tuple[Path, list[_Answer]]]) -> None:
+    """Raises UserError for answers that are given twice: a repeat takes other times."""
+    seen: dict[tuple[Any, ...], Path] = {}
+    for path, answers in members:
+        times = tuple((row.question_id, row.turn, row.wall_s) for answer in answers for row in answer.rows)
+        if times in seen:
+            raise UserError(
+                f"import: {seen[times]} and {path} hold the same answers with the same times; give one of them"
+            )
+        seen[times] = path
 
 
 def _answers(path: Path) -> list[_Answer]:
@@ -95,6 +114,7 @@ def _run(model_id: str, members: list[tuple[Path, list[_Answer]]], theirs: list[
                         "baseline file for all, or one for each")  # fmt: skip
     paired = [theirs[0] if len(theirs) == 1 else theirs[n] for n in range(len(members))] if theirs else []
     rows, notes = _turns([answers for _, answers in members])
+    notes += _unlike_repeats(model_id, rows)
     baseline = _turns(paired)[0]
     failed = [(row.question_id, row.subtask, row.repeat, row.turn, "failed", "the answer file says ERROR")
               for row in [*rows, *baseline] if row.text == ERROR]  # fmt: skip
@@ -112,10 +132,9 @@ def _run(model_id: str, members: list[tuple[Path, list[_Answer]]], theirs: list[
 def _turns(repeats: Sequence[list[_Answer]]) -> tuple[list[Row], list[str]]:
     everything = [answer for answers in repeats for answer in answers]
     prefill = all(map(_starts_with_prefill, everything))
-    left_out = prefill and any(len(answer.lengths) for answer in everything)
-    notes = (
-        ["each turn's first accept_length, the token of the prefill, is no step and is left out"] if left_out else []
-    )
+    notes = []
+    if any(len(answer.lengths) for answer in everything):
+        notes = [LEFT_OUT if prefill else UNTOLD]
     return [
         replace(row, repeat=repeat, lengths=lengths)
         for repeat, answers in enumerate(repeats)
@@ -144,6 +163,16 @@ def _lengths_by_turn(answer: _Answer, prefill: bool) -> list[np.ndarray | None]:
     ends = np.cumsum(counts)
     found = [lengths[end - count : end] for end, count in zip(ends, counts, strict=True)]
     return [part[1:] if prefill else part for part in found]
+
+
+def _unlike_repeats(model_id: str, rows: Sequence[Row]) -> list[str]:
+    """What is to say where greedy repeats would be the same."""
+    tokens: dict[tuple[Any, int], set[int]] = {}
+    for row in rows:
+        tokens.setdefault((row.question_id, row.turn), set()).add(row.new_tokens)
+    unlike = sum(len(found) > 1 for found in tokens.values())
+    said = f"{unlike} of {len(tokens)} turns have other numbers of tokens in other files of {model_id}"
+    return [f"{said}: files with one model_id are taken for repeats of one run; are they?"] if unlike else []
 
 
 def _different_texts(answers: pd.DataFrame, baseline: pd.DataFrame | None) -> list[str]:

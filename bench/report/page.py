@@ -137,8 +137,4 @@ def _settings(group: Group) -> dict[str, Any]:
     flat = [flatten(entry.run.config) for entry in group.entries]
     keys = list(dict.fromkeys(key for one in flat for key in one))
     same = {key: flat[0].get(key) for key in keys if all(one.get(key, "") == flat[0].get(key, "") for one in flat)}
-    return {
-        "same": same,
-        "varying": [key for key in keys if key not in same and not incidental(key)],
-        "flat": flat,
-    }
+    return {"same": same, "varying": [key for key in keys if key not in same and not incidental(key)], "flat": flat}

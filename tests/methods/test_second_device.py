@@ -167,11 +167,13 @@ SEEN: dict[str, Any] = {
     "repeat": lambda x: x.repeat_interleave(x.long()),
     "tensor": lambda x: torch.tensor([1, 2], device=x.device),
     "upload": lambda x: torch.ones(3).to(x.device),
+    "a number's tensor": lambda x: torch.tensor(5.0, device=x.device),
+    "a number's assignment": lambda x: x.__setitem__(0, torch.tensor(5.0)),
     "assignment": lambda x: x.__setitem__(slice(None), torch.ones(3)),
 }
 UNSEEN: dict[str, Any] = {
     "upload": lambda x: upload([1, 2], x.device),
-    "number": lambda x: x[1:] * 2 + x.new_full((1,), 3.0),
+    "number": lambda x: x[1:] * 2 + x.new_full((1,), 3.0) + torch.tensor(2.0),
     "argmax": lambda x: x.argmax(),
     "masked fill": lambda x: x.masked_fill(x > 1, 0.0),
     "move": lambda x: x.to(x.device, torch.float64),

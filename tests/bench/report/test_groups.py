@@ -32,13 +32,27 @@ def test_shards_of_one_machine_merge_and_of_two_do_not(tmp_path):
     second = replace(plan, question_ids=tuple(range(6, 12)), config={"shard": "1/2"})
     write_run(tmp_path / "same", second)
     (group,) = collect(tmp_path / "same").groups
-    assert [entry.metrics["overall"]["questions"] for entry in group.entries] == [12]
+    (whole,) = (entry.metrics["overall"] for entry in group.entries)
+    assert whole["questions"] == 12 and whole["speedup"] > 1, "the baselines are one too"
     write_run(tmp_path / "apart", replace(plan, question_ids=tuple(range(6)), config={"shard": "0/2"}))
     write_run(tmp_path / "apart", replace(second, machine=GPU))
     apart = collect(tmp_path / "apart")
     assert len(apart.groups) == 2
     assert "not merged" in apart.warnings[0] and "NVIDIA H100" in apart.warnings[0]
     assert "1 of 2 shards" in str(group_notes(apart.groups[0]))
+    write_run(tmp_path / "other", replace(plan, question_ids=tuple(range(6)), config={"shard": "0/2"}))
+    write_run(tmp_path / "other", replace(second, machine=GPU, settings={"eta": 0.3}))
+    assert "not merged" not in str(collect(tmp_path / "other").warnings), "of another setting they are no parts"
+
+
+def test_shards_without_a_baseline_are_one_run_without_it(tmp_path):
+    plan = Plan(per_category=1, repeats=1, baseline=False)
+    for part in range(2):
+        ids = tuple(range(6 * part, 6 * part + 6))
+        write_run(tmp_path, replace(plan, question_ids=ids, config={"shard": f"{part}/2"}))
+    (group,) = collect(tmp_path).groups
+    (entry,) = group.entries
+    assert entry.run.baseline is None and len(entry.run.folders) == 2 and entry.metrics["overall"]["speedup"] is None
 
 
 def test_runs_of_one_method_are_told_apart_by_their_settings(tmp_path):
@@ -87,9 +101,33 @@ def test_a_setting_rather_than_a_path_labels_and_orders_runs(tmp_path):
 
 def test_the_same_configuration_twice_is_two_runs(tmp_path):
     folder = write_run(tmp_path, Plan(per_category=1, repeats=1))
-    shutil.copytree(folder, folder.with_name(f"{folder.name}-2"))
+    again = folder.with_name(f"{folder.name}-2")
+    changed(shutil.copytree(folder, again), started="2025-01-02T00:00:00+00:00")
     (group,) = collect(tmp_path).groups
     assert [entry.label for entry in group.entries] == ["kangaroo (run 1)", "kangaroo (run 2)"]
+
+
+def test_a_copy_of_a_run_is_no_measurement_more(tmp_path):
+    folder = write_run(tmp_path, Plan(per_category=1, repeats=1))
+    copy = shutil.copytree(folder, folder.with_name("copied"))
+    found = collect(tmp_path)
+    assert [entry.label for group in found.groups for entry in group.entries] == ["kangaroo"]
+    first, second = sorted((folder, copy))
+    assert found.warnings == (f"left out: {second}: a copy of {first}",)
+    with (copy / "answers.jsonl").open("r+") as file:
+        file.truncate(len(file.readline()))
+    (group,) = collect(tmp_path).groups
+    assert len(group.entries) == 2, "with other answers it may be one"
+
+
+def test_paths_that_end_alike_are_told_apart_by_what_is_before(tmp_path):
+    for folder in ("/far/x/draft", "/far/y/draft", "/far/z/other"):
+        write_run(tmp_path, Plan(method="rest", per_category=1, repeats=1, settings={"datastore": folder}))
+    write_run(tmp_path, Plan(method="rest", per_category=1, repeats=1))
+    (group,) = collect(tmp_path).groups
+    assert [entry.label for entry in group.entries] == [
+        *("rest", "rest (datastore=x/draft)", "rest (datastore=y/draft)", "rest (datastore=other)")
+    ]
 
 
 def test_shards_of_two_question_files_are_not_merged(tmp_path):

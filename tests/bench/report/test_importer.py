@@ -66,6 +66,8 @@ def test_what_they_cannot_know_is_empty(spec_bench):
     assert (overall["equal"], overall["unchecked"]) == (0, 5)
     assert any("imported: machine, settings" in note for note in run.notes)
     assert any("0 of 5 turns have another text" in note for note in run.notes)
+    assert any("does not tell whether the prompt's pass is among its steps" in note for note in run.notes)
+    assert not any("taken for repeats" in note for note in run.notes)
 
 
 def test_the_authors_kangaroo_counts_prefill_as_a_length_which_is_no_step(tmp_path):
@@ -88,6 +90,18 @@ def test_the_authors_kangaroo_counts_prefill_as_a_length_which_is_no_step(tmp_pa
     assert found["overall"]["cr"] == 3.0
     assert found["overall"]["speedup"] is None and any("no baseline" in w["text"] for w in found["warnings"])
     assert any("prefill, is no step" in note for note in run.notes)
+
+
+def test_files_of_one_model_id_that_disagree_are_said_and_one_given_twice_is_refused(tmp_path):
+    files = [
+        answer_file(tmp_path / name / "medusa.jsonl", steps=steps, seconds=seconds)
+        for name, steps, seconds in (("a", [2, 3], 0.5), ("b", [2, 2], 0.4), ("c", [2, 2], 0.4))
+    ]
+    (run,) = import_runs(files[:2], [])
+    assert any("5 of 5 turns have other numbers of tokens in other files of medusa" in note for note in run.notes)
+    for pair in (files[1:], [files[0], files[0]]):
+        with pytest.raises(UserError, match=f"{pair[1]} hold the same answers with the same times; give one of them"):
+            import_runs(pair, [])
 
 
 def test_failed_turns_leave_both_sides(spec_bench):

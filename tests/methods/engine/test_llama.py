@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch.nn import functional as F
 
@@ -31,8 +32,17 @@ def test_attention_takes_an_input_of_any_width_beside_its_residual() -> None:
     weights = AttentionWeights(qkv=Matrix(qkv), output=Matrix(output))
     got = self_attention(wide, residual, weights, config, turned, None, None, 0)
     torch.testing.assert_close(got, wanted)
-    cache = KVCache(layers=1, kv_heads=heads, capacity=8, head_dim=size, dtype=torch.float32, device=rope.cos.device)
+    cache = KVCache(torch.zeros(1, 2, heads, 8, size), 8)
     for row in range(7):
         at = slice(row, row + 1)
         one = self_attention(wide[at], residual[at], weights, config, rope.at(torch.tensor([row])), None, cache, 0)
         torch.testing.assert_close(one, wanted[at])
+
+
+def test_a_full_cache_takes_no_row_more() -> None:
+    model = tiny_llama()
+    cache, shape = model.new_cache(3), model.config
+    rows = torch.zeros(3, shape.num_kv_heads, shape.head_dim)
+    cache.append(0, rows, rows)
+    with pytest.raises(IndexError):
+        cache.append(0, rows[:1], rows[:1])
