@@ -22,7 +22,8 @@ from bench.report.collect import Collection, Group
 from bench.report.tables import title
 from bench.sources import cached_file
 
-Key = tuple[str, Any]  # subtask and id of a question: another file may have the same ids, hardly in the same subtasks
+Key = tuple[str, Any]  # subtask and id of a question
+Place = tuple[str, Any, int]  # and which of the texts that question files have for it
 BUILT_IN = BENCH / "assets" / "joey" / "question.jsonl"  # what runs of before there were question sets asked joey
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 LOOKUP = np.frombuffer(DIGITS.encode(), dtype=np.uint8)
@@ -120,25 +121,22 @@ def group_payload(group: Group, limit: int | None) -> dict[str, Any]:
     """
     texts = Texts()
     questions: list[list[Any]] = []
-    places: dict[Key, int] = {}
-    asked: dict[Key, list[str]] = {}
-    for entry in group.entries:
-        known = prompts(entry.run)
-        for key in _keys(entry.run):
-            turns = known.get(key[1], [])
-            if turns and asked.setdefault(key, turns) != turns:
-                asked[key] = []  # two question files: neither is every method's
-    by_subtask: dict[str, list[Key]] = {}
-    for key in dict.fromkeys(key for entry in group.entries for key in _keys(entry.run)):
-        by_subtask.setdefault(key[0], []).append(key)
-    shown: set[Key] = set()
-    for subtask, keys in by_subtask.items():
-        for number, key in enumerate(keys):
+    asked: dict[Key, list[list[str]]] = {}
+    known = [_places(entry.run, asked) for entry in group.entries]
+    by_subtask: dict[str, list[Place]] = {}
+    for place in dict.fromkeys(place for found in known for place in found.values()):
+        by_subtask.setdefault(place[0], []).append(place)
+    numbers: dict[Place, int] = {}
+    shown: set[Place] = set()
+    for subtask, listed in by_subtask.items():
+        for number, place in enumerate(listed):
             included = limit is None or number < limit
-            shown |= {key} if included else set()
-            places[key] = len(questions)
-            questions.append([key[1], subtask, asked.get(key, []) if included else []])
-    rows = [_method_rows(entry.run, places, shown, texts) for entry in group.entries]
+            shown |= {place} if included else set()
+            numbers[place] = len(questions)
+            files = asked[subtask, place[1]]
+            questions.append([place[1], subtask, files[place[2]] if included and files else []])
+    of_runs = zip(group.entries, known, strict=True)
+    rows = [_method_rows(entry.run, places, numbers, shown, texts) for entry, places in of_runs]
     return {
         "methods": [entry.label for entry in group.entries],
         "questions": questions,
@@ -149,25 +147,33 @@ def group_payload(group: Group, limit: int | None) -> dict[str, Any]:
     }
 
 
-def _keys(run: Run) -> list[Key]:
-    """The questions of a run, in order."""
-    pairs = run.answers[["subtask", "question_id"]].drop_duplicates()
-    return list(pairs.itertuples(index=False, name=None))
+def _places(run: Run, asked: dict[Key, list[list[str]]]) -> dict[Key, Place]:
+    """The questions of a run, in order; `asked` gets the texts of its question file. One that is unknown is any."""
+    known = prompts(run)
+    found = {}
+    for key in run.answers[["subtask", "question_id"]].drop_duplicates().itertuples(index=False, name=None):
+        turns, texts = known.get(key[1]), asked.setdefault(key, [])
+        if turns and turns not in texts:
+            texts.append(turns)
+        found[key] = (*key, texts.index(turns) if turns else 0)
+    return found
 
 
-def _method_rows(run: Run, places: dict[Key, int], shown: set[Key], texts: Texts) -> list[list[Any]]:
+def _method_rows(
+    run: Run, places: dict[Key, Place], numbers: dict[Place, int], shown: set[Place], texts: Texts
+) -> list[list[Any]]:
     tokenizer = load_tokenizer(run)
     answers: dict[Key, list[list[Any]]] = {}
     first = run.answers[run.answers.repeat == run.answers.repeat.min()]
     for turn in first.itertuples():
-        if (key := (turn.subtask, turn.question_id)) in shown:
+        if places[key := (turn.subtask, turn.question_id)] in shown:
             place = texts.place(turn.text, turn.token_ids, tokenizer)
             answers.setdefault(key, []).append([place, "" if turn.lengths is None else _packed(turn.lengths)])
     rows = []
     for row in question_table(run).itertuples():
         key = row.subtask, row.Index
-        numbers = [_rounded(row.speedup), _rounded(row.tokens_per_s), _rounded(row.cr), int(row.tokens)]
-        rows.append([places[key], *numbers, row.verdict, answers.get(key, 0)])
+        figures = [_rounded(row.speedup), _rounded(row.tokens_per_s), _rounded(row.cr), int(row.tokens)]
+        rows.append([numbers[places[key]], *figures, row.verdict, answers.get(key, 0)])
     return rows
 
 

@@ -18,7 +18,7 @@ from bench.report.page import write_page
 from bench.report.tables import write_tables
 from bench.words import show, show_interval
 from tests.bench.report.browser import chromium, view
-from tests.bench.report.simulate import MACHINE, Plan, Truth, write_run, write_tokenizer
+from tests.bench.report.simulate import MACHINE, Plan, Truth, changed, write_run, write_tokenizer
 
 HOSTILE = (
     "</script><script>document.title = 'broken'</script><img src=x onerror=\"document.title='broken'\"> & <b>b</b>"
@@ -374,3 +374,17 @@ def test_questions_of_two_files_are_told_apart_where_their_ids_are_not(tmp_path:
     assert found == [("mine", 1), ("mine", 2), ("mine", 3), ("qa", 1), ("qa", 2)]
     assert sorted(row[0] for rows in payload["rows"] for row in rows) == [0, 1, 2, 3, 4]
     assert "2 runs, 5 questions" in " ".join(write_page(collect(tmp_path), tmp_path).read_text().split())
+
+
+def test_two_files_texts_of_one_id_are_two_rows_and_an_unknown_one_is_the_firsts(tmp_path: Path) -> None:
+    for name, asked in (("a.txt", "What?\nWho?\n"), ("b.txt", "What?\nWhy?\n"), ("gone.txt", "")):
+        file = tmp_path / name
+        if asked:
+            file.write_text(asked)
+        plan = Plan(per_category=2, repeats=1, categories=("qa",), config={"data": {"path": str(file)}})
+        changed(write_run(tmp_path, plan), started=name)  # in this order
+    (payload,) = payloads(collect(tmp_path))
+    questions = sorted((question, *turns) for question, _, turns in payload["questions"])
+    assert questions == [(1, "What?"), (2, "Who?"), (2, "Why?")]
+    shared = [[payload["questions"][row[0]][2] for row in rows] for rows in payload["rows"]]
+    assert shared == [[["What?"], ["Who?"]], [["What?"], ["Why?"]], [["What?"], ["Who?"]]]
