@@ -167,15 +167,12 @@ def paired_turns(run: Run) -> tuple[pd.DataFrame, pd.DataFrame | None, int]:
     numbers = [column for column in run.answers if column not in BULKY]
     if run.baseline is None:
         return sides[0][numbers], None, 0
-    asked = [
-        dict(zip(zip(turns.question_id, turns.repeat, turns.turn, strict=True), turns.prompt_sha256, strict=True))
-        for turns in sides
-    ]
+    keys = [list(turns[["question_id", "repeat", "turn"]].itertuples(index=False, name=None)) for turns in sides]
+    asked = [dict(zip(own, turns.prompt_sha256, strict=True)) for own, turns in zip(keys, sides, strict=True)]
     odd = {key[:2] for key in asked[0].keys() ^ asked[1].keys()}
     odd |= {key[:2] for key, prompt in asked[0].items() if _differ(prompt, asked[1].get(key))}
     ours, theirs = (
-        turns.loc[[key not in odd for key in zip(turns.question_id, turns.repeat, strict=True)], numbers]
-        for turns in sides
+        turns.loc[[key[:2] not in odd for key in own], numbers] for own, turns in zip(keys, sides, strict=True)
     )
     return ours, theirs, len(odd)
 
