@@ -149,12 +149,13 @@ def perform(conf: Conf, experiment: Experiment, arguments: Arguments) -> int:
     from bench.session import run
     from bench.train.work import train
 
-    cells, lacking = [], dict[str, list[str]]()  # what is wrong: with which methods
+    cells, lacking = list[Cell](), dict[str, list[str]]()  # what is wrong: with which methods
     for overrides in experiment.cells():
         try:
             cell = make_cell(conf, experiment, arguments, overrides)
             bind(cell.run.method, "method", model=cell.run.model.name)
-            cells.append(cell)
+            if all(cell.run != other.run for other in cells):
+                cells.append(cell)
         except UserError as error:
             lacking.setdefault(str(error), []).append(overrides["method"])
     if lacking:
@@ -237,8 +238,10 @@ def _read_by_training(conf: Conf, method: str) -> set[str]:
 
 
 def training_hash(settings: Train) -> str:
-    """Ten hexadecimal digits that name what is trained, for which weights and on what."""
+    """Ten hexadecimal digits that name what is trained, for which weights, from which and on what."""
+    from bench.binder import file_hashes
     from bench.digests import sha256 as file_sha256
+    from bench.train.work import fitting
 
     text, model = settings.data.path, settings.model
     if not text:
@@ -249,17 +252,22 @@ def training_hash(settings: Train) -> str:
     node = {key: value for key, value in settings.train.items() if key not in ("output", "resume")}
     # Of a text that is a file its content counts; the built-in one follows from its settings.
     content = [file_sha256(Path(text))] if Path(text).is_file() else []
-    facts = [node, _weights(model.path, model.revision), *content]
+    begins = {key: file_hashes(path, draft=True) for key, path in fitting(settings).fetch(model=model).files()}
+    facts = [node, _target_files(model.path, model.revision, model.chat_template), begins, *content]
     return sha256(json.dumps(facts, sort_keys=True))[:10]
 
 
 @cache
-def _weights(path: str, revision: str | None) -> dict[str, str]:
+def _target_files(path: str, revision: str | None, template: str | None) -> dict[str, str]:
+    """What of the target is read by a training: weights, tokenizer and chat template."""
     from bench.binder import file_hashes
+    from bench.chat import chat_files
+    from bench.digests import sha256 as file_sha256
     from bench.places import locate
     from methods.engine.hub import resolve
 
-    return file_hashes(resolve(locate(path), revision))
+    folder = resolve(locate(path), revision)
+    return {**file_hashes(folder), **{file.name: file_sha256(file) for file in chat_files(folder, template)}}
 
 
 def _written(settings: Mapping[str, Any]) -> list[str]:

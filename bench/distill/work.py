@@ -249,10 +249,16 @@ def _prompts(settings: Distill, chat: Chat) -> list[list[str]]:
 
 def _read_prompts(path: Path) -> Iterable[list[str]]:
     left_out: list[str] = []
+    opened: list[str] = []
     for name, record in records(path, "prompts"):
         try:
             yield user_turns(record)
         except ValueError as error:
             left_out.append(f"{name}: {error}")
+        else:
+            opened += [name] if asked(record)[0] else []
     if left_out:
         print(f"prompts={path}: {len(left_out)} without a prompt left out (first: {left_out[0]})", file=sys.stderr)
+    if opened:
+        print(f"prompts={path}: the system messages of {len(opened)} are left out (first: {opened[0]}); "
+              "model.system_prompt= gives all one", file=sys.stderr)  # fmt: skip

@@ -265,8 +265,9 @@ def _group(machine: str, model: str, runs: list[Run], slug: str) -> Group:
     merged, warnings = list[Run](), list[str]()
     for members in by_config.values():
         shards = {str(run.config.get("shard")) for run in members}
+        parts = len(shards) == len(members) and len({*map(_shards, members)}) == 1
         try:
-            merged += [merge(members)] if len(shards) == len(members) else members
+            merged += [merge(members)] if parts else members
         except UserError as error:
             warnings.append(str(error))
             merged += members

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +33,7 @@ Reads every run below results_dir/runs and every pair of servers below results_d
   model=, method=      names for imported runs, where model_id does not tell them
   --compare A B        two run directories, paired by question
 """
+MADE = ".made.json"  # names of the files of a report
 LISTS = ("import", "baseline")
 FOLDERS = ("results_dir", "output")  # a shell leaves the ~ of KEY=~/place as it is
 DEFAULTS = {"results_dir": "results", "output": "", "model": "", "method": ""}
@@ -63,7 +66,7 @@ def parse(arguments: Sequence[str]) -> Settings:
             continue
         valid = {*DEFAULTS, *LISTS}
         if key not in valid:
-            raise UserError(f"{argument}: unknown argument; {nearest(key, valid)}")
+            raise UserError(f"{argument}: unknown argument; {nearest(key, {*valid, '--compare'})}")
         if not value:
             raise UserError(f"{argument}: expected {key}=VALUE")
         current = key if key in LISTS else ""
@@ -137,4 +140,20 @@ def write_collection(collection: Collection, out: Path) -> list[Path]:
     if collection.groups:
         written += write_tables(collection, out)
     written += write_figures(collection, out)
-    return [*written, write_records(collection, out)] if collection.groups else written
+    written += [write_records(collection, out)] if collection.groups else []
+    _forget(out, [path.name for path in written])
+    return written
+
+
+def _forget(out: Path, made: Sequence[str]) -> None:
+    """Remove what an earlier report in this folder made and this one does not, such as a figure of runs that are gone.
+
+    It knows by a list of its own; what others have put there stays.
+    """
+    from bench.files import replace_text
+
+    with suppress(OSError, ValueError, TypeError):
+        before = json.loads((out / MADE).read_text(encoding="utf-8"))
+        for name in {name for name in before if name == Path(name).name} - set(made):
+            (out / name).unlink(missing_ok=True)
+    replace_text(out / MADE, json.dumps(sorted(made)), "output")

@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +76,9 @@ def main(conf: Conf, overrides: list[str]) -> int:
             sections.append(found)
             print(format_section(found, str(device), demonstration=model.built_in), flush=True)
     written = results / "speed" / f"{speed.model.label}.json"
+    if written.exists():  # nothing recorded is lost
+        older = next(file for n in count(1) if not (file := written.with_name(f"{written.stem}-{n}.json")).exists())
+        print(f"what was there is now {written.rename(older)}")
     record = {
         "config": asdict(speed),
         "model": speed.model.label,

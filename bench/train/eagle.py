@@ -137,7 +137,7 @@ def train(
         title=f"EAGLE draft model for {source.name}",
         module=FeatureTraining(draft, objective, chunk=loop_settings.chunk),
         write=lambda folder: write(folder, draft, dtype),
-        identity={"method": "eagle", "bias": bias, **vars(objective), "target": source.fingerprint()},
+        identity={"method": "eagle", "bias": bias, **vars(objective), **source.identity(dtype)},
         output=Path(output),
     )
     return loop.fit(job, examples, loop_settings, accelerate, seed=seed, resume=resume)

@@ -208,7 +208,7 @@ def train(
             "method": "eagle3",
             "unrolls": unrolls,
             "draft_vocab": draft_vocab,
-            "target": source.fingerprint(),
+            **source.identity(dtype),
             **({} if start_from is None else {"start_from": file_hashes(start_from)}),
         },
         output=Path(output),

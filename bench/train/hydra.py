@@ -130,7 +130,7 @@ def train(
         title=f"Hydra heads for {source.name}",
         module=GroundedTraining(draft, dropout=dropout, chunk=loop_settings.chunk),
         write=lambda folder: write(folder, draft, base=model.path, dtype=dtype),
-        identity={"method": "hydra", **shape, "dropout": dropout, "target": source.fingerprint()},
+        identity={"method": "hydra", **shape, "dropout": dropout, **source.identity(dtype)},
         output=Path(output),
     )
     return loop.fit(job, examples, loop_settings, accelerate, seed=seed, resume=resume)

@@ -202,7 +202,7 @@ def train(
             "variant": variant,
             "exit_layer": exit_layer,
             "draft_vocab": draft_vocab,
-            "target": source.fingerprint(),
+            **source.identity(dtype),
             **{key: value for key, value in extra.items() if value is not None},
         },
         output=Path(output),

@@ -217,11 +217,8 @@ class Run:
             parameters, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
         )
         self.module, self.optimizer = accelerate.prepare(job.module, optimizer)
-        self.identity = json.loads(
-            json.dumps(
-                {**job.identity, **settings.identity(), "rows_per_step": rows, "seed": seed, "data": data.digest()}
-            )
-        )
+        known = {"rows_per_step": rows, "seed": seed, "data": data.digest(), "held_out": len(data.held_out)}
+        self.identity = json.loads(json.dumps({**job.identity, **settings.identity(), **known}))
         self.step = self.tokens = 0
         self.window = torch.zeros(4, dtype=torch.float64, device=accelerate.device)
         self.points: list[Point] = []

@@ -161,7 +161,7 @@ def train(
         title=f"Medusa heads for {source.name}",
         module=training,
         write=save,
-        identity={"method": "medusa", "heads": heads, "draft_vocab": draft_vocab, "target": source.fingerprint()},
+        identity={"method": "medusa", "heads": heads, "draft_vocab": draft_vocab, **source.identity(dtype)},
         output=Path(output),
     )
     return loop.fit(job, examples, loop_settings, accelerate, seed=seed, resume=resume)

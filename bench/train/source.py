@@ -45,6 +45,11 @@ class ModelSource:
         tokenizer, render = chat_format(folder, model)
         return cls(model.name, folder, target, tokenizer, render)
 
+    def identity(self, saved: torch.dtype) -> dict[str, str]:
+        """What tells a training on this target from others. saved: how its result is written."""
+        names = {"dtype": self.target.dtype, "save_dtype": saved}
+        return {"target": self.fingerprint(), **{n: str(d).removeprefix("torch.") for n, d in names.items()}}
+
     def fingerprint(self) -> str:
         """Hash that tells one set of weights from another without reading all of them."""
         weights = self.target.weights

@@ -164,7 +164,7 @@ def train(
             "method": "sps",
             **origin,
             **({} if learns == "distribution" else {"learns": learns}),  # there was nothing else once
-            "target": source.fingerprint(),
+            **source.identity(dtype),
         },
         output=Path(output),
     )

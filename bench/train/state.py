@@ -17,6 +17,7 @@ from methods.engine.checkpoint import are_named_tensors
 from methods.errors import UserError, reading
 
 FILE = "training_state.pt"
+LATER = frozenset({"dtype", "save_dtype", "held_out"})  # keys of an identity that came later than the first trainings
 
 
 class AnotherRun(UserError):
@@ -85,8 +86,11 @@ def readable(folder: Path) -> Iterator[None]:
 
 
 def refuse_another(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raises AnotherRun, naming the first key that differs and both values, unless the two runs are one."""
-    for key in sorted({*found, *wanted}):
+    """Raises AnotherRun, naming the first key that differs and both values, unless the two runs are one.
+
+    Of what is in LATER an older run says nothing, and is taken at its word.
+    """
+    for key in sorted({*found, *wanted} - (LATER - found.keys())):
         if found.get(key) != wanted.get(key):
             raise AnotherRun(
                 f"output={folder}: holds a run with {key}={found.get(key)}, this one has {key}={wanted.get(key)}; "

@@ -19,11 +19,11 @@ HALF = np.float16
 
 
 def kept_states(folder: Path, row: Row, compute: Callable[[Row], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """States [n, hidden] of two places of the target for a row, float32 where they come from the disk.
+    """States [n, hidden] of two places of the target for a row, float32 and as half precision holds them.
 
-    folder: where they are kept in half precision, a file a conversation, which is known by its tokens; `compute` gives
-    what is lacking. With float16 a token of a model 576 wide takes 2.3 kB. What half precision cannot hold is not kept.
-    Raises UserError when the disk is full.
+    folder: where they are kept so, a file a conversation, which is known by its tokens; `compute` gives what is
+    lacking. With float16 a token of a model 576 wide takes 2.3 kB. A conversation that half precision cannot hold is
+    not kept, and has its own states. Raises UserError when the disk is full.
     """
     files = [folder / f"{sha256(part.cpu().numpy().tobytes())}.npy" for part in row.tokens.split(row.lengths)]
     found = [_read(file, length) for file, length in zip(files, row.lengths, strict=True)]
@@ -31,14 +31,17 @@ def kept_states(folder: Path, row: Row, compute: Callable[[Row], tuple[Tensor, T
     if len(whole) == len(files):
         kept = torch.from_numpy(np.concatenate(whole, 1)).to(row.tokens.device)
         return kept[0].float(), kept[1].float()
-    states = compute(row)
+    states = torch.stack(compute(row)).float()
     with np.errstate(over="ignore"):
-        parts = torch.stack(states).cpu().float().numpy().astype(HALF)
-    ends = np.cumsum(row.lengths)[:-1]
-    for file, part, known in zip(files, np.split(parts, ends, 1), found, strict=True):
-        if np.isfinite(part).all() and known is None:
+        parts = states.cpu().numpy().astype(HALF)
+    ends = np.cumsum(row.lengths)
+    for file, part, known, end in zip(files, np.split(parts, ends[:-1], 1), found, ends.tolist(), strict=True):
+        if known is None and np.isfinite(part).all():
             replace_file(file, partial(np.save, arr=part))
-    return states
+            known = part
+        if known is not None:  # so that a row says the same when it is met again, as after an interruption
+            states[:, end - known.shape[1] : end] = torch.from_numpy(known).to(states)
+    return states[0], states[1]
 
 
 def _read(file: Path, length: int) -> NDArray[np.float16] | None:

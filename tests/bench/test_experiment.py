@@ -203,6 +203,30 @@ def test_a_training_text_that_changes_begins_a_new_draft(tmp_path: Path) -> None
     assert len(names) == 2
 
 
+def test_whatever_a_training_reads_begins_a_new_draft_when_it_changes(common: list[str], tmp_path: Path) -> None:
+    chat, start = tmp_path / "chat.jinja", tmp_path / "start"
+    chat.write_text("{{ messages }}")
+    overrides = [*common, "name=exit_layer", f"model.chat_template={chat}", f"results_dir={tmp_path / 'none'}"]
+
+    def name(*more: str) -> str | None:
+        experiment._target_files.cache_clear()  # as in another process
+        arguments = Arguments.parse(installed(), [*overrides, *more])
+        found, others = read_experiment(installed(), "exit_layer", "custom").narrowed(arguments.run)
+        cell = make_cell(installed(), found, replace(arguments, run=others), {**next(found.cells())})
+        return cell.output and cell.output.name
+
+    first = name()
+    assert first == name()
+    chat.write_text("{{ messages[0] }}")
+    second = name()
+    assert second != first
+    start.mkdir()
+    (start / "pytorch_model.bin").write_bytes(b"1")
+    third = name(f"training.train.start_from={start}")
+    (start / "pytorch_model.bin").write_bytes(b"2")
+    assert len({first, second, third, name(f"training.train.start_from={start}")}) == 4
+
+
 def test_help_names_the_experiments(capsys: pytest.CaptureFixture[str]) -> None:
     assert experiment.main(["--help"]) == 0
     assert "exit_layer" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 
@@ -138,3 +139,12 @@ def test_the_queue_says_what_runs_and_why_others_wait(cluster: Path) -> None:
 def test_an_interrupted_watcher_says_that_the_jobs_go_on(tmp_path: Path) -> None:
     assert "jobs that were submitted go on" in advice(["-m", "launcher=slurm"])
     assert failure("", None, tmp_path / "0.log").startswith("the job was killed")
+
+
+def test_limits_of_time_in_every_form_are_minutes() -> None:
+    assert [slurm._minutes(text) for text in ("2:00:00", "1-12:30:00", "30:00", "infinite")] == [
+        120,
+        2190,
+        30,
+        math.inf,
+    ]

@@ -193,3 +193,8 @@ def test_a_sequence_is_over_once_another_begins_in_its_cache(model: Llama) -> No
     second.step()
     beside.step()
     assert beside.tokens == first.tokens
+
+
+def test_no_temperature_is_below_zero(model: Llama) -> None:
+    with pytest.raises(UserError, match=r"^temperature=-1.0: must be 0"):
+        Decoder(model, Vanilla(model), temperature=-1.0)

@@ -166,6 +166,15 @@ def test_records_without_a_prompt_are_left_out_and_counted(model: Path, tmp_path
     assert "2 without a prompt left out (first: line 1: nothing is asked in it" in capsys.readouterr().err
 
 
+def test_system_messages_of_prompts_are_left_out_and_said(model: Path, tmp_path: Path, capsys: Any) -> None:
+    said = [{"role": "system", "content": "w9"}, {"role": "user", "content": "w1 w2"}]
+    (tmp_path / "p.jsonl").write_text(json.dumps({"messages": said}) + "\n")
+    assert main(overrides(model, tmp_path, prompts=tmp_path / "p.jsonl")) == 0
+    assert "system messages of 1 are left out (first: line 1); model.system_prompt= gives all one" in (
+        capsys.readouterr().err
+    )
+
+
 def refused(capsys: Any, given: list[str]) -> str:
     assert main(given) == 2
     said = capsys.readouterr().err
@@ -236,3 +245,7 @@ def test_a_state_that_is_none_costs_no_conversation(
     state.write_text(json.dumps({**json.loads(state.read_text()), **change}))
     capsys.readouterr()
     assert "out.jsonl.state.json" in refused(capsys, given) and (tmp_path / "out.jsonl").read_bytes() == written
+
+
+def test_a_shorter_context_is_the_models(model: Path, tmp_path: Path, capsys: Any) -> None:
+    assert "leaves no prompt room in 9 tokens" in refused(capsys, overrides(model, tmp_path, **{"model.context": 9}))

@@ -117,3 +117,10 @@ def test_compare_takes_two_run_directories(tmp_path, capsys):
     assert main(["--compare", str(tmp_path), str(tmp_path)]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert "takes two run directories, not 1" in lines[0] and "no run.json in it" in lines[1] and len(lines) == 2
+
+
+def test_what_the_words_say_is_what_was_computed(tmp_path):
+    a, b = runs(tmp_path, truth=Truth(0.8, 0.1))
+    overall = compare(a, b)[1][-1]
+    assert overall.cr == pytest.approx((Truth(0.6).cr, Truth(0.8).cr), rel=0.03)
+    assert f"Overall: B is {100 * (overall.ratio - 1):.1f} % faster than A" in format_comparison(a, b)

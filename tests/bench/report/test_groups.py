@@ -45,6 +45,31 @@ def test_shards_of_one_machine_merge_and_of_two_do_not(tmp_path):
     assert "not merged" not in str(collect(tmp_path / "other").warnings), "of another setting they are no parts"
 
 
+def test_parts_of_two_partitions_are_no_whole(tmp_path):
+    plan = Plan(per_category=1, repeats=1)
+    for shard, ids in (("0/2", range(6)), ("1/3", range(6, 12))):
+        write_run(tmp_path, replace(plan, question_ids=tuple(ids), config={"shard": shard}))
+    (group,) = collect(tmp_path).groups
+    assert [entry.metrics["overall"]["questions"] for entry in group.entries] == [6, 6]
+    assert "1 of 2 shards" in str(group.warnings) and "1 of 3 shards" in str(group.warnings)
+
+
+def test_what_a_report_makes_no_more_goes_and_what_others_put_there_stays(tmp_path):
+    plan = Plan(per_category=2, repeats=1, categories=("qa",))
+    write_run(tmp_path, plan)
+    gone = write_run(tmp_path, replace(plan, machine=MACHINE | {"cpu": "Other 1"}))
+    out = tmp_path / "report"
+    assert main([f"results_dir={tmp_path}"]) == 0
+    assert any(out.glob("*_B.png"))
+    (out / "mine_B.png").write_text("mine")
+    shutil.rmtree(gone)
+    for listed in (None, "no list", '[7, "..", "x/../../y"]'):
+        if listed:
+            (out / ".made.json").write_text(listed)
+        assert main([f"results_dir={tmp_path}"]) == 0
+        assert [file.name for file in out.glob("*_B.*")] == ["mine_B.png"] and (out / "index.html").is_file()
+
+
 def test_shards_without_a_baseline_are_one_run_without_it(tmp_path):
     plan = Plan(per_category=1, repeats=1, baseline=False)
     for part in range(2):

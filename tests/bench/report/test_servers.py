@@ -14,7 +14,9 @@ import pytest
 from bench.report.collect import collect
 from bench.report.command import main
 from bench.report.figures import figure_load, write_figures
-from bench.report.servers import crossing_span, load_curve, speedup_chart, view
+from bench.report.servers import crossing_span, divergences, load_curve, speedup_chart, view, write_servers
+from bench.serve.metrics import Comparison
+from bench.serve.records import Records
 
 NAME = "<b>ngram"
 
@@ -160,3 +162,16 @@ def test_a_broken_pair_is_left_out_and_said(tmp_path: Path) -> None:
     assert len(collection.servers) == 1
     (warning,) = collection.warnings
     assert warning.startswith(f"left out: {odd}: ") and "the key 'repeat' is missing" in warning
+
+
+def test_without_servers_nothing_is_written(tmp_path: Path) -> None:
+    assert write_servers([], tmp_path) == [] and not any(tmp_path.iterdir())
+
+
+def test_a_difference_is_shown_with_what_is_around_it() -> None:
+    place = {"level": 1, "repeat": 0, "question_id": 1, "turn": 0}
+    said = [("speculative", "x" * 100 + "A" * 100), ("baseline", "x" * 100 + "B" * 100)]
+    requests = [{**place, "side": side, "status": "ok", "text": text} for side, text in said]
+    records = Records(Path("nowhere"), {}, requests, [], [{**place, "verdict": "divergent"}])
+    (one,) = divergences(Comparison(records, {}))
+    assert (one["shared"], one["ours"], one["theirs"]) == ("x" * 60, "A" * 60, "B" * 60)

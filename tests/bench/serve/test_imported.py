@@ -221,3 +221,20 @@ def test_other_json_is_refused(tmp_path: Path) -> None:
             import_comparisons([vllm(tmp_path, "n.json", detailed=False, **nothing)], [])
     with pytest.raises(UserError, match="no result of vllm bench serve"):
         import_comparisons([vllm(tmp_path, "o.json")], [tmp_path / "x.json"])
+
+
+def test_each_setting_of_a_specforge_file_is_held_against_the_row_without_a_draft(tmp_path: Path) -> None:
+    def row(steps: int, throughput: float) -> dict[str, Any]:
+        metrics = {"latency": 10.0, "output_throughput": throughput, "accept_length": 2.0, "num_questions": 20}
+        return {"batch_size": 1, "steps": steps, "topk": 1, "num_draft_tokens": steps + 1, "metrics": [metrics]}
+
+    path = tmp_path / "results.jsonl"
+    path.write_text(json.dumps({"model": "org/draft", "mtbench": [row(0, 100.0), row(3, 220.0), row(5, 300.0)]}))
+    found = import_comparisons([path], [], model="org/model")
+    assert [one.metrics["levels"][0]["throughput_ratio"] for one in found] == pytest.approx([2.2, 3.0])
+
+
+def test_every_percentile_that_a_file_has_is_shown(tmp_path: Path) -> None:
+    (one,) = import_comparisons([vllm(tmp_path, "t.json", detailed=False, median_e2el_ms=60.0, p90_e2el_ms=70.0)], [])
+    (row,) = one.metrics["levels"]
+    assert (row["wall_ms_p50"], row["wall_ms_p90"], row["wall_ms_p99"]) == (60.0, 70.0, None)

@@ -135,9 +135,13 @@ def test_random_weights_need_no_tokenizer(tmp_path: Path) -> None:
     (small.folder / "model" / "tokenizer.json").unlink()
     changes = ["model=custom", f"model.path={small.folder / 'model'}", "model.weights=random", "methods=lookahead"]
     tiny = ["dtypes=float32", "threads=1", "repeats=1", "prompt_tokens=8", "max_new_tokens=8", "passes=2", "past=8"]
-    assert main([*changes, *tiny, "rows=1", "limit=2", f"results_dir={tmp_path / 'results'}"]) == 0
-    (section,) = json.loads((tmp_path / "results" / "speed" / "model.json").read_text())["sections"]
-    assert len(section["methods"]["lookahead"]["ratios"]) == 12, "two for each of Spec-Bench's subtasks"
+    for rows in (1, 2):
+        assert main([*changes, *tiny, f"rows={rows}", "limit=2", f"results_dir={tmp_path / 'results'}"]) == 0
+    found = {file.name: json.loads(file.read_text()) for file in (tmp_path / "results" / "speed").iterdir()}
+    for name, rows in (("model-1.json", "1"), ("model.json", "2")):  # the first is kept
+        (section,) = found[name]["sections"]
+        assert len(section["methods"]["lookahead"]["ratios"]) == 12, "two for each of Spec-Bench's subtasks"
+        assert [*section["pass_ms"]] == [rows]
 
 
 @pytest.mark.parametrize(

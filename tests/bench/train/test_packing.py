@@ -45,3 +45,18 @@ def test_plan_depends_on_seed_and_step_only():
 def test_too_few_rows_for_a_step_repeat():
     plan = packing.plan([10], length=16, rows_per_step=4, epochs=1, seed=0)
     assert plan.steps == (((0,),) * 4,)
+
+
+def test_a_plan_has_every_conversation_once_a_pass_each_in_another_order_and_a_part_of_the_last() -> None:
+    plan = packing.plan([10] * 8, length=10, rows_per_step=1, epochs=2.5, seed=0)
+    seen = [conversation for step in plan.steps for row in step for conversation in row]
+    assert len(seen) == 20 and len({*seen[16:]}) == 4
+    assert sorted(seen[:8]) == sorted(seen[8:16]) == list(range(8)) and seen[:8] != seen[8:16]
+
+
+def test_rows_do_not_come_longest_first() -> None:
+    lengths = list(range(1, 33))
+    rows = packing.pack(lengths, 32, generator=np.random.default_rng(0))
+    longest = [max(lengths[place] for place in row) for row in rows]
+    assert sorted(place for row in rows for place in row) == list(range(32))
+    assert longest != sorted(longest, reverse=True)

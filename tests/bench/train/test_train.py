@@ -231,6 +231,21 @@ def test_a_finished_run_is_not_run_again_and_another_is_refused(world, tmp_path,
     assert (tmp_path / "pytorch_model.bin").stat().st_mtime_ns > written
     with pytest.raises(UserError, match="exit_layer=1, this one has exit_layer=2"):
         kangaroo.train(variant="kangaroo", exit_layer=2, **arguments(world, tmp_path))
+    once = {"variant": "kangaroo", "exit_layer": 1}
+    with pytest.raises(UserError, match="holds a run with save_dtype=float32, this one has save_dtype=bfloat16"):
+        kangaroo.train(**once, **arguments(world, tmp_path, save_dtype="bfloat16"))
+    given = arguments(world, tmp_path)
+    with pytest.raises(UserError, match="holds a run with dtype=float32, this one has dtype=bfloat16"):
+        kangaroo.train(**once, **given | {"model": replace(given["model"], dtype="bfloat16")})
+    file = tmp_path / "training.json"
+    older = json.loads(file.read_text())
+    other = {**older["identity"], "held_out": 0}  # the same tokens in the same order, parted elsewhere
+    with pytest.raises(UserError, match=r"holds a run with held_out=\d+, this one has held_out=0"):
+        loop.finished(tmp_path, other)
+    older["identity"] = {key: value for key, value in older["identity"].items() if "dtype" not in key}
+    file.write_text(json.dumps(older))
+    kangaroo.train(**once, **arguments(world, tmp_path))
+    assert "already holds this run's result" in capsys.readouterr().out, "of before these were recorded"
 
 
 @pytest.mark.parametrize(

