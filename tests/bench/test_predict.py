@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.places import ROOT
 from bench.predict.__main__ import main
 from bench.predict.costs import OWN_HEAD, Draft, Times, card_named, on_card, own
 from bench.predict.model import by_length, predict, steps_of
@@ -76,29 +75,6 @@ def test_uneven_turns_keep_their_whole_time(tmp_path: Path) -> None:
     for costs in (own(*run.measured.turns, run.draft), run.costs(run.answers, run.baseline)):
         assert costs.verify(run.draft.rows(steps)).sum() == pytest.approx(sum(verify))
         assert costs.draft_step * len(steps) + costs.draft_token * steps.sum() == pytest.approx(sum(draft))
-
-
-@pytest.mark.parametrize("verify", [[0.14, 0.20, 0.43], [0.08, 0.09, 0.12]], ids=["slower", "faster"])
-def test_a_pass_of_one_row_takes_at_least_what_vanillas_does(verify: list[float]) -> None:
-    """Turns that differ little in rows, and one was slow: the line through them leads below vanilla's pass."""
-    drafted = [np.array(steps) for steps in ([3] * 10, [4] * 10, [5] * 10)]
-    ran = Times(drafted, *np.array([[1.0] * 3, [0.0] * 3, verify, 1.0 + np.array(verify)]))
-    plain = Times([np.zeros(30, dtype=int)], *np.array([[1.0], [0.0], [30 * VANILLA], [1 + 30 * VANILLA]]))
-    draft, steps = Draft("pld", "pld", True, 1.0, 0), np.concatenate(drafted)
-    costs = own(ran, plain, draft)
-    assert costs.verify(draft.rows(steps)).sum() == pytest.approx(sum(verify)), "no time is lost"
-    least = min(VANILLA, sum(verify) / 30)  # of a run that was faster all along, all passes are alike
-    assert costs.verify(np.array([1]))[0] == pytest.approx(least)
-    for found in by_length(steps, steps + 1, costs, draft).values():
-        assert found.speedup <= found.cr * VANILLA / least + 1e-9
-
-
-@pytest.mark.parametrize("method", ["pld", "sam"])
-def test_no_length_is_predicted_to_gain_more_than_it_emits(method: str) -> None:
-    (folder,) = (ROOT / "results" / "smollm2-135m" / "runs" / "smollm2-135m" / method).iterdir()
-    run = Recorded(folder)
-    lengths = by_length(*steps_of(run.answers), run.costs(run.answers, run.baseline), run.draft)
-    assert len(lengths) > 5 and all(found.speedup <= found.cr for found in lengths.values())
 
 
 def test_a_chain_is_cut_and_a_tree_is_not(tmp_path: Path) -> None:
