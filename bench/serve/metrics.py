@@ -37,6 +37,7 @@ BLOCK_COLUMNS = [
 ]
 KEYS = ["question_id", "repeat", "turn"]
 BLOCK = ["repeat", "block"]  # of a level
+LAG = 0.02  # share of a block's tokens that a server's counters may not have yet when they are read
 Array = np.ndarray
 
 
@@ -133,15 +134,15 @@ def _level(requests: pd.DataFrame, blocks: pd.DataFrame, verdicts: pd.DataFrame)
     # A block without a failed request on either side, or one whose tokens were told as a whole.
     sound = blocks[~_holds(blocks, requests[requests.status != "ok"]) | blocks.tokens.notna()]
     row |= _throughput(requests, sound)
-    extra = _uncounted(requests, sound)
-    row |= _acceptance(sides[0], requests, sound[(sound.side == "speculative") & ~(extra < 0)])
+    extra, anew = _uncounted(requests, sound)
+    row |= _acceptance(sides[0], requests, sound[(sound.side == "speculative") & ~anew])
     counts = (judged := verdicts[~verdicts.question_id.isin(failed)]).verdict.value_counts()
     row |= {name: int(counts.get(name, 0)) for name in VERDICTS}
     row["unchecked"] = len(sides[0].merge(sides[1], on=KEYS)) - len(judged)
     row["client_cpu_share"] = finite(blocks.client_cpu_share.max())
     row["miscounted"] = sum(one is True for one in whole.miscounted.astype(object))
-    row["foreign_tokens"] = int(extra[extra > 0].sum()) if len(sound) and extra.notna().all() else None
-    row["recounted_blocks"] = int((extra < 0).sum())
+    row["foreign_tokens"] = max(int(extra[~anew].sum()), 0) if len(sound) and extra.notna().all() else None
+    row["recounted_blocks"] = int(anew.sum())
     if blocks.tokens.notna().all():  # imported: answers were compared by nobody here, and may be told in sum only
         row |= dict.fromkeys((*VERDICTS, "unchecked", *(() if len(requests) else ("questions", "failed", "turns"))))
     return row, rates
@@ -244,15 +245,16 @@ def _summed(found: Sequence[Acceptance | None]) -> Acceptance | None:
     return Acceptance(**counts, deeper=deeper or None)
 
 
-def _uncounted(requests: pd.DataFrame, blocks: pd.DataFrame) -> pd.Series:
-    """Of each block, tokens that its server counted beyond those of its answers; NaN where it publishes no counters.
+def _uncounted(requests: pd.DataFrame, blocks: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    """Of each block, tokens that its server counted beyond those of its answers, and whether it began to count anew.
 
-    Fewer than none: it began to count anew.
+    NaN where it publishes no counters. One that lags says of a block's last steps in the next; far fewer are a restart.
     """
     keys = [*BLOCK, "side"]
     answered = requests.groupby(keys).new_tokens.sum()
-    known = [float(answered.get(key, 0)) for key in blocks[keys].itertuples(index=False, name=None)]
-    return blocks.counted_tokens.astype(float) - known
+    known = np.array([float(answered.get(key, 0)) for key in blocks[keys].itertuples(index=False, name=None)])
+    extra = blocks.counted_tokens.astype(float) - known
+    return extra, extra < -LAG * known
 
 
 def crossing(rates: dict[int, pd.DataFrame], resamples: int = RESAMPLES) -> dict[str, Any] | None:

@@ -194,6 +194,14 @@ def test_counters_that_begin_anew_are_in_no_cr_and_said() -> None:
     assert "8 tokens beyond these answers': others used them too, and CR and CTAR count theirs" in format_table(found)
 
 
+def test_counters_that_lag_a_little_are_no_restart_and_nobody_elses_tokens() -> None:
+    requests = [one | {"new_tokens": 500} for one in FOUR]
+    plain = {"counted_tokens": 1000}
+    counted = [counters(500, tokens=990), plain, counters(500, tokens=1010), plain]
+    (row,) = summarise(records(requests, [one | said for one, said in zip(BLOCKS, counted, strict=True)]))["levels"]
+    assert (row["recounted_blocks"], row["foreign_tokens"]) == (0, 0) and row["cr"] == pytest.approx(1996 / 996)
+
+
 def test_answers_that_do_not_tell_their_steps_are_said() -> None:
     told = [one | {"acceptance": {"accepted": 5, "drafted": 10, "steps": None, "deeper": None}} for one in FOUR]
     found = summarise(records([told[0], *FOUR[1:]], BLOCKS))
