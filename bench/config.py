@@ -158,7 +158,12 @@ class Conf:
         if not isinstance(method := inner[-1].value(), str):
             return [*written, str(inner[-1].input_line).lstrip("+")]
         self._check_choice("method", method, FALLBACK)
-        return [*written, f"method@{FALLBACK}={method}", f"draft@{FALLBACK}='{method}-${{model}}'"]
+        drafts = [f"draft@{FALLBACK}='{method}-${{model}}'"] if self._has_drafts(method) else []
+        return [*written, f"method@{FALLBACK}={method}", *drafts]
+
+    def _has_drafts(self, method: str) -> bool:
+        """Whether it has one for any model; which one it is, Hydra knows."""
+        return any(name.startswith(f"{method}-") for name in self.choices("draft"))
 
     def _check(self, override: Override) -> None:
         key = override.key_or_group

@@ -263,6 +263,11 @@ def readings(turns: pd.DataFrame | None) -> dict[str, int | float | None]:
     }
 
 
+def _mismatches(turns: pd.DataFrame) -> int:
+    """All that were found: a question that failed in another repeat is in no speed, and not lossless all the same."""
+    return int((turns.verdict == "mismatch").sum())
+
+
 def question_table(run: Run) -> pd.DataFrame:
     """By question: subtask, speedup, tokens_per_s, cr, tokens (of one repeat) and the worst verdict of its turns."""
     answers, baseline, _ = paired_turns(run)
@@ -308,8 +313,10 @@ def summarise(run: Run) -> dict[str, Any]:
     for name in ordered_subtasks(answers.subtask.unique()):
         theirs = None if baseline is None else baseline[baseline.subtask == name]
         subtasks[name] = summarise_turns(answers[answers.subtask == name], theirs)
+        subtasks[name]["mismatch"] = _mismatches(run.answers[run.answers.subtask == name])
         subtasks[name]["baseline_memory_share"] = memory_share(run.info, theirs)
     overall = summarise_turns(answers, baseline) | {"baseline_memory_share": memory_share(run.info, baseline)}
+    overall["mismatch"] = _mismatches(run.answers)
     speedups = [subtasks[s]["speedup"] for s in SUBTASKS if s in subtasks]
     complete = len(speedups) == len(SUBTASKS) and None not in speedups
     statuses = run.failures.drop_duplicates(["question_id", "status"]).status.value_counts()

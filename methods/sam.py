@@ -105,7 +105,8 @@ class Sam:
         check_sizes(threshold=threshold)
         check_sizes(0, bias=bias)
         if fallback is not None and not hasattr(fallback, "start"):
-            raise UserError(f"method.fallback={fallback}: must be a method that drafts, by name, such as recycling")
+            given = fallback if isinstance(fallback, (str, int, float)) else type(fallback).__name__
+            raise UserError(f"method.fallback={given}: must be a method that drafts, by name, such as recycling")
         self.device, self.predict, self.threshold, self.bias = target.device, predict, threshold, bias
         self.fallback = fallback
         self.taps = () if fallback is None else fallback.taps

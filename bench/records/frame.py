@@ -15,7 +15,7 @@ import pandas as pd
 
 from bench.questions.spec_bench import SUBTASKS, subtask_of
 from bench.records.directory import read_info
-from bench.records.identity import differences, environment
+from bench.records.identity import HASHES, differences, environment, facts
 from bench.records.lines import Row, json_lines, key_of, read_rows
 from methods.errors import UserError
 
@@ -148,10 +148,16 @@ def require_same_environment(a: Run, b: Run, action: str) -> None:
 
 
 def merge(runs: Sequence[Run]) -> Run:
-    """Shards of one configuration as one run. Raises UserError if environments differ or questions overlap."""
+    """Shards of one configuration as one run.
+
+    Raises UserError where machine, files or code differ, or questions overlap.
+    """
     first = runs[0]
     for other in runs[1:]:
         require_same_environment(first, other, "merge")
+        for key, left, right in differences(facts(first.info), facts(other.info)):
+            unlike = "is not the same in both" if key in HASHES else f"is {left} in one, {right} in the other"
+            raise UserError(f"cannot merge {first.folders[0]} and {other.folders[0]}: {key} {unlike}")
         if (first.model, first.method) != (other.model, other.method):
             raise UserError(
                 f"cannot merge {first.folders[0]} and {other.folders[0]}: model/method is {first.model}/"

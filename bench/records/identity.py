@@ -59,10 +59,14 @@ def environment(info: Mapping[str, Any]) -> dict[str, Any]:
     return found | {f"packages.{name}": version for name, version in sorted((info.get("packages") or {}).items())}
 
 
+def facts(info: Mapping[str, Any]) -> dict[str, Any]:
+    """What parts of one run have in common beside the configuration: machine, files and code."""
+    return environment(info) | {key: info.get(key) for key in SAME}
+
+
 def change(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """What keeps a run from being continued: another machine, other files or other code; None when nothing does."""
-    facts = [environment(info) | {key: info.get(key) for key in SAME} for info in (before, now)]
-    found = differences(*facts)
+    found = differences(facts(before), facts(now))
     return f"{found[0][0]} was {json.dumps(found[0][1])}, is {json.dumps(found[0][2])}" if found else None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -122,7 +122,7 @@ def group_payload(group: Group, limit: int | None) -> dict[str, Any]:
     texts = Texts()
     questions: list[list[Any]] = []
     asked: dict[Key, list[list[str]]] = {}
-    known = [_places(entry.run, asked) for entry in group.entries]
+    known = _places([entry.run for entry in group.entries], asked)
     by_subtask: dict[str, list[Place]] = {}
     for place in dict.fromkeys(place for found in known for place in found.values()):
         by_subtask.setdefault(place[0], []).append(place)
@@ -134,7 +134,7 @@ def group_payload(group: Group, limit: int | None) -> dict[str, Any]:
             shown |= {place} if included else set()
             numbers[place] = len(questions)
             files = asked[subtask, place[1]]
-            questions.append([place[1], subtask, files[place[2]] if included and files else []])
+            questions.append([place[1], subtask, files[place[2]] if included and place[2] < len(files) else []])
     of_runs = zip(group.entries, known, strict=True)
     rows = [_method_rows(entry.run, places, numbers, shown, texts) for entry, places in of_runs]
     return {
@@ -147,16 +147,36 @@ def group_payload(group: Group, limit: int | None) -> dict[str, Any]:
     }
 
 
-def _places(run: Run, asked: dict[Key, list[list[str]]]) -> dict[Key, Place]:
-    """The questions of a run, in order; `asked` gets the texts of its question file. One that is unknown is any."""
-    known = prompts(run)
-    found = {}
-    for key in run.answers[["subtask", "question_id"]].drop_duplicates().itertuples(index=False, name=None):
-        turns, texts = known.get(key[1]), asked.setdefault(key, [])
-        if turns and turns not in texts:
-            texts.append(turns)
-        found[key] = (*key, texts.index(turns) if turns else 0)
-    return found
+def _places(runs: Sequence[Run], asked: dict[Key, list[list[str]]]) -> list[dict[Key, Place]]:
+    """The questions of each run, in order; `asked` gets the texts of their question files.
+
+    Where a run's file is gone, what it asked is known by the prompt's hash: another run's text of the same hash, or
+    none. Without a hash, as in imports, it is taken for the first.
+    """
+    found, of_hash = list[dict[Key, int]](), dict[tuple[Key, str], int]()
+    hashes = [_prompts_by_key(run) for run in runs]
+    for run, prompts_of in zip(runs, hashes, strict=True):
+        known = prompts(run)
+        found.append({})
+        for key, prompt in prompts_of.items():
+            turns, texts = known.get(key[1]), asked.setdefault(key, [])
+            if turns:
+                texts += [] if turns in texts else [turns]
+                found[-1][key] = texts.index(turns)
+                if prompt:
+                    of_hash.setdefault((key, prompt), texts.index(turns))
+    return [
+        {key: (*key, here[key] if key in here else of_hash.get((key, prompt), len(asked[key]) if prompt else 0))
+         for key, prompt in prompts_of.items()}
+        for here, prompts_of in zip(found, hashes, strict=True)
+    ]  # fmt: skip
+
+
+def _prompts_by_key(run: Run) -> dict[Key, str]:
+    """Hash of each question's first prompt; empty where it was not recorded."""
+    first = run.answers.drop_duplicates(["subtask", "question_id"])
+    columns = zip(first.subtask, first.question_id, first.prompt_sha256, strict=True)
+    return {(subtask, id_): prompt if isinstance(prompt, str) else "" for subtask, id_, prompt in columns}
 
 
 def _method_rows(

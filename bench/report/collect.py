@@ -158,23 +158,29 @@ def collect(results_dir: Path, imported: Sequence[Run] = (), others: Sequence[Co
     servers = [*Comparison.all_below(results_dir, unread), *others]
     if not folders and not imported and not servers:
         raise UserError(f"{results_dir}: no runs in it; expected {results_dir}/runs/<model>/<method>/<hash>/run.json")
-    runs, odd, known = list(imported), [], dict[str, Path]()
+    odd, known = list[str](), dict[str, Run]()
     for folder in folders:
         try:
             run = read_run(folder)
         except UserError as error:
             odd.append(str(error))
             continue
-        said = json.dumps([run.info, run.answers.wall_s.tolist()], sort_keys=True)
-        if (first := known.setdefault(said, folder)) is folder or not len(run.answers):
-            runs.append(run)
-        else:
-            unread.append(f"left out: {folder}: a copy of {first}")
+        said = json.dumps([run.info, run.answers.wall_s.tolist() or str(folder)], sort_keys=True)
+        first = known.setdefault(said, run)
+        if first is not run:
+            known[said], copy = (run, first) if _lines(run) > _lines(first) else (first, run)
+            unread.append(f"left out: {copy.folders[0]}: a copy of {known[said].folders[0]}")
+    runs = [*imported, *known.values()]
     collection = replace(group_runs(runs, [*(f"left out: {text}" for text in odd), *unread]), servers=tuple(servers))
     if not collection.groups and not servers:
         why = f"none that can be read: {odd[0]}" if odd else "no answers in any of them yet"
         raise UserError(f"{results_dir}: {len(folders)} run directories in it, and {why}")
     return collection
+
+
+def _lines(run: Run) -> int:
+    """How much was recorded beside the answers."""
+    return len(run.failures) + (0 if run.baseline is None else len(run.baseline))
 
 
 def group_runs(runs: Iterable[Run], warnings: Iterable[str] = ()) -> Collection:
@@ -260,14 +266,13 @@ def _shards(run: Run) -> int:
 def _group(machine: str, model: str, runs: list[Run], slug: str) -> Group:
     by_config: dict[str, list[Run]] = {}
     for run in runs:
-        key = json.dumps([run.method, identity(run)], sort_keys=True, default=str)
+        key = json.dumps([run.method, identity(run), _shards(run)], sort_keys=True, default=str)
         by_config.setdefault(key, []).append(run)
     merged, warnings = list[Run](), list[str]()
     for members in by_config.values():
         shards = {str(run.config.get("shard")) for run in members}
-        parts = len(shards) == len(members) and len({*map(_shards, members)}) == 1
         try:
-            merged += [merge(members)] if parts else members
+            merged += [merge(members)] if len(shards) == len(members) else members
         except UserError as error:
             warnings.append(str(error))
             merged += members

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bench.command import again, command
 from methods.errors import UserError, nearest
@@ -33,7 +33,7 @@ Reads every run below results_dir/runs and every pair of servers below results_d
   model=, method=      names for imported runs, where model_id does not tell them
   --compare A B        two run directories, paired by question
 """
-MADE = ".made.json"  # names of the files of a report
+MADE = ".made.json"  # the files of a report, with their digests
 LISTS = ("import", "baseline")
 FOLDERS = ("results_dir", "output")  # a shell leaves the ~ of KEY=~/place as it is
 DEFAULTS = {"results_dir": "results", "output": "", "model": "", "method": ""}
@@ -141,19 +141,29 @@ def write_collection(collection: Collection, out: Path) -> list[Path]:
         written += write_tables(collection, out)
     written += write_figures(collection, out)
     written += [write_records(collection, out)] if collection.groups else []
-    _forget(out, [path.name for path in written])
+    _forget(out, written)
     return written
 
 
-def _forget(out: Path, made: Sequence[str]) -> None:
+def _forget(out: Path, written: Sequence[Path]) -> None:
     """Remove what an earlier report in this folder made and this one does not, such as a figure of runs that are gone.
 
-    It knows by a list of its own; what others have put there stays.
+    It knows by a list of its own; what others have put or changed there stays.
     """
     from bench.files import replace_text
+    from methods.digest import file_sha256
 
-    with suppress(OSError, ValueError, TypeError):
+    made = {path.name: file_sha256(path) for path in written}
+    before: Any = {}
+    with suppress(OSError, ValueError, RecursionError):
         before = json.loads((out / MADE).read_text(encoding="utf-8"))
-        for name in {name for name in before if name == Path(name).name} - set(made):
-            (out / name).unlink(missing_ok=True)
-    replace_text(out / MADE, json.dumps(sorted(made)), "output")
+    for name, digest in before.items() if isinstance(before, dict) else ():
+        file = out / name
+        if name in made or name != file.name:
+            continue
+        try:
+            if file.is_file() and not file.is_symlink() and file_sha256(file) == digest:
+                file.unlink()
+        except OSError:
+            made[name] = digest  # another report may be allowed to
+    replace_text(out / MADE, json.dumps(made, indent=1, sort_keys=True), "output")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,8 @@ UNKNOWN = (
 )
 LEFT_OUT = "each turn's first accept_length, the token of the prefill, is no step and is left out"
 UNTOLD = (
-    "the file does not tell whether the prompt's pass is among its steps, as in Spec-Bench's PLD; if it is, CR and "
-    "CTAR count it"
+    "{} does not tell whether the prompt's pass is among its steps, as in Spec-Bench's PLD; if it is, CR and CTAR "
+    "count it"
 )
 
 
@@ -43,32 +44,34 @@ class _Answer:
     model_id: str
 
 
+_File = tuple[Path, list[_Answer]]
+
+
 def import_runs(files: Sequence[Path], baseline: Sequence[Path], *, model: str = "", method: str = "") -> list[Run]:
     """Runs from Spec-Bench answer files; files with one model_id are repeats of one run, in the order given.
 
     baseline: the plain decoding's answer files, one per repeat, or one for all repeats. model, method: names to use
     instead of those guessed from model_id and file name. Raises UserError naming file and line.
     """
-    by_id: dict[str, list[tuple[Path, list[_Answer]]]] = {}
-    for path in files:
-        answers = _answers(path)
+    ours, theirs = ([(path, _answers(path)) for path in listed] for listed in (files, baseline))
+    _check_once([*ours, *theirs])
+    by_id: dict[str, list[_File]] = {}
+    for path, answers in ours:
         by_id.setdefault(answers[0].model_id, []).append((path, answers))
-    for members in by_id.values():
-        _check_repeats(members)
-    theirs = [_answers(path) for path in baseline]
     return [_run(model_id, members, theirs, model, method) for model_id, members in by_id.items()]
 
 
-def _check_repeats(members: Sequence[tuple[Path, list[_Answer]]]) -> None:
-    """Raises UserError for answers that are given twice: a repeat takes other times."""
-    seen: dict[tuple[Any, ...], Path] = {}
-    for path, answers in members:
-        times = tuple((row.question_id, row.turn, row.wall_s) for answer in answers for row in answer.rows)
-        if times in seen:
-            raise UserError(
-                f"import: {seen[times]} and {path} hold the same answers with the same times; give one of them"
-            )
-        seen[times] = path
+def _check_once(files: Sequence[_File]) -> None:
+    """Raises UserError for a file whose answers are all in another one, with the same times: what is measured again
+    takes others.
+    """
+    timed = [
+        (path, {(row.question_id, row.turn, row.wall_s) for answer in answers for row in answer.rows})
+        for path, answers in files
+    ]
+    for (path, times), (other, more) in combinations(timed, 2):
+        if times <= more or more <= times:
+            raise UserError(f"import: {path} and {other} hold the same answers with the same times; give one of them")
 
 
 def _answers(path: Path) -> list[_Answer]:
@@ -99,8 +102,7 @@ def _answer(record: Mapping[str, Any], name: str) -> _Answer:
     return _Answer(rows, counts, lengths, model_id if isinstance(model_id, str) else name)
 
 
-def _run(model_id: str, members: list[tuple[Path, list[_Answer]]], theirs: list[list[_Answer]],
-         model: str, method: str) -> Run:  # fmt: skip
+def _run(model_id: str, members: Sequence[_File], theirs: Sequence[_File], model: str, method: str) -> Run:
     words = re.split(r"[^a-z0-9]+", f"{model_id} {members[0][0].parent.name} {members[0][0].stem}".lower())
     guess = next((METHODS[word] for word in words if word in METHODS), model_id)
     info = {
@@ -113,7 +115,7 @@ def _run(model_id: str, members: list[tuple[Path, list[_Answer]]], theirs: list[
         raise UserError(f"import: {len(members)} answer files of {model_id} and {len(theirs)} baseline files; give one "
                         "baseline file for all, or one for each")  # fmt: skip
     paired = [theirs[0] if len(theirs) == 1 else theirs[n] for n in range(len(members))] if theirs else []
-    rows, notes = _turns([answers for _, answers in members])
+    rows, notes = _turns(members)
     notes += _unlike_repeats(model_id, rows)
     baseline = _turns(paired)[0]
     failed = [(row.question_id, row.subtask, row.repeat, row.turn, "failed", "the answer file says ERROR")
@@ -129,18 +131,21 @@ def _run(model_id: str, members: list[tuple[Path, list[_Answer]]], theirs: list[
     )
 
 
-def _turns(repeats: Sequence[list[_Answer]]) -> tuple[list[Row], list[str]]:
-    everything = [answer for answers in repeats for answer in answers]
-    prefill = all(map(_starts_with_prefill, everything))
-    notes = []
-    if any(len(answer.lengths) for answer in everything):
-        notes = [LEFT_OUT if prefill else UNTOLD]
-    return [
-        replace(row, repeat=repeat, lengths=lengths)
-        for repeat, answers in enumerate(repeats)
-        for answer in answers
-        for row, lengths in zip(answer.rows, _lengths_by_turn(answer, prefill), strict=True)
-    ], notes
+def _turns(repeats: Sequence[_File]) -> tuple[list[Row], list[str]]:
+    """Each file says for itself, by the questions without an error, whether it counts the prompt's pass."""
+    rows, notes = list[Row](), list[str]()
+    for repeat, (path, answers) in enumerate(repeats):
+        whole = [answer for answer in answers if all(row.text != ERROR for row in answer.rows)]
+        telling = [answer for answer in whole if len(answer.lengths)]
+        prefill = bool(telling) and all(map(_starts_with_prefill, telling))
+        if telling:
+            notes.append(LEFT_OUT if prefill else UNTOLD.format(path))
+        rows += [
+            replace(row, repeat=repeat, lengths=lengths)
+            for answer in answers
+            for row, lengths in zip(answer.rows, _lengths_by_turn(answer, prefill), strict=True)
+        ]
+    return rows, list(dict.fromkeys(notes))
 
 
 def _starts_with_prefill(answer: _Answer) -> bool:

@@ -41,7 +41,7 @@ class Acceptance:
         """Target passes after prefill of `new_tokens` tokens, those without a draft included."""
         if self.steps is not None:
             return self.steps
-        if self.accepted is None:
+        if self.accepted is None or new_tokens <= 1:
             return None
         return max(new_tokens - 1 - self.accepted, self.drafts or 0, *(self.deeper or ())) or None
 
@@ -120,9 +120,9 @@ def read_counters(text: str) -> Counters:
 
 
 def of_counters(before: Counters, after: Counters) -> Acceptance | None:
-    """What was accepted between two readings; None where nothing was counted, or a server began anew in between."""
+    """What was accepted between two readings; None where one of them lacks it, or a server began anew in between."""
     grown = {name: round(value - before.get(name, 0.0)) for name, value in after.items()}
-    if "accepted" not in grown or min(grown.values()) < 0:
+    if "accepted" not in before or "accepted" not in after or min(grown.values()) < 0:
         return None
     places = sorted(int(name.removeprefix("position_")) for name in grown if name.startswith("position_"))
     deeper = tuple(grown[f"position_{place}"] for place in places) if places else None

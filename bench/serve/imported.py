@@ -20,7 +20,7 @@ import orjson
 from bench.serve.acceptance import Acceptance, of_histogram
 from bench.serve.metrics import Comparison, summarise
 from bench.serve.records import SIDES, Lines, Records
-from methods.errors import UserError
+from methods.errors import UserError, reading
 
 UNKNOWN = "imported: machine, settings, prompts and whether answers are the plain server's are not in these files"
 SPECFORGE = ("batch_size", "steps", "topk", "num_draft_tokens", "metrics")
@@ -28,7 +28,7 @@ VLLM = ("duration", "completed", "max_concurrency")
 VLLM_TIMES = {"ttft": "ttft_ms", "tpot": "token_ms", "itl": "gap_ms", "e2el": "wall_ms"}  # its names of times, and ours
 SPECDEC = ("engine", "concurrency", "speculative_algorithm")
 SPECDEC_TIMES = {"TTFT Time": "ttft_ms", "E2E Request Time": "wall_ms"}
-CONFIGURATION = "configuration.json"  # what every folder of specdec_bench has
+CONFIGURATION, TIMING = "configuration.json", "timing.json"  # what every folder of specdec_bench has
 ALIKE = ("engine", "engine_version", "model_dir", "gpu", "tp_size", "output_length", "temperature")  # of its pairs
 
 
@@ -81,6 +81,7 @@ def import_comparisons(
     files: Sequence[Path], baseline: Sequence[Path], *, model: str = "", name: str = ""
 ) -> list[Comparison]:
     """Pairs of servers from result files and folders. Raises UserError naming the one that is none."""
+    _check_once([*files, *baseline])
     plain, by_name, found = list[_Result](), dict[str, list[_Result]](), list[Comparison]()
     for path in baseline:
         if (result := _read(path)) is None:
@@ -101,6 +102,19 @@ def import_comparisons(
             theirs = [one for one in plain if one.alike.keys() == members[0].alike.keys()]  # of the same program
             found.append(_pair(members, theirs, model, label))
     return found
+
+
+def _check_once(paths: Sequence[Path]) -> None:
+    """Raises UserError for a result that is given twice: what is measured again takes other times."""
+    seen: dict[tuple[bytes, ...], Path] = {}
+    for path in filter(is_result, paths):
+        folder = path if path.is_dir() else path.parent if path.name == CONFIGURATION else None
+        files = [path] if folder is None else [folder / name for name in (CONFIGURATION, TIMING)]
+        with reading(path if folder is None else files[0], "a result"):
+            content = tuple(file.read_bytes() for file in files if file.is_file())
+        if content in seen:
+            raise UserError(f"import: {seen[content]} and {path} hold the same result; give one of them")
+        seen[content] = path
 
 
 @contextmanager
@@ -135,8 +149,9 @@ def _pair(ours: Sequence[_Result], theirs: Sequence[_Result], model: str, name: 
     asked: dict[tuple[int, int], Any] = {}
     texts: dict[tuple[int, int], Sequence[str]] = {}
     different = compared = 0
+    counts = {side: Counter[int]() for side in SIDES}
     for side, results in zip(SIDES, (ours, theirs), strict=True):
-        repeats = Counter[int]()
+        repeats = counts[side]
         for result in results:
             _check_alike(result, first)
             for part in result.parts:
@@ -157,6 +172,11 @@ def _pair(ours: Sequence[_Result], theirs: Sequence[_Result], model: str, name: 
         notes.append(
             f"{different} of {compared} answers have another text than the plain server's ({unsure} cannot be told)"
         )
+    for level in dict.fromkeys([*counts[SIDES[0]], *counts[SIDES[1]]] if theirs else ()):
+        many, few = sorted((counts[side][level] for side in SIDES), reverse=True)
+        if many > few:
+            notes.append(f"{level} at a time: of {many} results of one side, the last {many - few} have no partner and "
+                         "are left out")  # fmt: skip
     known = {"engine": first.engine, "version": first.alike.get("engine_version")}
     config = {"temperature": first.alike.get("temperature"), "server": {"hardware": first.alike.get("gpu")}}
     info = {"model": model or first.model, "method": name, "servers": dict.fromkeys(SIDES, known), "config": config}
@@ -210,12 +230,14 @@ def _vllm_acceptance(result: Mapping[str, Any]) -> Acceptance | None:
         return None
     drafts, rates = result["spec_decode_num_drafts"], result.get("spec_decode_per_position_acceptance_rates")
     deeper = tuple(round(rate * drafts) for rate in rates) if rates else None
-    return Acceptance(result["spec_decode_accepted_tokens"], result["spec_decode_draft_tokens"], deeper=deeper)
+    return Acceptance(
+        result["spec_decode_accepted_tokens"], result["spec_decode_draft_tokens"], deeper=deeper, drafts=drafts
+    )
 
 
 def _specdec_bench(folder: Path, config: dict[str, Any]) -> _Result:
     """A folder of its run.py; one that was run again into the same folder has as many repeats."""
-    measured = [_listed(folder / name) for name in ("timing.json", "acceptance_rate.json")]
+    measured = [_listed(folder / name) for name in (TIMING, "acceptance_rate.json")]
     asked, said = _specdec_answers(folder)
     level = _level(folder, "concurrency", config["concurrency"])
     parts = [_specdec_part(level, times, lengths, asked) for times, lengths in zip(*measured, strict=True)]

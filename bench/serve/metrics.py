@@ -37,7 +37,7 @@ BLOCK_COLUMNS = [
 ]
 KEYS = ["question_id", "repeat", "turn"]
 BLOCK = ["repeat", "block"]  # of a level
-LAG = 0.02  # share of a block's tokens that a server's counters may not have yet when they are read
+SLACK = 0.02  # share of a block's tokens that its server's counters may have too few or too many
 Array = np.ndarray
 
 
@@ -88,9 +88,14 @@ class Comparison:
     def all_below(cls, results_dir: Path, notes: list[str]) -> list[Comparison]:
         """Every pair of servers below a results folder. What cannot be read is noted."""
         found = []
+        known: dict[frozenset[str], Path] = {}
         for folder in run_folders(results_dir / ServeDirectory.below, notes):
             try:
                 records = read_records(folder)
+                attempts = frozenset(block["attempt"] for block in records.blocks)
+                if attempts and (first := known.setdefault(attempts, folder)) is not folder:
+                    notes.append(f"left out: {folder}: a copy of {first}")
+                    continue
                 found.append(cls(records, summarise(records)))
             except (UserError, KeyError, TypeError, ValueError) as error:
                 notes.append(f"left out: {folder}: {first_line(error)}")
@@ -134,15 +139,15 @@ def _level(requests: pd.DataFrame, blocks: pd.DataFrame, verdicts: pd.DataFrame)
     # A block without a failed request on either side, or one whose tokens were told as a whole.
     sound = blocks[~_holds(blocks, requests[requests.status != "ok"]) | blocks.tokens.notna()]
     row |= _throughput(requests, sound)
-    extra, anew = _uncounted(requests, sound)
-    row |= _acceptance(sides[0], requests, sound[(sound.side == "speculative") & ~anew])
-    counts = (judged := verdicts[~verdicts.question_id.isin(failed)]).verdict.value_counts()
+    counted = _with_counts(requests, sound)
+    row |= _acceptance(sides[0], counted[counted.side == "speculative"])
+    judged = verdicts[~verdicts.question_id.isin(failed)]
+    counts = verdicts[verdicts.index.isin(judged.index) | (verdicts.verdict == "divergent")].verdict.value_counts()
     row |= {name: int(counts.get(name, 0)) for name in VERDICTS}
     row["unchecked"] = len(sides[0].merge(sides[1], on=KEYS)) - len(judged)
     row["client_cpu_share"] = finite(blocks.client_cpu_share.max())
     row["miscounted"] = sum(one is True for one in whole.miscounted.astype(object))
-    row["foreign_tokens"] = max(int(extra[~anew].sum()), 0) if len(sound) and extra.notna().all() else None
-    row["recounted_blocks"] = int(anew.sum())
+    row["foreign_tokens"] = _foreign(counted)
     if blocks.tokens.notna().all():  # imported: answers were compared by nobody here, and may be told in sum only
         row |= dict.fromkeys((*VERDICTS, "unchecked", *(() if len(requests) else ("questions", "failed", "turns"))))
     return row, rates
@@ -201,33 +206,35 @@ def _throughput(answers: pd.DataFrame, blocks: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _acceptance(ours: pd.DataFrame, requests: pd.DataFrame, blocks: pd.DataFrame) -> dict[str, Any]:
+def _acceptance(ours: pd.DataFrame, blocks: pd.DataFrame) -> dict[str, Any]:
     """CR and CTAR pooled over answers that say; else from the server's counters over whole blocks; else None."""
-    told = ours[ours.acceptance.notna()]
-    rows, source = (
-        [found.row(tokens) for found, tokens in zip(told.acceptance, told.new_tokens, strict=True)],
-        "answers",
-    )
-    if not rows and blocks.acceptance.notna().all():
-        answers = requests[(requests.side == "speculative") & _holds(requests, blocks)]
-        total = _summed([read_acceptance(found) for found in blocks.acceptance])
-        whole = blocks.tokens.notna().all()
-        counts = (blocks.tokens.sum(), blocks.answers.sum()) if whole else (answers.new_tokens.sum(), len(answers))
-        rows, source = [total.row(*map(int, counts))] if total else [], "the file" if whole else "counters"
-    table = pd.DataFrame(rows, dtype=float)
-    known = table[table.steps.notna()] if len(rows) else table
+    told, left_out = ours[ours.acceptance.notna()], 0
+    found: list[tuple[Acceptance, float, float]] = [
+        *zip(told.acceptance, told.new_tokens, [1] * len(told), strict=True)
+    ]
+    source = "answers"
+    if not found and (blocks.acceptance.notna() | (blocks.extra < -blocks.slack)).any():
+        fits = blocks.acceptance.notna() & ~(blocks.extra.abs() > blocks.slack)
+        used, left_out = blocks[fits], int((~fits).sum())
+        total = _summed([read_acceptance(said) for said in used.acceptance])
+        found = [(total, used.counted.sum(), used.answers.sum())] if total else []
+        source = "the file" if used.tokens.notna().all() else "counters"
+    table = pd.DataFrame([one.row(int(tokens), int(answers)) for one, tokens, answers in found], dtype=float)
+    known = table[table.steps.notna()] if len(table) else table
+    row = {"cr": None, "ctar": [None] * len(CTAR_POSITIONS), "draft_acceptance": None, "acceptance_from": None,
+           "acceptance_answers": 0, "silent_answers": 0, "uncounted_blocks": left_out}  # fmt: skip
     if not len(known):
-        return {"cr": None, "ctar": [None] * len(CTAR_POSITIONS), "draft_acceptance": None, "acceptance_from": None,
-                "acceptance_answers": 0}  # fmt: skip
+        return row
     steps = known.steps.sum()
     drafted = known.drafted.sum(skipna=False)
     deep = [known[f"over_{w}"].sum(skipna=False) / steps if steps else np.nan for w in CTAR_POSITIONS]
-    return {
+    return row | {
         "cr": finite(known.emitted.sum() / steps) if steps else None,
         "ctar": [finite(share) for share in deep],
         "draft_acceptance": finite((known.emitted - known.steps).sum() / drafted) if drafted else None,
         "acceptance_from": source,
         "acceptance_answers": len(known),
+        "silent_answers": int((ours.new_tokens > 1).sum()) - len(known) if source == "answers" else 0,
     }
 
 
@@ -245,16 +252,31 @@ def _summed(found: Sequence[Acceptance | None]) -> Acceptance | None:
     return Acceptance(**counts, deeper=deeper or None)
 
 
-def _uncounted(requests: pd.DataFrame, blocks: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
-    """Of each block, tokens that its server counted beyond those of its answers, and whether it began to count anew.
+def _with_counts(requests: pd.DataFrame, blocks: pd.DataFrame) -> pd.DataFrame:
+    """Blocks with `counted` tokens, by their server where it says, `answers`, and the tokens that are `extra`.
 
-    NaN where it publishes no counters. One that lags says of a block's last steps in the next; far fewer are a restart.
+    extra: counted beyond those of the answers; NaN where the server publishes no counters. slack: what this may come to
+    of itself, as counters may lag by a step of each request under way. Beyond it others used the server; far below, it
+    began to count anew.
     """
     keys = [*BLOCK, "side"]
-    answered = requests.groupby(keys).new_tokens.sum()
-    known = np.array([float(answered.get(key, 0)) for key in blocks[keys].itertuples(index=False, name=None)])
-    extra = blocks.counted_tokens.astype(float) - known
-    return extra, extra < -LAG * known
+    answered = blocks[keys].merge(requests.groupby(keys, as_index=False).new_tokens.agg(["sum", "count"]), "left", keys)
+    own = answered["sum"].fillna(0).to_numpy(dtype=float)
+    counted = blocks.counted_tokens.astype(float)
+    step = [1 + len(said.get("deeper") or ()) if isinstance(said, dict) else 1 for said in blocks.acceptance]
+    return blocks.assign(
+        answers=blocks.answers.astype(float).fillna(pd.Series(answered["count"].to_numpy(dtype=float), blocks.index)),
+        counted=counted.fillna(blocks.tokens.astype(float)).fillna(pd.Series(own, blocks.index)),
+        extra=counted - own,
+        slack=np.maximum(SLACK * own, blocks.level.to_numpy(dtype=float) * step),
+    )
+
+
+def _foreign(blocks: pd.DataFrame) -> int | None:
+    """Tokens that servers counted beyond those of the answers; None where neither publishes counters."""
+    counted = blocks[blocks.extra.notna()]
+    same = counted[counted.extra >= -counted.slack]
+    return max(int(same.extra.sum()), 0) if len(counted) else None
 
 
 def crossing(rates: dict[int, pd.DataFrame], resamples: int = RESAMPLES) -> dict[str, Any] | None:

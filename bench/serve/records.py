@@ -170,7 +170,7 @@ def read_acceptance(found: Mapping[str, Any] | None) -> Acceptance | None:
 
 
 def counted(before: Counters, after: Counters) -> dict[str, Any]:
-    """What a server's own counters say of a block."""
+    """What a server's own counters say of a block; nothing where they could not be read on one side of it."""
     found = of_counters(before, after)
-    grown = after["tokens"] - before.get("tokens", 0.0) if "tokens" in after else None
+    grown = after["tokens"] - before["tokens"] if "tokens" in before and "tokens" in after else None
     return {"acceptance": asdict(found) if found else None, "counted_tokens": grown}

@@ -83,14 +83,13 @@ def _row_warnings(row: dict[str, Any], sampled: bool) -> list[str]:
     if row["miscounted"]:
         texts.append(f"{plural('answer', row['miscounted'])} with another number of token ids than the server counted")
     if row["foreign_tokens"]:
-        texts.append(f"the servers counted {row['foreign_tokens']} tokens beyond these answers': others used them too"
-                     + (", and CR and CTAR count theirs" if row["acceptance_from"] == "counters" else ""))  # fmt: skip
-    if row["recounted_blocks"]:
-        texts.append(f"{plural('block', row['recounted_blocks'])} in which a server began to count anew: CR and CTAR "
-                     "by its counters are without it")  # fmt: skip
-    if row["acceptance_from"] == "answers" and row["acceptance_answers"] < row["turns"]:
-        texts.append(f"CR and CTAR are of {row['acceptance_answers']} of {plural('answer', row['turns'])}: "
-                     "the others do not tell their steps")  # fmt: skip
+        texts.append(f"the servers counted {row['foreign_tokens']} tokens beyond these answers': others used them too")
+    if row["uncounted_blocks"]:
+        texts.append(f"{plural('block', row['uncounted_blocks'])} left out of CR and CTAR: the server's counters were "
+                     "not to be had, began anew, or count what others asked")  # fmt: skip
+    if row["silent_answers"]:
+        answers = plural("answer", row["acceptance_answers"] + row["silent_answers"])
+        texts.append(f"CR and CTAR are of {row['acceptance_answers']} of {answers}: the others do not tell their steps")
     if max(row["cached_share"] or 0, row["baseline_cached_share"] or 0) > 0:
         texts.append("part of some prompts came from a cache, so their time to first token is shorter")
     if row["divergent"]:

@@ -76,18 +76,28 @@ def main(conf: Conf, overrides: list[str]) -> int:
             sections.append(found)
             print(format_section(found, str(device), demonstration=model.built_in), flush=True)
     written = results / "speed" / f"{speed.model.label}.json"
-    if written.exists():  # nothing recorded is lost
-        older = next(file for n in count(1) if not (file := written.with_name(f"{written.stem}-{n}.json")).exists())
-        print(f"what was there is now {written.rename(older)}")
     record = {
         "config": asdict(speed),
         "model": speed.model.label,
         **environment.describe(device.type, DEFAULT_THREADS),
         "sections": sections,
     }
+    _keep_older(written)
     replace_text(written, json.dumps(record, indent=1) + "\n", "results_dir")
     print(f"raw values in {written}")
     return 0
+
+
+def _keep_older(written: Path) -> None:
+    """Give what an earlier measuring wrote a name of its own. Raises UserError where the folder does not let it."""
+    if not written.exists():
+        return
+    older = next(file for n in count(1) if not (file := written.with_name(f"{written.stem}-{n}.json")).exists())
+    try:
+        written.rename(older)
+    except OSError as error:
+        raise UserError(f"results_dir: {written} cannot be renamed ({error.strerror}), and is not replaced") from error
+    print(f"what was there is now {older}")
 
 
 def section(speed: Speed, runs: Sequence[Run], folder: Path, file: Path | None) -> dict[str, Any]:

@@ -180,7 +180,7 @@ def write_draft(file: Path, tensors: Mapping[str, torch.Tensor], config: Mapping
     replace_text(file.with_name("config.json"), json.dumps(config, indent=indent) + "\n")
 
 
-def finished(output: Path, identity: Mapping[str, Any]) -> list[Point] | None:
+def finished(output: Path, identity: Mapping[str, Any], say: Callable[[str], object] = print) -> list[Point] | None:
     """Final points of the run that `identity` names if `output` already holds its result.
 
     Raises UserError when it holds another run's.
@@ -195,6 +195,8 @@ def finished(output: Path, identity: Mapping[str, Any]) -> list[Point] | None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file}: not a training summary; resume=false starts over") from error
     state.refuse_another(output, found, identity)
+    if note := state.untold(output, found, identity):
+        say(note)
     return points
 
 
@@ -238,6 +240,9 @@ class Run:
         saved = state.load(self.job.output, self.identity)
         if saved is None:
             return
+        if note := state.untold(self.job.output, saved.identity, self.identity):
+            self.accelerate.print(note)
+            self.identity = dict(saved.identity)  # the steps that are done may have had others
         with state.readable(self.job.output):
             self.job.module.load_state_dict(saved.module)
             self.optimizer.load_state_dict(saved.optimizer)
@@ -317,7 +322,7 @@ def fit(job: Job, data: Data, settings: Settings, accelerate: Accelerator, *, se
     """
     run = Run(job, data, settings, accelerate, seed)
     if resume:
-        done = finished(job.output, run.identity)
+        done = finished(job.output, run.identity, accelerate.print)
         if done is not None:
             accelerate.print(f"{job.output} already holds this run's result; resume=false trains it again")
             return done

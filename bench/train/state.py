@@ -88,7 +88,7 @@ def readable(folder: Path) -> Iterator[None]:
 def refuse_another(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Raises AnotherRun, naming the first key that differs and both values, unless the two runs are one.
 
-    Of what is in LATER an older run says nothing, and is taken at its word.
+    Of what is in LATER an older run may say nothing; see `untold`.
     """
     for key in sorted({*found, *wanted} - (LATER - found.keys())):
         if found.get(key) != wanted.get(key):
@@ -96,3 +96,10 @@ def refuse_another(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, 
                 f"output={folder}: holds a run with {key}={found.get(key)}, this one has {key}={wanted.get(key)}; "
                 "give another output, or resume=false to start over"
             )
+
+
+def untold(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
+    """What is to say of an older run that does not tell all that it is to be continued with."""
+    keys = sorted(LATER & wanted.keys() - found.keys())
+    asked = ", ".join(f"{key}={wanted[key]}" for key in keys)
+    return f"{folder}: is of before {', '.join(keys)} were recorded; taken to have {asked}" if keys else None

@@ -10,7 +10,7 @@ import pytest
 import bench.config
 from bench.binder import bind
 from bench.config import Conf, installed
-from bench.places import ROOT, locate
+from bench.places import CONF, ROOT, locate
 from bench.run import main
 from bench.settings import Model, Run, Text, Train
 from bench.train.work import compose
@@ -109,6 +109,15 @@ def test_the_last_method_inside_another_counts_with_its_draft(first: str, last: 
     fallback = installed().compose("config", given).values["method"]["fallback"]
     assert (fallback and fallback["_target_"]) == drafts
     assert fallback is None or fallback["checkpoint"].startswith("yuhuili/")
+
+
+def test_a_method_from_outside_may_take_another_that_has_no_drafts(tmp_path: Path) -> None:
+    """As conf/method/sam.yaml, but that its list does not say that the draft is optional."""
+    (tmp_path / "method").mkdir()
+    lines = (CONF / "method" / "sam.yaml").read_text().replace("- optional ", "- ")
+    (tmp_path / "method" / "own.yaml").write_text(lines)
+    conf, left = Conf.given([f"--config-dir={tmp_path}", "method=own", "method.fallback=recycling"])
+    assert conf.compose("config", left).values["method"]["fallback"]["_target_"].endswith("Recycling")
 
 
 def test_a_configuration_is_composed_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -272,6 +272,14 @@ def test_lossless_counts(tmp_path):
     assert any("not lossless" in w["text"] for w in found["warnings"])
 
 
+def test_a_mismatch_counts_though_its_question_failed_in_another_repeat(tmp_path):
+    run = read_run(write_run(tmp_path, Plan(repeats=2, categories=("qa",), mismatched_turns=1)))
+    failure = pd.DataFrame([(1, "qa", 1, 0, "failed", "x")], columns=run.failures.columns)
+    found = summary(replace(run, failures=failure))
+    for row in (found["overall"], found["subtasks"]["qa"]):
+        assert (row["questions"], row["mismatch"], row["equal"]) == (9, 2, 18)
+
+
 def test_torn_last_line_is_left_out_and_said(tmp_path):
     folder = write_run(tmp_path, Plan(repeats=1))
     path = folder / "answers.jsonl"
@@ -329,9 +337,12 @@ def test_shards_merge_into_the_whole(tmp_path):
         ({"machine": MACHINE | {"gpu": "NVIDIA H100"}}, "gpu is None in one, 'NVIDIA H100' in the other"),
         ({"machine": MACHINE | {"packages": {"torch": "2.1.0"}}}, r"packages.torch is '2.0.0' in one, '2.1.0'"),
         ({"dtype": "bfloat16"}, "dtype is 'float32' in one, 'bfloat16' in the other"),
+        ({"machine": MACHINE | {"checkpoint_sha256": {"x": "1"}}}, "checkpoint_sha256 is not the same in both"),
+        ({"machine": MACHINE | {"chat_sha256": {"x": "1"}}}, "chat_sha256 is not the same in both"),
+        ({"machine": MACHINE | {"commit": "1"}}, "commit is None in one, 1 in the other"),
     ],
 )
-def test_merging_other_machines_is_refused(tmp_path, change, message):
+def test_merging_other_machines_files_or_code_is_refused(tmp_path, change, message):
     plan = Plan(repeats=1)
     runs = [read_run(write_run(tmp_path, p)) for p in (plan, replace(plan, config={"shard": "1/2"}, **change))]
     with pytest.raises(UserError, match=message):

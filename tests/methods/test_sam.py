@@ -186,6 +186,8 @@ def test_its_fallback_is_a_section_of_its_own(tmp_path: Path) -> None:
         bound("method.fallback=pld", "method.fallback.length=0").make(target=model)
     with pytest.raises(UserError, match=r"^method\.fallback=pld: must be a method that drafts, by name"):
         Sam(model, **{**SETTINGS, "fallback": "pld"})
+    with pytest.raises(UserError, match=r"^method\.fallback=object: must be a method that drafts, by name"):
+        Sam(model, **{**SETTINGS, "fallback": object()})
 
 
 @pytest.mark.parametrize(("key", "least"), [("predict", 2), ("threshold", 1), ("bias", 0)])

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from bench.report.collect import collect, group_runs, shape
-from bench.report.command import main
+from bench.report.collect import Collection, collect, group_runs, shape
+from bench.report.command import main, write_collection
 from bench.report.cost_chart import CostChart
 from bench.report.tables import group_notes
 from tests.bench.report.simulate import GPU, MACHINE, Plan, Truth, changed, write_run
@@ -54,6 +57,26 @@ def test_parts_of_two_partitions_are_no_whole(tmp_path):
     assert "1 of 2 shards" in str(group.warnings) and "1 of 3 shards" in str(group.warnings)
 
 
+def test_a_part_of_another_partition_leaves_a_whole_one_whole(tmp_path):
+    plan = Plan(per_category=1, repeats=1)
+    for shard, ids in (("0/2", range(6)), ("0/3", range(6)), ("1/2", range(6, 12))):
+        write_run(tmp_path, replace(plan, question_ids=tuple(ids), config={"shard": shard}))
+    (group,) = collect(tmp_path).groups
+    assert sorted(entry.metrics["overall"]["questions"] for entry in group.entries) == [6, 12]
+    assert "1 of 3 shards" in str(group.warnings) and "of 2 shards" not in str(group.warnings)
+
+
+def test_parts_with_other_drafts_are_not_merged_and_that_is_said(tmp_path):
+    for part in range(2):
+        ids = tuple(range(6 * part, 6 * part + 6))
+        draft = {"checkpoint_sha256": {"method.checkpoint/x.bin": str(part)}}
+        plan = Plan(per_category=1, repeats=1, question_ids=ids, config={"shard": f"{part}/2"}, machine=MACHINE | draft)
+        write_run(tmp_path, plan)
+    (group,) = collect(tmp_path).groups
+    assert len(group.entries) == 2
+    assert "cannot merge" in group.warnings[0] and "checkpoint_sha256 is not the same in both" in group.warnings[0]
+
+
 def test_what_a_report_makes_no_more_goes_and_what_others_put_there_stays(tmp_path):
     plan = Plan(per_category=2, repeats=1, categories=("qa",))
     write_run(tmp_path, plan)
@@ -63,11 +86,39 @@ def test_what_a_report_makes_no_more_goes_and_what_others_put_there_stays(tmp_pa
     assert any(out.glob("*_B.png"))
     (out / "mine_B.png").write_text("mine")
     shutil.rmtree(gone)
-    for listed in (None, "no list", '[7, "..", "x/../../y"]'):
+    changed_by_hand, folder, linked, *_ = sorted(out.glob("figure*_B.*"))
+    changed_by_hand.write_text("mine")
+    folder.unlink()
+    folder.mkdir()
+    content = linked.read_bytes()
+    linked.unlink()
+    linked.symlink_to((tmp_path / "elsewhere.png").absolute())
+    linked.write_bytes(content)
+    stay = sorted([changed_by_hand.name, folder.name, linked.name, "mine_B.png"])
+    outside = '{"mine_B.png": 7, "..": "x", "x/../../y": "", "../elsewhere.png": "%s"}'
+    digest = hashlib.sha256(content).hexdigest()
+    for listed in (None, "no list", '["mine_B.png"]', '"mine_B.png"', outside % digest, "[" * 99_999):
         if listed:
             (out / ".made.json").write_text(listed)
         assert main([f"results_dir={tmp_path}"]) == 0
-        assert [file.name for file in out.glob("*_B.*")] == ["mine_B.png"] and (out / "index.html").is_file()
+        assert sorted(file.name for file in out.glob("*_B.*")) == stay and (out / "index.html").is_file()
+    assert changed_by_hand.read_text() == "mine" and (tmp_path / "elsewhere.png").read_bytes() == content
+
+
+def test_what_cannot_be_removed_now_is_removed_another_time(tmp_path, monkeypatch):
+    (tmp_path / "old.png").write_text("x")
+    digest = hashlib.sha256(b"x").hexdigest()
+    (tmp_path / ".made.json").write_text(json.dumps({"aaa.png": digest, "old.png": digest}))
+
+    def refuse(*given, **how):
+        raise PermissionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        write_collection(Collection(()), tmp_path)
+    assert (tmp_path / "old.png").is_file()
+    write_collection(Collection(()), tmp_path)
+    assert not (tmp_path / "old.png").exists()
 
 
 def test_shards_without_a_baseline_are_one_run_without_it(tmp_path):
@@ -139,6 +190,10 @@ def test_a_copy_of_a_run_is_no_measurement_more(tmp_path):
     assert [entry.label for group in found.groups for entry in group.entries] == ["kangaroo"]
     first, second = sorted((folder, copy))
     assert found.warnings == (f"left out: {second}: a copy of {first}",)
+    (first / "baseline.jsonl").unlink()
+    found = collect(tmp_path)
+    assert found.groups[0].entries[0].metrics["overall"]["speedup"] > 1, "the fuller one counts"
+    assert found.warnings == (f"left out: {first}: a copy of {second}",)
     with (copy / "answers.jsonl").open("r+") as file:
         file.truncate(len(file.readline()))
     (group,) = collect(tmp_path).groups

@@ -99,9 +99,34 @@ def test_files_of_one_model_id_that_disagree_are_said_and_one_given_twice_is_ref
     ]
     (run,) = import_runs(files[:2], [])
     assert any("5 of 5 turns have other numbers of tokens in other files of medusa" in note for note in run.notes)
-    for pair in (files[1:], [files[0], files[0]]):
+    lines = files[1].read_text().splitlines(keepends=True)
+    for name, kept in (("reversed", lines[::-1]), ("half", lines[:2])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(kept))
+    copies = [[files[1], tmp_path / f"{name}.jsonl"] for name in ("reversed", "half")]
+    with pytest.raises(UserError, match="hold the same answers with the same times"):
+        import_runs(files[:1], files[:1])
+    for pair in (files[1:], [files[0], files[0]], *copies):
         with pytest.raises(UserError, match=f"{pair[1]} hold the same answers with the same times; give one of them"):
             import_runs(pair, [])
+
+
+def test_each_file_says_for_itself_and_without_its_errors_what_its_lengths_are(tmp_path):
+    """An ERROR turn repeats the steps of the turn before and adds no lengths."""
+    files = [
+        answer_file(tmp_path / f"kangaroo-{n}.jsonl", steps=[2, 4, 3], seconds=0.4 + n, prefill_counted=n < 2)
+        for n in range(3)
+    ]
+    lines = [json.loads(line) | {"model_id": "kangaroo"} for line in files[0].read_text().splitlines()]
+    lines[1]["choices"][0] |= {"turns": ["ERROR"], "accept_lengths": []}
+    files[0].write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run,) = import_runs(files[:1], [])
+    assert summary(run)["overall"]["cr"] == 3.0 and any("prefill, is no step" in note for note in run.notes)
+    for file in files[1:]:
+        lines = [json.loads(line) | {"model_id": "kangaroo"} for line in file.read_text().splitlines()]
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run,) = import_runs(files[1:], [])
+    assert summary(run)["overall"]["cr"] == 3.0
+    assert any(f"{files[2]} does not tell whether" in note for note in run.notes)
 
 
 def test_failed_turns_leave_both_sides(spec_bench):

@@ -388,3 +388,22 @@ def test_two_files_texts_of_one_id_are_two_rows_and_an_unknown_one_is_the_firsts
     assert questions == [(1, "What?"), (2, "Who?"), (2, "Why?")]
     shared = [[payload["questions"][row[0]][2] for row in rows] for rows in payload["rows"]]
     assert shared == [[["What?"], ["Who?"]], [["What?"], ["Why?"]], [["What?"], ["Who?"]]]
+
+
+def test_what_a_run_asked_whose_file_is_gone_is_known_by_its_prompts(tmp_path: Path) -> None:
+    told = (("a", "A?", "0"), ("b", "B?", "1"), ("gone", "", "1"), ("far", "", "2"), ("old", "", ""))
+    for name, line, prompt in told:
+        file = tmp_path / f"{name}.txt"
+        if line:
+            file.write_text(f"{line}\n")
+        once = {"per_category": 1, "repeats": 1, "categories": ("qa",), "baseline": False}
+        folder = write_run(tmp_path, Plan(**once, config={"data": {"path": str(file)}}))
+        changed(folder, started=name)
+        record = json.loads((folder / "answers.jsonl").read_text())
+        record["choices"][0]["prompt_sha256"] = [prompt * 64] if prompt else [None]
+        (folder / "answers.jsonl").write_text(json.dumps(record) + "\n")
+    (group,) = collect(tmp_path).groups
+    (payload,) = payloads(collect(tmp_path))
+    paths = [Path(entry.run.config["data"]["path"]).stem for entry in group.entries]
+    asked = {path: payload["questions"][rows[0][0]][2] for path, rows in zip(paths, payload["rows"], strict=True)}
+    assert asked == {"a": ["A?"], "b": ["B?"], "gone": ["B?"], "far": [], "old": ["A?"]}

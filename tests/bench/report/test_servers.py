@@ -147,8 +147,14 @@ def test_a_launched_servers_machine_is_shown_and_what_its_answers_are_read_by(re
 
 
 def test_pairs_of_one_name_have_a_figure_each(tmp_path: Path) -> None:
-    shutil.copytree(write_pair(tmp_path), tmp_path / "serve" / "tiny" / "ngram" / "4567")
-    written = write_figures(collect(tmp_path), tmp_path)
+    other = shutil.copytree(write_pair(tmp_path), tmp_path / "serve" / "tiny" / "ngram" / "4567")
+    found = collect(tmp_path)
+    assert len(found.servers) == 1 and found.warnings[0].endswith(f"a copy of {other.with_name('0123')}")
+    for name in ("blocks.jsonl", "requests.jsonl"):
+        (other / name).write_text((other / name).read_text().replace('"attempt": "', '"attempt": "other '))
+    found = collect(tmp_path)
+    assert len(found.servers) == 2 and not found.warnings
+    written = write_figures(found, tmp_path)
     assert len({*written}) == 4 and all(file.is_file() for file in written)
 
 

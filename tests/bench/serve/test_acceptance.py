@@ -17,6 +17,7 @@ from bench.serve.acceptance import (
     of_vllm,
     read_counters,
 )
+from bench.serve.records import counted
 
 LENGTHS = [emitted for _, emitted in TRACE]
 TOKENS = 1 + sum(LENGTHS)  # the prefill's token and those of the steps
@@ -106,6 +107,13 @@ def test_sglangs_counts_under_each_of_their_names(names: str) -> None:
 def test_counters_of_a_server_that_began_anew_are_none() -> None:
     assert of_counters(read_counters(AFTER), read_counters(BEFORE)) is None
     assert of_counters({}, {"tokens": 3.0}) is None
+
+
+def test_counters_that_could_not_be_read_once_say_nothing_of_a_block() -> None:
+    before, after = read_counters(BEFORE), read_counters(AFTER)
+    assert counted(before, after)["counted_tokens"] is not None
+    for pair in ((before, {}), ({}, after), ({}, {})):
+        assert counted(*pair) == {"acceptance": None, "counted_tokens": None}
 
 
 @pytest.mark.parametrize("accepted", [12, 30])

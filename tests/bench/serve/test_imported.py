@@ -71,6 +71,24 @@ def test_what_a_summary_does_not_say_is_empty(tmp_path: Path) -> None:
     assert row["throughput"] == pytest.approx(33) and row["baseline_throughput"] is row["throughput_ratio"] is None
 
 
+def test_more_accepted_than_answered_takes_at_least_the_steps_that_had_a_draft(tmp_path: Path) -> None:
+    more = {"spec_decode_accepted_tokens": 50, "spec_decode_per_position_acceptance_rates": [0.9, 0.8, 0.8]}
+    (found,) = import_comparisons([vllm(tmp_path, "o.json", **SPECULATION | more)], [vllm(tmp_path, "p.json", slow=2)])
+    assert found.metrics["levels"][0]["cr"] == pytest.approx(60 / 20)
+
+
+def test_a_result_given_twice_is_refused_and_one_without_a_partner_said(tmp_path: Path) -> None:
+    ours, again, plain = (vllm(tmp_path, f"{slow}.json", slow=slow) for slow in (1.0, 1.5, 2.0))
+    for given in (([ours, ours], [plain]), ([ours], [ours]), ([ours], [plain, plain])):
+        with pytest.raises(UserError, match=r"\.json hold the same result; give one of them"):
+            import_comparisons(*given)
+    (found,) = import_comparisons([ours, again], [plain])
+    said = "4 at a time: of 2 results of one side, the last 1 have no partner and are left out"
+    assert said in found.metrics["warnings"] and found.metrics["levels"][0]["repeats"] == 1
+    (found,) = import_comparisons([ours, again], [])
+    assert "no partner" not in str(found.metrics["warnings"]) and found.metrics["levels"][0]["repeats"] == 2
+
+
 def test_a_failed_request_is_out_of_both_sides(tmp_path: Path) -> None:
     ours = vllm(tmp_path, "o.json", errors=["", "boom", *[""] * 4], output_lens=[11, 0, 11, 11, 11, 11])
     (row,) = import_comparisons([ours], [vllm(tmp_path, "p.json")])[0].metrics["levels"]

@@ -184,22 +184,71 @@ def test_a_block_with_a_failed_request_is_in_no_sum_over_blocks(side: str) -> No
     assert (row["throughput"], row["throughput_ratio"], row["cr"], row["foreign_tokens"]) == (None,) * 4
 
 
-def test_counters_that_begin_anew_are_in_no_cr_and_said() -> None:
-    blocks = [one | counters() if one["side"] == SIDES[0] else one | {"counted_tokens": 22} for one in BLOCKS]
-    found = summarise(records(FOUR, [blocks[0] | counters(1, tokens=9), *blocks[1:]]))
+LEFT_OUT = "1 block left out of CR and CTAR: the server's counters were not to be had, began anew, or count what others"
+
+
+def with_counters(*ours: dict[str, Any]) -> list[dict[str, Any]]:
+    """BLOCKS with what the speculative server counted of each of the two, and with all that the plain one counted."""
+    told = iter(ours)
+    return [one | (next(told) if one["side"] == SIDES[0] else {"counted_tokens": 22}) for one in BLOCKS]
+
+
+def test_a_block_whose_counters_do_not_fit_its_answers_is_in_no_cr_and_said() -> None:
+    none = {"acceptance": None, "counted_tokens": None}
+    for odd, foreign in (
+        (counters(1, tokens=9), 0),
+        (counters(tokens=30), 8),
+        (none, 0),
+        (none | {"counted_tokens": -9}, 0),
+    ):
+        found = summarise(records(FOUR, with_counters(odd, counters())))
+        (row,) = found["levels"]
+        assert (row["foreign_tokens"], row["uncounted_blocks"]) == (foreign, 1)
+        assert row["cr"] == pytest.approx(20 / 14) and LEFT_OUT in format_table(found)
+        assert ("8 tokens beyond these answers': others used them too" in format_table(found)) is bool(foreign)
+    (row,) = summarise(records(FOUR, with_counters(counters(1, tokens=9), counters(1, tokens=9))))["levels"]
+    assert (row["cr"], row["acceptance_from"], row["uncounted_blocks"]) == (None, None, 2)
+
+
+def test_the_plain_servers_counters_say_nothing_of_cr() -> None:
+    for tokens, foreign in ((9, 0), (52, 60), (None, 0)):
+        blocks = [one | ({} if one["side"] == SIDES[0] else {"counted_tokens": tokens})
+                  for one in with_counters(counters(), counters())]  # fmt: skip
+        found = summarise(records(FOUR, blocks))
+        (row,) = found["levels"]
+        assert (row["cr"], row["uncounted_blocks"], row["foreign_tokens"]) == (pytest.approx(40 / 28), 0, foreign)
+        assert "left out of CR" not in format_table(found)
+
+
+def test_counters_that_lag_a_little_count_tokens_and_accepted_drafts_alike() -> None:
+    """True are 1,000 tokens of two answers in 200 steps of 5; four of these are not counted yet."""
+    requests = [one | {"new_tokens": 501} for one in FOUR]
+    late = {"accepted": 4 * 196, "drafted": 4 * 196, "steps": None, "deeper": [196] * 4, "drafts": 196}
+    told = {"acceptance": late, "counted_tokens": 982}
+    blocks = [one | {"counted_tokens": 1002} if one["side"] == SIDES[1] else one for one in with_counters(told, told)]
+    (row,) = summarise(records(requests, blocks))["levels"]
+    assert (row["uncounted_blocks"], row["foreign_tokens"]) == (0, 0)
+    assert row["cr"] == pytest.approx(5) and row["ctar"][:5] == [1, 1, 1, 1, 0]
+
+
+def test_a_step_that_comes_late_is_no_restart_of_a_short_block() -> None:
+    late = counters(4, tokens=19) | {"acceptance": counters(4)["acceptance"] | {"deeper": [3, 1], "drafts": 6}}
+    (row,) = summarise(records(FOUR, with_counters(late, counters())))["levels"]
+    assert (row["uncounted_blocks"], row["foreign_tokens"]) == (0, 0)
+    assert row["cr"] == pytest.approx((17 + 20) / (13 + 14))
+
+
+def test_a_divergence_counts_though_its_question_failed_elsewhere() -> None:
+    requests = [one | {"repeat": repeat} for one in FOUR for repeat in range(2)]
+    lost = {"status": "failed", "new_tokens": None}
+    requests = [one | lost if (one["repeat"], one["question_id"]) == (1, 1) else one for one in requests]
+    blocks = [one | {"repeat": repeat} for one in BLOCKS for repeat in range(2)]
+    said = [(q, repeat, "equal") for q in (0, 2, 3) for repeat in range(2)] + [(1, 0, "divergent")]
+    verdicts = [{"level": 2, "repeat": repeat, "question_id": q, "turn": 0, "verdict": v} for q, repeat, v in said]
+    found = summarise(replace(records(requests, blocks), verdicts=verdicts))
     (row,) = found["levels"]
-    assert row["cr"] == pytest.approx(20 / 14) and row["foreign_tokens"] == 0 and row["recounted_blocks"] == 1
-    assert "1 block in which a server began to count anew" in format_table(found)
-    found = summarise(records(FOUR, [blocks[0] | counters(tokens=30), *blocks[1:]]))
-    assert "8 tokens beyond these answers': others used them too, and CR and CTAR count theirs" in format_table(found)
-
-
-def test_counters_that_lag_a_little_are_no_restart_and_nobody_elses_tokens() -> None:
-    requests = [one | {"new_tokens": 500} for one in FOUR]
-    plain = {"counted_tokens": 1000}
-    counted = [counters(500, tokens=990), plain, counters(500, tokens=1010), plain]
-    (row,) = summarise(records(requests, [one | said for one, said in zip(BLOCKS, counted, strict=True)]))["levels"]
-    assert (row["recounted_blocks"], row["foreign_tokens"]) == (0, 0) and row["cr"] == pytest.approx(1996 / 996)
+    assert (row["equal"], row["divergent"], row["failed"], row["unchecked"]) == (6, 1, 1, 0)
+    assert "1 turn divergent from the plain server: not shown to be lossless" in format_table(found)
 
 
 def test_answers_that_do_not_tell_their_steps_are_said() -> None:
@@ -207,3 +256,6 @@ def test_answers_that_do_not_tell_their_steps_are_said() -> None:
     found = summarise(records([told[0], *FOUR[1:]], BLOCKS))
     assert "CR and CTAR are of 1 of 4 answers: the others do not tell their steps" in format_table(found)
     assert "do not tell" not in format_table(summarise(records(told, BLOCKS)))
+    short = [one | {"new_tokens": 1} if one["question_id"] == 3 else one for one in told]  # has no step to tell of
+    found = summarise(records(short, BLOCKS))
+    assert "do not tell" not in format_table(found) and found["levels"][0]["cr"] == 2

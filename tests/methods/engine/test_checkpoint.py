@@ -307,7 +307,11 @@ def test_read_tensors_takes_exactly_what_is_named(tmp_path: Path) -> None:
 
 def test_file_hashes(reference: Any, tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path, reference, "bin_shards")
+    (folder / "states" / "x").mkdir(parents=True)
+    for beside in ("training.json", "training_state.pt", "states/x/y.npy", ".gitattributes", "log.csv", "loss.png"):
+        (folder / beside).write_text("{}")
     hashes = file_hashes(folder)
+    assert file_hashes(folder, draft=True).keys() - hashes.keys() == {"generation_config.json"}
     shards = [f"pytorch_model-0000{i}-of-00003.bin" for i in (1, 2, 3)]
     assert sorted(hashes) == ["config.json", *shards, "pytorch_model.bin.index.json"]
     assert hashes["config.json"] == hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
