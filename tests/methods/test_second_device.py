@@ -96,11 +96,11 @@ def test_joeys_drafts(name: str, engine: str, joey: Llama, second: torch.device,
     there = moved(joey, second)
     there = FixedLlama.of(there) if engine == "fixed" else there
     tokens = prompt()
-    wanted = Decoder(joey, fetched.make(target=joey)).generate(torch.tensor(tokens), NEW_TOKENS)
+    wanted = Decoder(joey, fetched.make(target=joey)).generate(torch.tensor(tokens), 12)
     decoder = Decoder(there, fetched.make(target=there), context=256)  # one bucket of slots; others: test_fixed.py
     with there.preparing():
-        decoder.generate(upload(tokens, second), NEW_TOKENS)
-    found = decoder.generate(upload(tokens, second), NEW_TOKENS)
+        decoder.generate(upload(tokens, second), 12)
+    found = decoder.generate(upload(tokens, second), 12)
     assert (found.tokens, found.steps) == (wanted.tokens, wanted.steps) and not there.unprepared
 
 
