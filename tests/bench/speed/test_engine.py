@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,11 +12,12 @@ import torch
 from bench.gauge import Card, Gauge
 from bench.measure import Timed
 from bench.predict.costs import Measured
-from bench.speed.__main__ import main
+from bench.speed.__main__ import _keep_older, main
 from bench.speed.engine import Pair, pass_costs, shares, summarise
 from bench.words import MEMORY_LIMIT
 from methods.decoder import Generation, Step
 from methods.engine.llama import Llama
+from methods.errors import UserError
 from tests.bench.small_run import SmallRun
 from tests.bench.test_gauge import UUID, Memory, Nvml
 from tests.tiny import tiny_llama
@@ -128,6 +130,19 @@ def test_passes_that_were_not_captured_are_named(tmp_path: Path, capsys, monkeyp
     lines = capsys.readouterr().out.splitlines()
     for name in ("passes by rows", "lookahead"):
         assert f"! {name}: 3 target or draft passes were not captured" in lines
+
+
+def test_a_measuring_that_may_not_be_renamed_is_one_line_and_stays(tmp_path: Path, monkeypatch: Any) -> None:
+    def refuse(*names: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    (file := tmp_path / "joey.json").write_text("{}")
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(
+        UserError, match=r"joey.json cannot be renamed \(Operation not permitted\), and is not replaced"
+    ):
+        _keep_older(file)
+    assert file.read_text() == "{}"
 
 
 def test_random_weights_need_no_tokenizer(tmp_path: Path) -> None:
