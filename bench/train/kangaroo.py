@@ -178,8 +178,7 @@ def train(
         source.target, vocabulary, variant=variant, kv_heads=kv_heads, seed=seed, start_from=start_from
     )
     dtype = loop.saved_dtype(save_dtype, source.target.config.dtype)
-    places = (source.fingerprint(), str(exit_layer), str(source.target.dtype).removeprefix("torch."))
-    folder = Path(output) / "states" / "-".join(places)
+    folder = Path(output) / "states" / f"{source.fingerprint()}-{exit_layer}-{source.dtype}"
     module = Distillation(
         source.target,
         adapter,

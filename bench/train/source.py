@@ -47,8 +47,12 @@ class ModelSource:
 
     def identity(self, saved: torch.dtype) -> dict[str, str]:
         """What tells a training on this target from others. saved: how its result is written."""
-        names = {"dtype": self.target.dtype, "save_dtype": saved}
-        return {"target": self.fingerprint(), **{n: str(d).removeprefix("torch.") for n, d in names.items()}}
+        return {"target": self.fingerprint(), "dtype": self.dtype, "save_dtype": str(saved).removeprefix("torch.")}
+
+    @property
+    def dtype(self) -> str:
+        """What the target computes in."""
+        return str(self.target.dtype).removeprefix("torch.")
 
     def fingerprint(self) -> str:
         """Hash that tells one set of weights from another without reading all of them."""
