@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 from bench.train import kangaroo, state
 from bench.train.log import Point
+from bench.train.loop import Run
 from bench.train.state import State
 from methods.errors import UserError
 from tests.bench.train.chat_model import basics, interrupt_at, settings
@@ -111,3 +113,40 @@ def test_a_file_of_something_else(content: Any, tmp_path: Path) -> None:
 def test_what_does_not_fit_when_it_is_put_to_use(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not readable as a training state"), state.readable(tmp_path):
         torch.nn.Linear(2, 2).load_state_dict(STATE.module)
+
+
+def test_an_older_training_goes_on_and_stays_silent_of_what_it_did_not_record(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    given = {
+        "variant": "kangaroo",
+        "exit_layer": 1,
+        **basics(world, tmp_path, draft_vocab=None, loop_settings=settings(epochs=2)),
+    }
+
+    def stop(run: Any) -> None:
+        save(run)
+        raise KeyboardInterrupt
+
+    save = Run.save
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "save", stop)
+        with pytest.raises(KeyboardInterrupt):
+            kangaroo.train(**given)
+    file = tmp_path / "training_state.pt"
+    older = torch.load(file, weights_only=True)
+    for key in ("dtype", "save_dtype", "held_out"):
+        del older["identity"][key]
+    torch.save(older, file)
+    kangaroo.train(**given)
+    assert "is of before dtype, held_out, save_dtype were recorded" in capsys.readouterr().out
+    assert json.loads((tmp_path / "training.json").read_text())["identity"].keys().isdisjoint(state.LATER)
+
+
+def test_kept_states_are_of_one_dtype(world: Path, tmp_path: Path) -> None:
+    given = basics(world, tmp_path, draft_vocab=None, keep_states=True)
+    for dtype in ("float32", "bfloat16"):
+        given |= {"model": replace(given["model"], dtype=dtype), "resume": False}
+        kangaroo.train(variant="kangaroo", exit_layer=1, **given)
+    names = sorted(folder.name.rpartition("-")[2] for folder in (tmp_path / "states").iterdir())
+    assert names == ["bfloat16", "float32"]

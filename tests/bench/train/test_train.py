@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from bench.settings import Text
-from bench.train import kangaroo, loop, medusa, packing, source, state
+from bench.train import kangaroo, loop, medusa, packing, source
 from bench.train.conversations import Encoded
 from methods.adapters import Adapter
 from methods.engine.checkpoint import load_model, read_tensors
@@ -248,37 +248,6 @@ def test_a_finished_run_is_not_run_again_and_another_is_refused(world, tmp_path,
     said = capsys.readouterr().out
     assert "already holds this run's result" in said
     assert "is of before dtype, save_dtype were recorded; taken to have dtype=float32, save_dtype=float32" in said
-
-
-def test_an_older_training_goes_on_and_stays_silent_of_what_it_did_not_record(world, tmp_path, monkeypatch, capsys):
-    given = {"variant": "kangaroo", "exit_layer": 1, **arguments(world, tmp_path, loop_settings=settings(epochs=2))}
-
-    def stop(run):
-        save(run)
-        raise KeyboardInterrupt
-
-    save = loop.Run.save
-    with monkeypatch.context() as patch:
-        patch.setattr(loop.Run, "save", stop)
-        with pytest.raises(KeyboardInterrupt):
-            kangaroo.train(**given)
-    file = tmp_path / "training_state.pt"
-    older = torch.load(file, weights_only=True)
-    for key in ("dtype", "save_dtype", "held_out"):
-        del older["identity"][key]
-    torch.save(older, file)
-    kangaroo.train(**given)
-    assert "is of before dtype, held_out, save_dtype were recorded" in capsys.readouterr().out
-    assert json.loads((tmp_path / "training.json").read_text())["identity"].keys().isdisjoint(state.LATER)
-
-
-def test_kept_states_are_of_one_dtype(world, tmp_path):
-    given = arguments(world, tmp_path, keep_states=True)
-    for dtype in ("float32", "bfloat16"):
-        given |= {"model": replace(given["model"], dtype=dtype), "resume": False}
-        kangaroo.train(variant="kangaroo", exit_layer=1, **given)
-    names = sorted(folder.name.rpartition("-")[2] for folder in (tmp_path / "states").iterdir())
-    assert names == ["bfloat16", "float32"]
 
 
 @pytest.mark.parametrize(
