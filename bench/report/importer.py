@@ -29,8 +29,8 @@ UNKNOWN = (
 )
 LEFT_OUT = "each turn's first accept_length, the token of the prefill, is no step and is left out"
 UNTOLD = (
-    "{} does not tell whether the prompt's pass is among its steps, as in Spec-Bench's PLD; if it is, CR and CTAR "
-    "count it"
+    "the file does not tell whether the prompt's pass is among its steps, as in Spec-Bench's PLD; if it is, CR and "
+    "CTAR count it"
 )
 
 
@@ -54,7 +54,7 @@ def import_runs(files: Sequence[Path], baseline: Sequence[Path], *, model: str =
     instead of those guessed from model_id and file name. Raises UserError naming file and line.
     """
     ours, theirs = ([(path, _answers(path)) for path in listed] for listed in (files, baseline))
-    _check_once([*ours, *theirs])
+    _check_once(ours)
     by_id: dict[str, list[_File]] = {}
     for path, answers in ours:
         by_id.setdefault(answers[0].model_id, []).append((path, answers))
@@ -132,20 +132,16 @@ def _run(model_id: str, members: Sequence[_File], theirs: Sequence[_File], model
 
 
 def _turns(repeats: Sequence[_File]) -> tuple[list[Row], list[str]]:
-    """Each file says for itself, by the questions without an error, whether it counts the prompt's pass."""
-    rows, notes = list[Row](), list[str]()
-    for repeat, (path, answers) in enumerate(repeats):
-        whole = [answer for answer in answers if all(row.text != ERROR for row in answer.rows)]
-        telling = [answer for answer in whole if len(answer.lengths)]
-        prefill = bool(telling) and all(map(_starts_with_prefill, telling))
-        if telling:
-            notes.append(LEFT_OUT if prefill else UNTOLD.format(path))
-        rows += [
-            replace(row, repeat=repeat, lengths=lengths)
-            for answer in answers
-            for row, lengths in zip(answer.rows, _lengths_by_turn(answer, prefill), strict=True)
-        ]
-    return rows, list(dict.fromkeys(notes))
+    """Whether the lengths count the prompt's pass, the questions without an error say, all files together."""
+    everything = [answer for _, answers in repeats for answer in answers if len(answer.lengths)]
+    telling = [answer for answer in everything if all(row.text != ERROR for row in answer.rows)]
+    prefill = bool(telling) and all(map(_starts_with_prefill, telling))
+    return [
+        replace(row, repeat=repeat, lengths=lengths)
+        for repeat, (_, answers) in enumerate(repeats)
+        for answer in answers
+        for row, lengths in zip(answer.rows, _lengths_by_turn(answer, prefill), strict=True)
+    ], [LEFT_OUT if prefill else UNTOLD] if everything else []
 
 
 def _starts_with_prefill(answer: _Answer) -> bool:

@@ -39,10 +39,10 @@ class Acceptance:
 
     def all_steps(self, new_tokens: int) -> int | None:
         """Target passes after prefill of `new_tokens` tokens, those without a draft included."""
-        if self.steps is not None:
-            return self.steps
-        if self.accepted is None or new_tokens <= 1:
+        if new_tokens <= 1:
             return None
+        if self.steps is not None or self.accepted is None:
+            return self.steps
         return max(new_tokens - 1 - self.accepted, self.drafts or 0, *(self.deeper or ())) or None
 
     def row(self, new_tokens: int, answers: int = 1) -> dict[str, int | None]:

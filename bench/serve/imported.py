@@ -81,7 +81,8 @@ def import_comparisons(
     files: Sequence[Path], baseline: Sequence[Path], *, model: str = "", name: str = ""
 ) -> list[Comparison]:
     """Pairs of servers from result files and folders. Raises UserError naming the one that is none."""
-    _check_once([*files, *baseline])
+    for paths in (files, baseline):
+        _check_once(paths)
     plain, by_name, found = list[_Result](), dict[str, list[_Result]](), list[Comparison]()
     for path in baseline:
         if (result := _read(path)) is None:
@@ -226,8 +227,8 @@ def _vllm_requests(result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _vllm_acceptance(result: Mapping[str, Any]) -> Acceptance | None:
-    if "spec_decode_accepted_tokens" not in result:
-        return None
+    if "spec_decode_accepted_tokens" not in result or result["completed"] < result.get("num_prompts", 0):
+        return None  # its counts have the failed requests too
     drafts, rates = result["spec_decode_num_drafts"], result.get("spec_decode_per_position_acceptance_rates")
     deeper = tuple(round(rate * drafts) for rate in rates) if rates else None
     return Acceptance(

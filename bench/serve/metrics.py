@@ -37,7 +37,7 @@ BLOCK_COLUMNS = [
 ]
 KEYS = ["question_id", "repeat", "turn"]
 BLOCK = ["repeat", "block"]  # of a level
-SLACK = 0.02  # share of a block's tokens that its server's counters may have too few or too many
+SLACK = 0.02  # share of a block's tokens that its server's counters may have too few or too many, as CR is still right
 Array = np.ndarray
 
 
@@ -87,19 +87,20 @@ class Comparison:
     @classmethod
     def all_below(cls, results_dir: Path, notes: list[str]) -> list[Comparison]:
         """Every pair of servers below a results folder. What cannot be read is noted."""
-        found = []
-        known: dict[frozenset[str], Path] = {}
+        found: dict[Any, Comparison] = {}
         for folder in run_folders(results_dir / ServeDirectory.below, notes):
             try:
                 records = read_records(folder)
-                attempts = frozenset(block["attempt"] for block in records.blocks)
-                if attempts and (first := known.setdefault(attempts, folder)) is not folder:
-                    notes.append(f"left out: {folder}: a copy of {first}")
-                    continue
-                found.append(cls(records, summarise(records)))
+                one = cls(records, summarise(records))
+                same = frozenset(block["attempt"] for block in records.blocks) or folder
             except (UserError, KeyError, TypeError, ValueError) as error:
                 notes.append(f"left out: {folder}: {first_line(error)}")
-        return found
+                continue
+            first = found.setdefault(same, one)
+            if first is not one:
+                found[same], copy = (one, first) if one.records.size > first.records.size else (first, one)
+                notes.append(f"left out: {copy.records.folder}: a copy of {found[same].records.folder}")
+        return [*found.values()]
 
 
 def _paired(requests: pd.DataFrame, blocks: pd.DataFrame, needed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -183,7 +184,7 @@ def _throughput(answers: pd.DataFrame, blocks: pd.DataFrame) -> dict[str, Any]:
     """All tokens by all seconds of the blocks, and the ratio of both sides with an interval over blocks."""
     counted = answers.groupby([*BLOCK, "side"]).new_tokens.sum()
     table = blocks.set_index([*BLOCK, "side"])[["wall_s", "tokens"]].join(counted)
-    table["tokens"] = table.tokens.astype(float).fillna(table.new_tokens).fillna(0)
+    table["tokens"] = table.tokens.astype(float).fillna(table.new_tokens.astype(float)).fillna(0)
     table = table.unstack("side")
     missing = pd.Series(np.nan, index=table.index)
     parts = [
@@ -208,13 +209,13 @@ def _throughput(answers: pd.DataFrame, blocks: pd.DataFrame) -> dict[str, Any]:
 
 def _acceptance(ours: pd.DataFrame, blocks: pd.DataFrame) -> dict[str, Any]:
     """CR and CTAR pooled over answers that say; else from the server's counters over whole blocks; else None."""
-    told, left_out = ours[ours.acceptance.notna()], 0
+    told, left_out, used = ours[ours.acceptance.notna()], 0, blocks[:0]
     found: list[tuple[Acceptance, float, float]] = [
         *zip(told.acceptance, told.new_tokens, [1] * len(told), strict=True)
     ]
     source = "answers"
-    if not found and (blocks.acceptance.notna() | (blocks.extra < -blocks.slack)).any():
-        fits = blocks.acceptance.notna() & ~(blocks.extra.abs() > blocks.slack)
+    if not found and blocks.acceptance.notna().any():
+        fits = blocks.acceptance.notna() & blocks.fits
         used, left_out = blocks[fits], int((~fits).sum())
         total = _summed([read_acceptance(said) for said in used.acceptance])
         found = [(total, used.counted.sum(), used.answers.sum())] if total else []
@@ -222,7 +223,8 @@ def _acceptance(ours: pd.DataFrame, blocks: pd.DataFrame) -> dict[str, Any]:
     table = pd.DataFrame([one.row(int(tokens), int(answers)) for one, tokens, answers in found], dtype=float)
     known = table[table.steps.notna()] if len(table) else table
     row = {"cr": None, "ctar": [None] * len(CTAR_POSITIONS), "draft_acceptance": None, "acceptance_from": None,
-           "acceptance_answers": 0, "silent_answers": 0, "uncounted_blocks": left_out}  # fmt: skip
+           "acceptance_answers": 0, "silent_answers": 0, "uncounted_blocks": left_out,
+           "foreign_in_cr": source == "counters" and bool((used.extra > 0).any())}  # fmt: skip
     if not len(known):
         return row
     steps = known.steps.sum()
@@ -255,28 +257,34 @@ def _summed(found: Sequence[Acceptance | None]) -> Acceptance | None:
 def _with_counts(requests: pd.DataFrame, blocks: pd.DataFrame) -> pd.DataFrame:
     """Blocks with `counted` tokens, by their server where it says, `answers`, and the tokens that are `extra`.
 
-    extra: counted beyond those of the answers; NaN where the server publishes no counters. slack: what this may come to
-    of itself, as counters may lag by a step of each request under way. Beyond it others used the server; far below, it
-    began to count anew.
+    extra: counted beyond those of the answers; NaN where the server publishes no counters. fits: whether this may be so
+    of itself, as counters may lag by a step of each request under way and make up for it later. Far more: others used
+    the server; far fewer: it began to count anew.
     """
     keys = [*BLOCK, "side"]
     answered = blocks[keys].merge(requests.groupby(keys, as_index=False).new_tokens.agg(["sum", "count"]), "left", keys)
     own = answered["sum"].fillna(0).to_numpy(dtype=float)
+    answers = blocks.answers.astype(float).fillna(pd.Series(answered["count"].to_numpy(dtype=float), blocks.index))
     counted = blocks.counted_tokens.astype(float)
     step = [1 + len(said.get("deeper") or ()) if isinstance(said, dict) else 1 for said in blocks.acceptance]
-    return blocks.assign(
-        answers=blocks.answers.astype(float).fillna(pd.Series(answered["count"].to_numpy(dtype=float), blocks.index)),
+    table = blocks.assign(
+        answers=answers,
         counted=counted.fillna(blocks.tokens.astype(float)).fillna(pd.Series(own, blocks.index)),
         extra=counted - own,
-        slack=np.maximum(SLACK * own, blocks.level.to_numpy(dtype=float) * step),
     )
+    late = np.minimum(blocks.level.to_numpy(dtype=float), answers.fillna(0)) * step
+    fits, owed = [], dict.fromkeys(SIDES, 0.0)
+    for side, extra, share, lag in zip(table.side, table.extra, SLACK * own, late, strict=True):
+        fits.append(not (extra < -max(share, lag) or extra > max(share, owed[side])))
+        owed[side] = max(0.0, owed[side] - extra) if fits[-1] and np.isfinite(extra) else 0.0
+    return table.assign(fits=pd.Series(fits, table.index, dtype=bool))
 
 
 def _foreign(blocks: pd.DataFrame) -> int | None:
     """Tokens that servers counted beyond those of the answers; None where neither publishes counters."""
-    counted = blocks[blocks.extra.notna()]
-    same = counted[counted.extra >= -counted.slack]
-    return max(int(same.extra.sum()), 0) if len(counted) else None
+    counted = blocks[blocks.extra.notna() & (blocks.fits | (blocks.extra > 0))]
+    sums = counted.groupby("side").extra.sum()
+    return int(sums.clip(lower=0).sum()) if blocks.extra.notna().any() else None
 
 
 def crossing(rates: dict[int, pd.DataFrame], resamples: int = RESAMPLES) -> dict[str, Any] | None:

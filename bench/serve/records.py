@@ -38,6 +38,11 @@ class Records:
     verdicts: Lines
     notes: tuple[str, ...] = ()
 
+    @property
+    def size(self) -> int:
+        """Lines, all kinds together."""
+        return len(self.requests) + len(self.blocks) + len(self.verdicts)
+
 
 def turn_key(line: Mapping[str, Any]) -> TurnKey:
     """Which turn a line is of. Raises KeyError where it says none."""

@@ -83,7 +83,8 @@ def _row_warnings(row: dict[str, Any], sampled: bool) -> list[str]:
     if row["miscounted"]:
         texts.append(f"{plural('answer', row['miscounted'])} with another number of token ids than the server counted")
     if row["foreign_tokens"]:
-        texts.append(f"the servers counted {row['foreign_tokens']} tokens beyond these answers': others used them too")
+        texts.append(f"the servers counted {row['foreign_tokens']} tokens beyond these answers': others used them too"
+                     + (", and CR and CTAR count some of theirs" if row["foreign_in_cr"] else ""))  # fmt: skip
     if row["uncounted_blocks"]:
         texts.append(f"{plural('block', row['uncounted_blocks'])} left out of CR and CTAR: the server's counters were "
                      "not to be had, began anew, or count what others asked")  # fmt: skip

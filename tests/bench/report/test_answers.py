@@ -37,7 +37,14 @@ def test_two_files_texts_of_one_id_are_two_rows_and_an_unknown_one_is_the_firsts
 
 
 def test_what_a_run_asked_whose_file_is_gone_is_known_by_its_prompts(tmp_path: Path) -> None:
-    told = (("a", "A?", "0"), ("b", "B?", "1"), ("gone", "", "1"), ("far", "", "2"), ("old", "", ""))
+    told = [
+        ("a", "A?", "0"),
+        ("b", "B?", "1"),
+        ("gone", "", "1"),
+        ("far", "", "2"),
+        ("farther", "", "3"),
+        ("old", "", ""),
+    ]
     for name, line, prompt in told:
         file = tmp_path / f"{name}.txt"
         if line:
@@ -52,4 +59,5 @@ def test_what_a_run_asked_whose_file_is_gone_is_known_by_its_prompts(tmp_path: P
     (payload,) = payloads(collect(tmp_path))
     paths = [Path(entry.run.config["data"]["path"]).stem for entry in group.entries]
     asked = {path: payload["questions"][rows[0][0]][2] for path, rows in zip(paths, payload["rows"], strict=True)}
-    assert asked == {"a": ["A?"], "b": ["B?"], "gone": ["B?"], "far": [], "old": ["A?"]}
+    assert asked == {"a": ["A?"], "b": ["B?"], "gone": ["B?"], "far": [], "farther": [], "old": ["A?"]}
+    assert len(payload["questions"]) == 4

@@ -74,7 +74,19 @@ def test_parts_with_other_drafts_are_not_merged_and_that_is_said(tmp_path):
         write_run(tmp_path, plan)
     (group,) = collect(tmp_path).groups
     assert len(group.entries) == 2
-    assert "cannot merge" in group.warnings[0] and "checkpoint_sha256 is not the same in both" in group.warnings[0]
+    assert "shards of kangaroo with another checkpoint_sha256 are not merged" in group.warnings
+
+
+def test_one_part_of_another_commit_leaves_the_others_together(tmp_path):
+    for part in range(3):
+        ids, commit = tuple(range(6 * part, 6 * part + 6)), {"commit": str(part // 2)}
+        plan = Plan(
+            per_category=1, repeats=1, question_ids=ids, config={"shard": f"{part}/3"}, machine=MACHINE | commit
+        )
+        write_run(tmp_path, plan)
+    (group,) = collect(tmp_path).groups
+    assert sorted(entry.metrics["overall"]["questions"] for entry in group.entries) == [6, 12]
+    assert "shards of kangaroo with another commit are not merged" in group.warnings
 
 
 def test_what_a_report_makes_no_more_goes_and_what_others_put_there_stays(tmp_path):

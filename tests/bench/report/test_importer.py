@@ -103,30 +103,36 @@ def test_files_of_one_model_id_that_disagree_are_said_and_one_given_twice_is_ref
     for name, kept in (("reversed", lines[::-1]), ("half", lines[:2])):
         (tmp_path / f"{name}.jsonl").write_text("".join(kept))
     copies = [[files[1], tmp_path / f"{name}.jsonl"] for name in ("reversed", "half")]
-    with pytest.raises(UserError, match="hold the same answers with the same times"):
-        import_runs(files[:1], files[:1])
     for pair in (files[1:], [files[0], files[0]], *copies):
         with pytest.raises(UserError, match=f"{pair[1]} hold the same answers with the same times; give one of them"):
             import_runs(pair, [])
 
 
-def test_each_file_says_for_itself_and_without_its_errors_what_its_lengths_are(tmp_path):
+def test_questions_with_an_error_do_not_say_what_lengths_are(tmp_path):
     """An ERROR turn repeats the steps of the turn before and adds no lengths."""
-    files = [
-        answer_file(tmp_path / f"kangaroo-{n}.jsonl", steps=[2, 4, 3], seconds=0.4 + n, prefill_counted=n < 2)
-        for n in range(3)
-    ]
-    lines = [json.loads(line) | {"model_id": "kangaroo"} for line in files[0].read_text().splitlines()]
+    file = answer_file(tmp_path / "kangaroo.jsonl", steps=[2, 4, 3], seconds=0.4, prefill_counted=True)
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
     lines[1]["choices"][0] |= {"turns": ["ERROR"], "accept_lengths": []}
-    files[0].write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (run,) = import_runs(files[:1], [])
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run,) = import_runs([file], [])
     assert summary(run)["overall"]["cr"] == 3.0 and any("prefill, is no step" in note for note in run.notes)
-    for file in files[1:]:
+
+
+def test_repeats_say_together_what_their_lengths_are(tmp_path):
+    files = [
+        answer_file(tmp_path / f"{n}.jsonl", steps=[2, 4, 3], seconds=0.4 + n, prefill_counted=n == 0) for n in range(2)
+    ]
+    for file in files:
         lines = [json.loads(line) | {"model_id": "kangaroo"} for line in file.read_text().splitlines()]
         file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (run,) = import_runs(files[1:], [])
-    assert summary(run)["overall"]["cr"] == 3.0
-    assert any(f"{files[2]} does not tell whether" in note for note in run.notes)
+    (run,) = import_runs(files, [])
+    assert any("does not tell whether" in note for note in run.notes)
+
+
+def test_plain_decoding_may_be_a_row_beside_its_own_baseline(spec_bench):
+    medusa, vanilla = import_runs([*spec_bench], [spec_bench[1]])
+    assert vanilla.method == "vanilla" and summary(vanilla)["overall"]["speedup"] == 1
+    assert summary(medusa)["overall"]["speedup"] == pytest.approx(2.0)
 
 
 def test_failed_turns_leave_both_sides(spec_bench):

@@ -150,6 +150,13 @@ def test_pairs_of_one_name_have_a_figure_each(tmp_path: Path) -> None:
     other = shutil.copytree(write_pair(tmp_path), tmp_path / "serve" / "tiny" / "ngram" / "4567")
     found = collect(tmp_path)
     assert len(found.servers) == 1 and found.warnings[0].endswith(f"a copy of {other.with_name('0123')}")
+    first = other.with_name("0123")
+    kept = (first / "requests.jsonl").read_text()
+    for broken, said in (("", f"left out: {first}: a copy of {other}"), ("{}\n", f"left out: {first}: ")):
+        (first / "requests.jsonl").write_text(broken)
+        found = collect(tmp_path)
+        assert [one.records.folder for one in found.servers] == [other] and found.warnings[0].startswith(said)
+    (first / "requests.jsonl").write_text(kept)
     for name in ("blocks.jsonl", "requests.jsonl"):
         (other / name).write_text((other / name).read_text().replace('"attempt": "', '"attempt": "other '))
     found = collect(tmp_path)

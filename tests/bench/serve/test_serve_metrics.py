@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from bench.serve.acceptance import Acceptance
 from bench.serve.metrics import crossing, summarise
 from bench.serve.records import Records
 from bench.serve.words import crossing_text, format_table
@@ -231,11 +232,32 @@ def test_counters_that_lag_a_little_count_tokens_and_accepted_drafts_alike() -> 
     assert row["cr"] == pytest.approx(5) and row["ctar"][:5] == [1, 1, 1, 1, 0]
 
 
-def test_a_step_that_comes_late_is_no_restart_of_a_short_block() -> None:
+def test_a_step_that_comes_late_is_no_restart_and_made_up_for_by_nobody_else() -> None:
     late = counters(4, tokens=19) | {"acceptance": counters(4)["acceptance"] | {"deeper": [3, 1], "drafts": 6}}
-    (row,) = summarise(records(FOUR, with_counters(late, counters())))["levels"]
+    more = counters(8, tokens=25) | {"acceptance": counters(8)["acceptance"] | {"deeper": [5, 3], "drafts": 8}}
+    (row,) = summarise(records(FOUR, with_counters(late, more)))["levels"]
     assert (row["uncounted_blocks"], row["foreign_tokens"]) == (0, 0)
-    assert row["cr"] == pytest.approx((17 + 20) / (13 + 14))
+    assert row["cr"] == pytest.approx((17 + 23) / (13 + 15))
+    (row,) = summarise(records(FOUR, with_counters(more, late)))["levels"]
+    assert row["uncounted_blocks"] == 1, "nothing was late yet"
+
+
+def test_some_tokens_of_others_are_in_cr_and_that_is_said() -> None:
+    requests = [one | {"new_tokens": 501} for one in FOUR]
+    told = {"acceptance": counters(800)["acceptance"] | {"deeper": [200] * 4, "drafts": 200}}
+    for tokens, left_out in ((1002, 0), (1020, 0), (1030, 1), (970, 1)):
+        blocks = with_counters(told | {"counted_tokens": tokens}, told | {"counted_tokens": 1002})
+        blocks = [one | {"counted_tokens": 1002} if one["side"] == SIDES[1] else one for one in blocks]
+        found = summarise(records(requests, blocks))
+        (row,) = found["levels"]
+        assert row["uncounted_blocks"] == left_out and row["foreign_tokens"] == max(0, tokens - 1002)
+        assert ("and CR and CTAR count some of theirs" in format_table(found)) is (tokens == 1020)
+
+
+def test_tokens_of_others_are_summed_for_each_server() -> None:
+    blocks = [one | {"counted_tokens": 26 if one["side"] == SIDES[0] else 21} for one in BLOCKS]
+    (row,) = summarise(records(FOUR, blocks))["levels"]
+    assert (row["foreign_tokens"], row["uncounted_blocks"]) == (8, 0), "what one counts too few is not taken off"
 
 
 def test_a_divergence_counts_though_its_question_failed_elsewhere() -> None:
@@ -259,3 +281,5 @@ def test_answers_that_do_not_tell_their_steps_are_said() -> None:
     short = [one | {"new_tokens": 1} if one["question_id"] == 3 else one for one in told]  # has no step to tell of
     found = summarise(records(short, BLOCKS))
     assert "do not tell" not in format_table(found) and found["levels"][0]["cr"] == 2
+    said = Acceptance(0, 4, steps=1)
+    assert said.row(1)["steps"] is None and said.row(2)["steps"] == 1

@@ -312,6 +312,8 @@ def test_file_hashes(reference: Any, tmp_path: Path) -> None:
         (folder / beside).write_text("{}")
     hashes = file_hashes(folder)
     assert file_hashes(folder, draft=True).keys() - hashes.keys() == {"generation_config.json"}
+    (folder / "training.json").unlink()  # what else is called so is somebody's own
+    assert {"training_state.pt", "states/x/y.npy"} < file_hashes(folder, draft=True).keys()
     shards = [f"pytorch_model-0000{i}-of-00003.bin" for i in (1, 2, 3)]
     assert sorted(hashes) == ["config.json", *shards, "pytorch_model.bin.index.json"]
     assert hashes["config.json"] == hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
