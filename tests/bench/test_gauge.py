@@ -62,7 +62,8 @@ class Nvml:
     def nvmlDeviceGetClockInfo(self, handle: str, kind: int) -> int:
         return self._answer("clocks", handle, {self.NVML_CLOCK_SM: 1980, self.NVML_CLOCK_MEM: 2619}[kind])
 
-    nvmlDeviceGetMaxClockInfo = nvmlDeviceGetClockInfo
+    def nvmlDeviceGetMaxClockInfo(self, handle: str, kind: int) -> int:
+        return self._answer("highest clocks", handle, {self.NVML_CLOCK_SM: 2010, self.NVML_CLOCK_MEM: 2700}[kind])
 
     def nvmlDeviceGetTemperature(self, handle: str, sensor: int) -> int:
         return self._answer("temperature", handle, 41 + sensor)
@@ -110,7 +111,7 @@ def test_each_side_has_its_own_peak_and_every_turn_its_energy() -> None:
     memory, nvml = Memory(), Nvml()
     gauge = Gauge(CPU, memory, Card.find(nvml, UUID))
     memory.add(1000)  # the target
-    for side, size in (("method", 300), ("baseline", 50)):
+    for side, size in (("method", 100), ("baseline", 50), ("method", 200)):
         with gauge.holding(side):
             memory.add(size)
     sides = {"method": Turn(memory, nvml, passing=70, kept=20), "baseline": Turn(memory, nvml, passing=7)}
@@ -142,6 +143,25 @@ def test_what_a_failed_turn_left_is_its_sides_own() -> None:
     assert timed.peak_memory_bytes == 107 and gauge.held == {"method": 20, "baseline": 0}
 
 
+def test_a_turn_begun_behind_a_failed_one_leaves_that_ones_memory_to_its_side() -> None:
+    memory = Memory()
+    gauge = Gauge(CPU, memory)
+    gauge.begin("method")
+    memory.add(20)  # and it fails
+    gauge.begin("baseline")
+    memory.add(7)
+    assert gauge.end() == {"peak_memory_bytes": 7} and gauge.held == {"method": 20, "baseline": 7}
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_energy_that_was_told_once_of_a_turn_is_no_difference(before: bool) -> None:
+    nvml = Nvml(*([] if before else ["energy"]))
+    gauge = Gauge(CPU, None, Card.find(nvml, UUID))
+    gauge.begin("method")
+    nvml.lacking = ("energy",) if before else ()
+    assert gauge.end()["energy_millijoules"] is None
+
+
 @pytest.mark.parametrize(
     ("lacking", "missing"),
     [
@@ -163,8 +183,8 @@ def test_what_a_card_does_not_say_is_missing(lacking: str, missing: set[str]) ->
 def test_a_card_is_found_by_its_uuid_and_says_what_stays() -> None:
     assert Card.find(Nvml(), f"GPU-{UUID}").facts() == {
         "power_limit_milliwatts": 700_000,
-        "most_sm_mhz": 1980,
-        "most_memory_mhz": 2619,
+        "most_sm_mhz": 2010,
+        "most_memory_mhz": 2700,
     }
     with pytest.raises(Nvml.NVMLError, match="Not Found"):
         Card.find(Nvml(), UUID.replace("4", "5"))
@@ -177,6 +197,7 @@ def test_a_card_is_found_by_its_uuid_and_says_what_stays() -> None:
         (0x1 | 0x2 | 0x100, "none"),
         (0x4, "power cap"),
         (0x1 | 0x8 | 0x40, "hardware slowdown; heat, by hardware"),
+        (0x20 | 0x80, "heat, by software; power brake"),
     ],
 )
 def test_only_some_reasons_mean_throttling(reasons: int, words: str) -> None:
@@ -190,6 +211,7 @@ def test_without_a_card_nothing_is_read_and_it_is_said(capsys: pytest.CaptureFix
     """With and without the library: here it finds no driver."""
     assert _card(UUID) is None
     assert "energy, clocks and throttling are not recorded: " in capsys.readouterr().err
+    assert _card(UUID) is None and not capsys.readouterr().err, "once a process"
     gauge = Gauge.of(CPU)
     gauge.begin("method")
     assert gauge.card is None and gauge.facts() is None and gauge.end() == {}

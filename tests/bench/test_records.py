@@ -19,7 +19,16 @@ from bench.measure import Timed
 from bench.questions.formats import Question
 from bench.records.directory import RunDirectory
 from bench.records.frame import read_run
-from bench.records.identity import HASHES, config_hash
+from bench.records.identity import (
+    HASHES,
+    change,
+    config_hash,
+    differences,
+    environment,
+    file_keys,
+    incidental,
+    measured,
+)
 from bench.records.lines import Place, Turn, choice_of, measured_row, prompt_hash, read_rows
 from methods.decoder import Generation, Step
 from methods.errors import UserError
@@ -294,7 +303,37 @@ def test_a_broken_run_json_is_named(tmp_path: Path, broken: str, message: str) -
 
 def test_what_is_not_measured_does_not_name_a_run() -> None:
     assert config_hash(CONFIG | {"results_dir": "a", "resume": True}) == config_hash(CONFIG | {"resume": False})
+    assert config_hash(CONFIG | {"launcher": {"partition": "a"}}) == config_hash(dict(reversed(CONFIG.items())))
     assert config_hash(CONFIG | {"seed": 1}) != config_hash(CONFIG)
+
+
+def test_runs_meet_that_differ_only_in_where_and_how_they_were_done() -> None:
+    config = {
+        "shard": "1/2", "engine": "auto", "results_dir": "a", "launcher": {"partition": "b"}, "seed": 1,
+        "data": {"path": "c", "length": 9}, "model": {"path": "d", "name": "m"}, "task": {"name": "bench", "kind": "e"},
+        "questions": {"name": "mt_bench", "source": "f"},
+    }  # fmt: skip
+    assert measured(config) == {
+        "seed": 1, "data.length": 9, "model.name": "m", "task": "bench", "questions": "mt_bench"
+    }  # fmt: skip
+    assert incidental("questions.source") and incidental("launcher.partition") and not incidental("questions.limit")
+
+
+def test_a_records_machine_is_told_of_every_age() -> None:
+    """Of before there were two engines, and of before the dtype and the files stood beside the configuration."""
+    old = {"config": {"model": {"dtype": "float16"}}, "memory_bytes": (8 << 30) + 4096, "python": "3.11.2"}
+    found = environment(old)
+    assert {name: found[name] for name in ("dtype", "engine", "memory_gib", "python", "gpu")} == {
+        "dtype": "float16", "engine": "eager", "memory_gib": 8, "python": "3.11", "gpu": None
+    }  # fmt: skip
+    assert file_keys(old) == {"method.checkpoint", "method.datastore", "method.tokenizer"}
+    assert file_keys({"files": {"method.static": {"path": "a"}}}) == {"method.static"}
+
+
+def test_the_first_change_is_named_with_both_values_in_their_order() -> None:
+    assert change(MACHINE, MACHINE | {"cores": 3, "cpu": "other"}) == 'cpu was "same", is "other"'
+    assert change(MACHINE, MACHINE | {"servers": {"a": 1}}) == 'servers was null, is {"a": 1}'
+    assert differences({"b": 1, "a": 2}, {"a": 3, "c": 4}) == [("b", 1, None), ("a", 2, 3), ("c", None, 4)]
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:

@@ -80,6 +80,7 @@ def damaged(path: Path, how: str) -> None:
         "text": lambda: b"Once upon a time there was a fox named Reynard.\n" * 20,
         "json": lambda: b'{"conversations": []}' * 20,
         "version": lambda: content.replace(b'"version":"2"', b'"version":"1"'),
+        "format": lambda: content.replace(b"rest-datastore", b"nest-datastore"),
         "other tensors": lambda: content.replace(b'"suffixes"', b'"suffixed"'),
         "dtype": lambda: content.replace(b'"I32"', b'"F32"'),
         "no separator": lambda: content.replace(b"\x7f\xff\xff\xff", b"\x00\x00\x00\x07"),
@@ -99,6 +100,7 @@ def damaged(path: Path, how: str) -> None:
         ("text", "not a REST datastore; bench.train method=rest writes one"),
         ("json", "not a REST datastore"),
         ("version", "rest-datastore version 1; valid: rest-datastore version 2; build it again"),
+        ("format", "nest-datastore version 2; valid: rest-datastore version 2; build it again"),
         ("other tensors", "not a REST datastore"),
         ("dtype", "not a REST datastore"),
         ("no separator", "damaged, its checksum is another; build it again"),
@@ -111,6 +113,17 @@ def test_files_that_are_no_datastore_are_refused_in_one_line(tmp_path: Path, how
     with pytest.raises(UserError, match=f"method.datastore=.*{message}") as error:
         rest(tiny_llama(), tmp_path, tokenizer)
     assert "\n" not in str(error.value)
+
+
+def test_a_file_is_read_whatever_its_name(tmp_path: Path) -> None:
+    file = write_datastore(tmp_path, [[3, 4, 5]], tokenizer_folder(tmp_path)) / FILE_NAME
+    assert Datastore(file.rename(tmp_path / "other.safetensors")).largest == 5
+
+
+def test_a_target_without_a_folder_is_refused(tmp_path: Path) -> None:
+    datastore = Datastore(write_datastore(tmp_path, [[3, 4, 5]], tokenizer_folder(tmp_path)))
+    with pytest.raises(UserError, match="the target has no folder whose tokenizer could be compared"):
+        datastore.fit(tiny_llama())
 
 
 def test_a_flipped_bit_anywhere_is_refused(tmp_path: Path) -> None:

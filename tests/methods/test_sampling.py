@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from scipy.stats import chisquare
 
-from methods.draft import Draft, Tree
+from methods.draft import Draft, Extra, Tree
 from methods.errors import NonFiniteLogits
 from methods.sampling import Sampler, accept
 
@@ -65,7 +67,7 @@ def test_samples_follow_the_targets_distribution(temperature: float, draws: int)
 def test_neighbouring_positions_and_seeds_are_independent() -> None:
     logits, draws = torch.zeros(1, 4), 20_000
     rows = [torch.cat([Sampler(1.0, seed, 4, CPU).choose(logits, p) for p in range(draws // 4)]) for seed in (1, 2)]
-    for first, second in ((rows[0][:-1], rows[0][1:]), (rows[0], rows[1])):
+    for first, second in ((rows[0][:-1], rows[0][1:]), (rows[0], rows[1]), (rows[0][1:], rows[1][:-1])):
         pairs = torch.bincount(4 * first + second, minlength=16).double()
         assert chisquare(pairs.numpy()).pvalue > 1e-3
 
@@ -78,4 +80,40 @@ def test_noise_belongs_to_a_position_whatever_is_drafted() -> None:
     depths = draft.tree.depths.tolist()
     singly = [alone.choose(row[None], 20 + depth)[0] for row, depth in zip(logits, depths, strict=True)]
     assert said.tolist() == [int(token) for token in singly]
+    assert alone.choose(logits[:1], 20, Draft.empty(CPU)).tolist() == said[:1].tolist()
     assert Sampler(0.0, 5, 10, CPU).choose(logits, 20, draft).tolist() == logits.argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 3.0])
+def test_extra_rows_say_their_argmax_beside_what_the_pending_token_says(temperature: float) -> None:
+    logits = torch.randn(9, 10, generator=torch.Generator().manual_seed(0))
+    plain, rows = draft_of(TOKENS, PARENTS), torch.arange(2)
+    extra = Extra(tokens=rows, offsets=rows + 1, mask=torch.zeros(2, 9, dtype=torch.bool))
+    draft = replace(plain, extra=extra)
+    said = Sampler(temperature, 5, 10, CPU).choose(logits, 20, draft)
+    assert said[:7].tolist() == Sampler(temperature, 5, 10, CPU).choose(logits[:7], 20, plain).tolist()
+    assert said[7:].tolist() == logits[7:].argmax(-1).tolist()
+    accepted = accept(logits[:7], said, draft)
+    assert accepted.extra == (said[0], said[7], said[8])
+    assert (accepted.path, accepted.tokens) == (
+        (alone := accept(logits[:7], said[:7], plain)).path,
+        alone.tokens,
+    )
+
+
+def test_a_drafter_with_fewer_tokens_has_the_same_noise() -> None:
+    scores = Sampler(1.0, 5, 10, CPU).scores(torch.zeros(1, 10), 3)
+    assert torch.equal(Sampler(1.0, 5, 10, CPU).scores(torch.zeros(1, 6), 3), scores[:, :6])
+
+
+def test_logits_in_half_precision_are_divided_in_float32() -> None:
+    logits = torch.linspace(-3, 3, 10).bfloat16()[None]
+    scores = [Sampler(0.7, 5, 10, CPU).scores(given, 3) for given in (logits, logits.float())]
+    assert torch.equal(*scores)
+
+
+def test_noise_of_positions_that_are_past_is_not_kept() -> None:
+    sampler = Sampler(1.0, 5, 10, CPU)
+    for first in range(20, 200, 3):
+        sampler.choose(torch.zeros(7, 10), first, draft_of(TOKENS, PARENTS))
+    assert len(sampler._drawn) == 4

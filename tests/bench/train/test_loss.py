@@ -4,7 +4,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bench.train.loss import Picked, Target, cross_entropy
+from bench.train.loss import Picked, Sums, Target, as_is, cross_entropy, final_states
+from bench.train.packing import build_row
+from tests.bench.train.test_packing import made
+from tests.tiny import tiny_llama
 
 
 def leaves(seed=0, n=13, hidden=8, vocab=21):
@@ -47,6 +50,37 @@ def test_a_draft_that_is_the_target_has_the_targets_entropy():
     assert int(sums.agree) == 13 and abs(float(sums.overlap) - 13) < 1e-4
 
 
+def test_a_head_in_half_precision_has_its_loss_and_gradients_of_float32_logits():
+    states, head, wanted, wanted_head = leaves()
+    states.requires_grad_()
+    head, target = head.bfloat16(), Target(wanted, wanted_head)
+    q = F.linear(states.bfloat16(), head).float().log_softmax(-1)
+    plain = -((wanted @ wanted_head.T).softmax(-1) * q).sum()
+    (expected,) = torch.autograd.grad(plain, states)
+    sums = cross_entropy(states, head, target, chunk=5)
+    sums.loss.backward()
+    torch.testing.assert_close(sums.loss, plain)
+    torch.testing.assert_close(states.grad, expected, atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_is_for_weights_in_float32_alone(dtype):
+    with torch.autocast("cpu", dtype=torch.bfloat16), as_is(dtype, torch.device("cpu")):
+        assert torch.is_autocast_enabled("cpu") is (dtype == torch.float32)
+
+
+def test_conversations_of_a_row_have_the_states_that_they_have_alone():
+    target, (first, second) = tiny_llama(), made([6, 4])
+    beside = final_states(target, build_row([first, second]))
+    alone = torch.cat([final_states(target, build_row([one])) for one in (first, second)])
+    torch.testing.assert_close(beside, alone, atol=1e-5, rtol=1e-4)
+
+
+def test_losses_of_parts_are_weighted_and_all_else_is_their_mean():
+    parts = [Sums(*torch.tensor(values)) for values in ([1.0, 2.0, 3.0, 8.0], [5.0, 4.0, 1.0, 6.0])]
+    assert Sums.of_parts(parts, [1.0, 0.5]).detached().tolist() == [3.5, 3.0, 2.0, 7.0]
+
+
 def test_no_position_gives_zero():
     states, head, wanted, _ = leaves(n=0)
     assert float(cross_entropy(states, head, Target(wanted, head), chunk=4).loss) == 0
@@ -82,7 +116,8 @@ def test_over_a_draft_vocabulary_the_target_is_renormalised_and_what_lies_outsid
 
     target = Target(wanted, wanted_head, vocabulary)
     if kept:
-        target = Picked(target.kept(3), torch.arange(13))
+        backwards = torch.arange(12, -1, -1)
+        target = Picked(Target(wanted[backwards], wanted_head, vocabulary).kept(3), backwards)
     places = target.places(labels) if hard else None
     sums = cross_entropy(states, head, target, labels=places, chunk=chunk)
     sums.loss.backward()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from bench.train import packing
 from bench.train.conversations import Encoded
@@ -44,7 +45,21 @@ def test_plan_depends_on_seed_and_step_only():
 
 def test_too_few_rows_for_a_step_repeat():
     plan = packing.plan([10], length=16, rows_per_step=4, epochs=1, seed=0)
-    assert plan.steps == (((0,),) * 4,)
+    assert plan.steps == (((0,),) * 4,) and plan.padding == pytest.approx(6 / 16)
+
+
+def test_a_conversation_goes_where_the_least_room_is_left() -> None:
+    assert packing.pack([5, 6, 4], 10) == [[1, 2], [0]]
+
+
+def test_no_conversation_is_lost_where_there_are_more_than_are_packed_together() -> None:
+    count = 2 * packing.WINDOW + 1
+    assert sorted(i for row in packing.pack([3] * count, 10) for i in row) == list(range(count))
+
+
+@pytest.mark.parametrize(("epochs", "rows"), [(0.01, 1), (0.7, 6), (1.3, 10)])
+def test_a_part_of_a_pass_is_rounded_to_rows_and_never_none(epochs: float, rows: int) -> None:
+    assert len(packing.plan([10] * 8, length=10, rows_per_step=1, epochs=epochs, seed=0)) == rows
 
 
 def test_a_plan_has_every_conversation_once_a_pass_each_in_another_order_and_a_part_of_the_last() -> None:

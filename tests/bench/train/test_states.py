@@ -34,13 +34,13 @@ def test_states_are_computed_once_for_each_conversation_however_rows_are_packed(
         return one, -one
 
     kept = partial(kept_states, tmp_path / "states")
-    first, second, third = (conversation(seed, length) for seed, length in ((1, 5), (2, 9), (3, 4)))
+    first, second, third = (conversation(seed, length) for seed, length in ((1, 5), (2, 9), (3, 5)))
     kept(build_row([first, second]), compute)
     kept(build_row([third]), compute)
     again = build_row([third, first])
     for states, wanted in zip(kept(again, compute), compute(again), strict=True):
         torch.testing.assert_close(states, wanted, rtol=1e-3, atol=0)
-    assert seen == [14, 4, 9]  # the last by this test
+    assert seen == [14, 5, 10]  # the last by this test
 
 
 def test_a_row_says_the_same_whether_it_was_kept_or_is_met_first(tmp_path: Path) -> None:
@@ -56,8 +56,34 @@ def test_a_row_says_the_same_whether_it_was_kept_or_is_met_first(tmp_path: Path)
     assert len([*tmp_path.rglob("*.npy")]) == 1
 
 
-@pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"no array", "short", "object"], ids=str)
-def test_what_is_broken_on_the_disk_is_computed_and_kept_anew(content: bytes | str, tmp_path: Path) -> None:
+def test_what_was_kept_stays_when_its_conversation_is_computed_again_beside_another(tmp_path: Path) -> None:
+    kept, first = partial(kept_states, tmp_path / "states"), conversation(1, 5)
+    kept(build_row([first]), lambda _: (torch.ones(5, 3), torch.ones(5, 3)))
+    beside, twos = build_row([conversation(2, 9), first]), torch.full((14, 3), 2.0)
+    for _ in range(2):
+        assert kept(beside, lambda _: (twos, twos))[0][:, 0].tolist() == [2.0] * 9 + [1.0] * 5
+
+
+def test_states_of_a_target_in_bfloat16_come_in_float32(tmp_path: Path) -> None:
+    row, states = build_row([conversation(1, 5)]), torch.ones(5, 3, dtype=torch.bfloat16)
+    for found in kept_states(tmp_path, row, lambda _: (states, 2 * states)):
+        assert found.dtype == torch.float32
+
+
+BROKEN: dict[str, bytes | np.ndarray] = {
+    "empty": b"",
+    "begun": b"\x93NUMPY",
+    "text": b"no array",
+    "short": np.ones((2, 4, 3), np.float16),
+    "one place": np.ones((1, 5, 3), np.float16),
+    "no states": np.ones((2, 5), np.float16),
+    "float32": np.ones((2, 5, 3), np.float32),
+    "object": np.array([{}]),
+}
+
+
+@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
+def test_what_is_broken_on_the_disk_is_computed_and_kept_anew(content: bytes | np.ndarray, tmp_path: Path) -> None:
     kept, row = partial(kept_states, tmp_path / "states"), build_row([conversation(1, 5)])
     states = torch.ones(5, 3)
     kept(row, lambda _: (states, states))
@@ -66,11 +92,12 @@ def test_what_is_broken_on_the_disk_is_computed_and_kept_anew(content: bytes | s
     if isinstance(content, bytes):
         file.write_bytes(content)
     else:
-        np.save(file, np.ones((2, 4, 3), np.float16) if content == "short" else np.array([{}]), allow_pickle=True)
+        np.save(file, content, allow_pickle=True)
     assert torch.equal(kept(row, lambda _: (states, states))[0], states)
     assert file.read_bytes() == whole
 
 
+@pytest.mark.filterwarnings("error")
 def test_what_half_precision_cannot_hold_is_not_kept(tmp_path: Path) -> None:
     kept = partial(kept_states, tmp_path / "states")
     row = build_row([conversation(1, 5)])

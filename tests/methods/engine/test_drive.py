@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ from methods.engine.hub import pending_bytes, resolve
 from methods.errors import UserError
 from tests.servers import GOOGLE, Drive, serving
 
-ROOT, INNER, OTHER, DEEP = "r" * 33, "i" * 33, "o" * 33, "p" * 33
+ROOT, INNER, OTHER, DEEP, TWICE = "r" * 33, "i" * 33, "o" * 33, "p" * 33, "t" * 33
 FOLDERS = {  # id -> (name, {entry: (id, is a folder)})
     ROOT: ("adapters", {"adapter-7b": (INNER, True), "other": (OTHER, True), "notes.txt": ("n" * 33, False)}),
     INNER: ("adapter-7b", {"config.json": ("c" * 33, False), "pytorch_model.bin": ("w" * 33, False)}),
     OTHER: ("other", {"config.json": ("d" * 33, False), "adapter-13b": (DEEP, True)}),
     DEEP: ("adapter-13b", {"config.json": ("e" * 33, False), "pytorch_model.bin": ("x" * 33, False)}),
+    TWICE: ("twice", {"first": ("1" * 33, True), "second": ("2" * 33, True)}),
+    "1" * 33: ("first", {"adapter-13b": (DEEP, True)}),
+    "2" * 33: ("second", {"adapter-13b": (DEEP, True)}),
 }
 
 
@@ -80,6 +84,34 @@ def test_what_is_not_there(drive: Any, inner: str, why: str, tmp_path: Path) -> 
     assert not (place / "config.json").exists()
 
 
+@pytest.mark.parametrize(("inner", "wanted"), [("", "of files"), ("/adapter-13b", "adapter-13b")])
+def test_none_and_several_folders_are_not_chosen_from(drive: Any, inner: str, wanted: str) -> None:
+    there = "first/adapter-13b, second/adapter-13b"
+    assert f"(not one folder {wanted} in it; there are: {there})" in refusal(f"gdrive:{TWICE}{inner}")
+    folder = resolve(f"gdrive:{TWICE}/second/adapter-13b")
+    assert folder.parts[-2:] == ("second", "adapter-13b") and (folder / "config.json").is_file()
+
+
+def test_two_processes_fetch_a_folder_once(drive: Any) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(resolve, [f"gdrive:{ROOT}/adapter-7b"] * 2)
+    assert first == second and sorted(drive.fetched) == ["c", "w"]
+
+
+def test_a_folder_may_be_fetched_behind_one_that_lies_in_it(drive: Any) -> None:
+    (inner := resolve(f"gdrive:{INNER}")).joinpath("deeper").mkdir()
+    (inner / "config.json").unlink()
+    assert resolve(f"gdrive:{INNER}") == inner and (inner / "config.json").is_file()
+
+
+def test_the_configuration_takes_its_place_last(drive: Any, tmp_path: Path) -> None:
+    """Without it, what was broken off behind the weights is not taken for whole."""
+    place = tmp_path / "speculative-bench" / "gdrive" / ROOT / "adapter-7b"
+    (place / "pytorch_model.bin" / "in the way").mkdir(parents=True)
+    refusal(f"gdrive:{ROOT}/adapter-7b")
+    assert not (place / "config.json").exists()
+
+
 def test_a_full_quota_leaves_nothing_that_looks_whole(drive: Any, tmp_path: Path) -> None:
     drive.full = True
     path = f"gdrive:{ROOT}/adapter-7b"
@@ -100,10 +132,20 @@ def test_without_gdown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert resolve(f"gdrive:{ROOT}/adapter-7b") == folder, "put there by hand"
     (folder / "pytorch_model.bin").write_text("")
     assert "gdown is missing" in refusal(f"gdrive:{ROOT}/adapter-7b"), "an empty file is not whole"
+    (folder / "pytorch_model.bin").write_text("x")
+    (folder / "more.bin.part").write_text("half")
+    assert "gdown is missing" in refusal(f"gdrive:{ROOT}/adapter-7b"), "nor is one that a browser still fetches"
+
+
+def test_the_cache_lies_in_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "gdown", None)
+    assert f"into {tmp_path}/.cache/speculative-bench/gdrive/{ROOT}" in refusal(f"gdrive:{ROOT}")
 
 
 @pytest.mark.parametrize(
     "path", ["gdrive:", "gdrive:a", f"gdrive:{ROOT}/..", f"gdrive:{ROOT}/a/../b", f"gdrive:{ROOT}//x"]
 )
 def test_names_that_are_none(path: str) -> None:
-    assert "gdrive:FOLDER_ID/subfolder is wanted" in refusal(path)
+    assert "gdrive:FOLDER_ID/subfolder is wanted" in refusal(path) and pending_bytes(path) is None

@@ -151,6 +151,14 @@ def test_a_commit_in_the_cache_is_not_asked_for_again(resolved: Callable[..., st
     assert len(hub.fetched) == asked
 
 
+def test_a_branch_in_the_cache_is_asked_for_again(resolved: Callable[..., str], hub: Any, tmp_path: Path) -> None:
+    """It may have moved."""
+    first = resolved("'house/heads', 'main'", tmp_path, HF_ENDPOINT=hub.address)
+    asked = len(hub.fetched)
+    assert resolved("'house/heads', 'main'", tmp_path, HF_ENDPOINT=hub.address) == first
+    assert len(hub.fetched) > asked
+
+
 def test_weights_that_are_not_in_the_cache_need_the_hub(resolved: Callable[..., str], hub: Any, tmp_path: Path) -> None:
     resolved("'house/shards', weights=False", tmp_path, HF_ENDPOINT=hub.address)
     message = resolved("'house/shards'", tmp_path, HF_ENDPOINT=CLOSED_PORT)
@@ -173,6 +181,8 @@ def test_a_lora_is_to_be_merged_first(resolved: Callable[..., str], hub: Any, tm
 def test_a_folder_has_no_name_on_the_hub(tmp_path: Path) -> None:
     assert hub_name(tmp_path) is None and hub_name(Path(COMMIT)) is None
     assert hub_name(Path("hub/models--house--both/snapshots") / COMMIT) == f"house/both@{COMMIT}"
+    assert hub_name(Path("hub/datasets--house--both/snapshots") / COMMIT) is None
+    assert hub_name(Path("hub/models--house--both/snapshots/mine")) is None
 
 
 @pytest.mark.parametrize(
@@ -224,6 +234,15 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(UserError, match="this is a file"):
         resolve(str(tmp_path / "model.safetensors"))
+
+
+def test_a_gguf_file_is_a_target_and_no_draft_and_a_folder_may_be_called_so(tmp_path: Path) -> None:
+    (file := tmp_path / "model.gguf").touch()
+    assert resolve(str(file)) == file
+    with pytest.raises(UserError, match=r"method\.checkpoint=.*: this is a file"):
+        resolve(str(file), key="method.checkpoint")
+    with pytest.raises(UserError, match="no such folder"):
+        resolve(str(tmp_path / "missing.gguf"))
 
 
 def test_a_name_no_hub_would_take() -> None:
