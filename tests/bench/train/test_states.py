@@ -74,6 +74,7 @@ BROKEN: dict[str, bytes | np.ndarray] = {
     "empty": b"",
     "begun": b"\x93NUMPY",
     "text": b"no array",
+    "zip": b"PK\x03\x04 and no archive",
     "short": np.ones((2, 4, 3), np.float16),
     "one place": np.ones((1, 5, 3), np.float16),
     "no states": np.ones((2, 5), np.float16),
