@@ -37,7 +37,7 @@ BLOCK_COLUMNS = [
 ]
 KEYS = ["question_id", "repeat", "turn"]
 BLOCK = ["repeat", "block"]  # of a level
-SLACK = 0.02  # share of a block's tokens that its server's counters may have too few or too many, as CR is still right
+SLACK = 0.02  # share of a block's tokens by which its server's counters may be off before they are in no CR
 Array = np.ndarray
 
 
