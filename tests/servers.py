@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -54,6 +54,8 @@ class Hub(Answering):
     """As much of the hub's HTTP interface as downloading a snapshot, or a file of a dataset, needs."""
 
     repositories: Mapping[str, Mapping[str, bytes]]  # owner/name or datasets/owner/name: content of each file
+    commit = COMMIT  # of main
+    lost: Collection[str] = ()  # files that are listed and not to be had
 
     def do_GET(self) -> None:
         route = self.path.partition("?")[0].strip("/").removeprefix("api/").removeprefix("models/")
@@ -64,7 +66,7 @@ class Hub(Answering):
             self.answer(b"{}", 403 if code == "GatedRepo" else 404, X_Error_Code=code)
             return
         named = re.search("/([0-9a-f]{40})(/|$)", route)
-        commit = named[1] if named else COMMIT
+        commit = named[1] if named else self.commit
         if "/revision/lost" in self.path:
             self.answer(b"{}", 404, X_Error_Code="RevisionNotFound")
         elif "/revision/" in self.path:
@@ -77,6 +79,9 @@ class Hub(Answering):
             self.answer(json.dumps(tree).encode(), Content_Type="application/json")
         else:
             file = route.rpartition("/")[2]
+            if file in self.lost:
+                self.answer(b"{}", 404, X_Error_Code="EntryNotFound")
+                return
             if self.command == "GET":
                 self.fetched.append(file)
             self.answer(files[file], ETag=f'"{file}"', X_Repo_Commit=commit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -118,6 +119,30 @@ def test_a_full_quota_leaves_nothing_that_looks_whole(drive: Any, tmp_path: Path
     assert "Too many users" in refusal(path)
     drive.full = False
     assert resolve(path).is_dir()
+
+
+def test_a_shard_that_is_not_in_the_folder(drive: Any, tmp_path: Path) -> None:
+    shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    drive.contents = {"s" * 33: json.dumps({"weight_map": shards}).encode()}
+    entries = {"config.json": "c", "model.safetensors.index.json": "s", shards["a"]: "w"}
+    drive.folders = {ROOT: ("sharded", {name: (letter * 33, False) for name, letter in entries.items()})}
+    message = refusal(f"gdrive:{ROOT}")
+    assert "what came is not whole: " in message and f"names {shards['b']}, missing" in message
+    assert not (tmp_path / "speculative-bench" / "gdrive" / ROOT / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [(lambda **_: None, "not one folder of files in it; there are: none"), (lambda **_: {}["x"], "'x'")],
+)
+def test_what_gdown_may_answer(drive: Any, answer: Any, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gdown.download_folder", answer)
+    assert f"not fetched from Google Drive ({why})" in refusal(f"gdrive:{ROOT}")
+
+
+def test_an_error_without_words_is_named(drive: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gdown.download_folder", lambda **_: next(iter(())))
+    assert "not fetched from Google Drive (StopIteration)" in refusal(f"gdrive:{ROOT}")
 
 
 def test_without_gdown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

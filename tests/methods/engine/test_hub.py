@@ -59,7 +59,7 @@ def hub() -> Iterator[Any]:
 FORKING = """
 import json, os, sys
 import methods.engine.checkpoint
-from methods.engine.hub import resolve
+from methods.engine.hub import pending_bytes, resolve
 from methods.errors import UserError
 assert "huggingface_hub" not in sys.modules
 for line in sys.stdin:
@@ -69,7 +69,7 @@ for line in sys.stdin:
             os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
         os.environ |= environment
         try:
-            print(eval(f"resolve({call})"), flush=True)
+            print(eval(call), flush=True)
         except UserError as error:
             print(error, flush=True)
         except BaseException:
@@ -92,7 +92,7 @@ def forking() -> Iterator[subprocess.Popen[str]]:
 
 @pytest.fixture
 def listen(forking: subprocess.Popen[str], tmp_path_factory: pytest.TempPathFactory) -> Listen:
-    """(folder or error message, what else a user saw) of a call of `resolve`, in a fresh process."""
+    """(folder or error message, what else a user saw) of a call, in a fresh process."""
     folder = tmp_path_factory.mktemp("heard")
 
     def heard(call: str, cache: Path, **environment: str) -> tuple[str, str]:
@@ -113,7 +113,7 @@ def listen(forking: subprocess.Popen[str], tmp_path_factory: pytest.TempPathFact
 @pytest.fixture
 def resolved(listen: Listen) -> Callable[..., str]:
     """Folder or error message."""
-    return lambda *call, **environment: listen(*call, **environment)[0]
+    return lambda call, *cache, **environment: listen(f"resolve({call})", *cache, **environment)[0]
 
 
 @pytest.mark.parametrize(
@@ -159,6 +159,37 @@ def test_a_branch_in_the_cache_is_asked_for_again(resolved: Callable[..., str], 
     assert len(hub.fetched) > asked
 
 
+def test_a_revision_that_is_given_comes_before_one_in_the_name(
+    resolved: Callable[..., str], hub: Any, tmp_path: Path
+) -> None:
+    assert Path(resolved("'house/heads@lost', 'main'", tmp_path, HF_ENDPOINT=hub.address)).name == COMMIT
+    assert "no revision lost" in resolved("'house/heads@lost'", tmp_path, HF_ENDPOINT=hub.address)
+
+
+def test_a_download_that_fails_is_no_older_snapshot(resolved: Callable[..., str], hub: Any, tmp_path: Path) -> None:
+    first = resolved("'house/heads'", tmp_path, HF_ENDPOINT=hub.address)
+    hub.commit, hub.lost = COMMIT[::-1], ["medusa_lm_head.pt"]
+    message = resolved("'house/heads'", tmp_path, HF_ENDPOINT=hub.address)
+    assert message.startswith("model.path=house/heads: the download failed (") and "model.path=/folder" in message
+    assert "hub cannot be reached" not in message
+    hub.lost = []
+    assert Path(resolved("'house/heads'", tmp_path, HF_ENDPOINT=hub.address)) == Path(first).with_name(hub.commit)
+
+
+def test_what_is_still_to_be_downloaded(listen: Listen, hub: Any, tmp_path: Path) -> None:
+    sizes = {name: len(content(name, REPOSITORIES["house/shards"])) for name in REPOSITORIES["house/shards"]}
+    sizes.pop("README.md")
+    call = "pending_bytes('house/shards')"
+    assert listen(call, tmp_path, HF_ENDPOINT=hub.address)[0] == str(sum(sizes.values()))
+    listen("resolve('house/shards', weights=False)", tmp_path, HF_ENDPOINT=hub.address)
+    weights = sum(size for name, size in sizes.items() if name.startswith("model") and not name.endswith(".json"))
+    assert listen(call, tmp_path, HF_ENDPOINT=hub.address)[0] == str(weights)
+    listen("resolve('house/shards')", tmp_path, HF_ENDPOINT=hub.address)
+    assert listen(call, tmp_path, HF_ENDPOINT=hub.address)[0] == "0"
+    assert listen("pending_bytes('house/shards@lost')", tmp_path, HF_ENDPOINT=hub.address)[0] == "None"
+    assert listen(call, tmp_path, HF_ENDPOINT=CLOSED_PORT)[0] == "None"
+
+
 def test_weights_that_are_not_in_the_cache_need_the_hub(resolved: Callable[..., str], hub: Any, tmp_path: Path) -> None:
     resolved("'house/shards', weights=False", tmp_path, HF_ENDPOINT=hub.address)
     message = resolved("'house/shards'", tmp_path, HF_ENDPOINT=CLOSED_PORT)
@@ -166,7 +197,7 @@ def test_weights_that_are_not_in_the_cache_need_the_hub(resolved: Callable[..., 
 
 
 def test_a_download_is_one_line_and_what_is_cached_none(listen: Listen, hub: Any, tmp_path: Path) -> None:
-    heard = [listen("'house/shards'", tmp_path, HF_ENDPOINT=hub.address)[1] for _ in range(2)]
+    heard = [listen("resolve('house/shards')", tmp_path, HF_ENDPOINT=hub.address)[1] for _ in range(2)]
     assert heard[0].startswith("house/shards: downloading ") and heard[0].count("\n") == 1
     assert heard[1] == ""
 
