@@ -36,7 +36,8 @@ FOR_THE_HOST = (
 
 # Operations that are done as one: some whose parts make no host wait, and as they are met those that have no parts.
 aten = torch.ops.aten
-ONE: set[Any] = {aten.linear.default, aten.matmul.default, aten.rms_norm.default}
+attention = aten._scaled_dot_product_attention_math.default
+ONE: set[Any] = {aten.linear.default, aten.matmul.default, aten.rms_norm.default, attention}
 
 waits: list[str] = []  # the operations for which a GPU's host would have waited, in order
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -89,19 +90,20 @@ class Reference3(Reference):
         self, target: Llama, tensors: Tensors, config: dict[str, Any], taps: Sequence[int], *options: str
     ) -> None:
         super().__init__(target, tensors, config)
-        self.taps, self.options, self.eps = taps, options, config["rms_norm_eps"]
+        self.options, self.eps = options, config["rms_norm_eps"]
+        self.tapped = cache(lambda tokens: tapped(target, torch.tensor(tokens), taps))  # the same for every path
 
     def weight(self, name: str) -> Tensor:
         return self.tensors[f"{name}.weight"].to(self.target.dtype)
 
-    def features(self, tokens: Tensor) -> Tensor:
-        states = tapped(self.target, tokens, self.taps)
+    def joined(self, tokens: Sequence[int]) -> Tensor:
+        states = self.tapped(tuple(tokens))
         if "fc_norm" in self.options:
             states = [rms(state, self.weight(f"fc_norm.{i}"), self.eps) for i, state in enumerate(states)]
-        joined = torch.cat(states, -1)
+        state = torch.cat(states, -1)
         if "norm_before_fc" in self.options:
-            joined = rms(joined, self.weight("input_norm"), self.eps)
-        return joined @ self.weight("fc").T
+            state = rms(state, self.weight("input_norm"), self.eps)
+        return state @ self.weight("fc").T
 
     def outputs(self, following: Tensor, features: Tensor) -> Tensor:
         """Of n pairs in a row: [n, hidden]. Pair i stands at position i."""
@@ -125,7 +127,7 @@ class Reference3(Reference):
 
     def logits(self, tokens: list[int], path: tuple[int, ...]) -> Tensor:
         """As Reference's: what a node on the path gives is the next feature, without fc."""
-        pairs, following = self.features(torch.tensor(tokens[:-1])), torch.tensor([*tokens[1:], *path])
+        pairs, following = self.joined(tokens[:-1]), torch.tensor([*tokens[1:], *path])
         output = pairs[:0]
         for count in range(len(pairs), len(following) + 1):
             output = self.outputs(following[:count], pairs)[-1:]
@@ -140,7 +142,7 @@ class Reference3(Reference):
         for _ in range(steps):
             loss = torch.zeros((), dtype=torch.float64)
             for text in map(torch.tensor, texts):
-                logits = self.head(self.outputs(text[1:-1], self.features(text[:-2])))
+                logits = self.head(self.outputs(text[1:-1], self.joined(text[:-2].tolist())))
                 known = logits.detach().gather(1, text[2:, None])[:, 0] > -torch.inf
                 loss = loss + F.cross_entropy(logits[known], text[2:][known])
             optimizer.zero_grad()

@@ -1,9 +1,13 @@
-"""EAGLE-1's and EAGLE-2's drafts as published, slowly: no cache, no tensors of trees, everything computed anew."""
+"""EAGLE-1's and EAGLE-2's drafts as published, slowly: no cache, no tensors of trees.
+
+Everything is computed anew, but for what the target says of the same whole text.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -133,10 +137,11 @@ class Reference:
 
     def __init__(self, target: Llama, tensors: Tensors, config: dict[str, Any]) -> None:
         self.target, self.tensors, self.config = target, tensors, config
+        self.features = cache(lambda tokens: features(target, torch.tensor(tokens)))  # the same for every path
 
     def says(self, tokens: Sequence[int]) -> int:
         """The target's choice after some tokens."""
-        return int(self.target.lm_head(features(self.target, torch.tensor(tokens))[-1:]).argmax())
+        return int(self.target.lm_head(self.features(tuple(tokens))[-1:]).argmax())
 
     def accepted(self, tokens: list[int], drafted: Paths) -> list[int]:
         """What a step emits: the longest path that the target agrees with, and its next token."""
@@ -147,7 +152,7 @@ class Reference:
 
     def logits(self, tokens: list[int], path: tuple[int, ...]) -> Tensor:
         """The draft model's logits [vocab] behind a path of the tree."""
-        pairs, following = features(self.target, torch.tensor(tokens[:-1])), [*tokens[1:], *path]
+        pairs, following = self.features(tuple(tokens[:-1])), [*tokens[1:], *path]
         output = pairs[:0]
         embedded = self.target.embed(torch.tensor(following))
         for count in range(len(pairs), len(following) + 1):  # what a node on the path gives is the next feature

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -41,6 +42,12 @@ SETTINGS: dict[str, tuple[Any, dict[str, Any]]] = {
     "kangaroo_tree": (KangarooTree, {**KANGAROO, "variant": "kangaroo", "width": 10, "nodes": 40}),
 }
 FOLDERS = {"eagle2": "eagle", "kangaroo_tree": "kangaroo"}
+
+
+def once(said: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of tokens that is asked once for each."""
+    known = cache(lambda tokens, *more: said(list(tokens), *more))
+    return lambda tokens, *more: known(tuple(tokens), *more)
 
 
 def reference(name: str, target: Llama) -> tuple[Says, Wanted]:
@@ -81,8 +88,9 @@ def test_every_draft_and_step_equal_the_reference(name: str, monkeypatch: pytest
         return kind(target, checkpoint=str(joey.ASSETS / FOLDERS.get(name, name)), **settings)
 
     prompt, longest = joey.prompt(), 0
-    for target, context in joey.endings(make, NEW, "float64"):
-        says, wanted = reference(name, target)
+    endings = joey.endings(make, NEW, "float64")
+    says, wanted = map(once, reference(name, endings[0][0]))  # the other endings' targets have the same weights
+    for target, context in endings:
         recording = Recording(make(target))
         result = Decoder(target, recording, context=context).generate(torch.tensor(prompt), NEW)
         ends = len(prompt) + len(result.tokens)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,12 @@ from bench.config import installed
 from bench.measure import timed_generation
 from bench.session import top_two_margin
 from bench.settings import Run
-from methods.decoder import Decoder, Prefill, Verification
+from methods.decoder import Decoder, Generation, Prefill, Verification
 from methods.draft import Draft, Tree, upload
 from methods.engine.checkpoint import load_model
 from methods.engine.fixed import FixedLlama
 from methods.engine.llama import Llama
+from methods.proof import Make
 from methods.vanilla import Vanilla
 from tests.joey import ASSETS, for_joey, prompt
 from tests.methods.test_lossless import METHODS, maker
@@ -27,15 +30,30 @@ from tests.second_device import Generator, Second, Strayed, moved, waits
 from tests.tiny import tiny_llama
 
 PROMPT = (3, 20, 3, 20, 3, 20, 3)
-NEW_TOKENS = 20
+NEW_TOKENS = 12
 STOP_BY_CONFIDENCE = ("kangaroo",)  # as configured; they wait for every token that they draft
 STOPS_LEVELS = "kangaroo_tree"  # waits for every level, the first included, and for nothing else
+Here = Callable[[str, float], tuple[Make, Generation, list[int]]]
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Llama:
     tiny = tiny_llama(vocab_size=48, eos_token_ids=())
     return Llama(tiny.config, tiny.weights, tokenizer_folder(tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture(scope="module")
+def here(model: Llama, tmp_path_factory: pytest.TempPathFactory) -> Here:
+    """Once for both engines, by method and temperature: the method, what it gives on the CPU, and vanilla's tokens."""
+
+    @cache
+    def found(name: str, temperature: float) -> tuple[Make, Generation, list[int]]:
+        make = maker(name, tmp_path_factory.mktemp(name))
+        decoders = (Decoder(model, method, temperature=temperature) for method in (make(model), Vanilla(model)))
+        ours, vanilla = (decoder.generate(torch.tensor(PROMPT), NEW_TOKENS) for decoder in decoders)
+        return make, ours, vanilla.tokens
+
+    return found
 
 
 def grown(decoder: Decoder) -> list[Any]:
@@ -60,11 +78,9 @@ def grown(decoder: Decoder) -> list[Any]:
     ],
 )
 def test_every_method(
-    name: str, temperature: float, engine: str, model: Llama, second: torch.device, tmp_path: Path
+    name: str, temperature: float, engine: str, model: Llama, here: Here, second: torch.device
 ) -> None:
-    make = maker(name, tmp_path)
-    vanilla, here = (Decoder(model, method, temperature=temperature) for method in (Vanilla(model), make(model)))
-    wanted, steps = (decoder.generate(torch.tensor(PROMPT), NEW_TOKENS) for decoder in (vanilla, here))
+    make, wanted, vanillas = here(name, temperature)
     there = moved(model, second)
     there = FixedLlama.of(there) if engine == "fixed" else there
     decoder = Decoder(there, make(there), temperature=temperature)
@@ -74,7 +90,7 @@ def test_every_method(
     levels = grown(decoder)
     waits.clear()
     found = decoder.generate(prompt, NEW_TOKENS)
-    assert found.tokens == wanted.tokens and found.steps == steps.steps
+    assert found.tokens == vanillas and found.steps == wanted.steps
     drafted = sum(step.drafted for step in found.steps) if name in STOP_BY_CONFIDENCE else 0
     least = 2 + len(found.steps)  # the prompt, the first token, each pass
     if name == STOPS_LEVELS:
@@ -88,20 +104,16 @@ def joey() -> Llama:
     return load_model(ASSETS, dtype="float32")
 
 
-@pytest.mark.parametrize("engine", ["eager", "fixed"])
 @pytest.mark.parametrize("name", [name for name in for_joey() if not name.startswith("hf_")])
-def test_joeys_drafts(name: str, engine: str, joey: Llama, second: torch.device, datastores: Path) -> None:
+def test_joeys_drafts(name: str, joey: Llama, second: torch.device, datastores: Path) -> None:
+    """On the eager engine. On the fixed one: tests/bench/test_run_elsewhere.py, in whole runs."""
     run = Run.of(installed().compose("config", [f"method={name}", "model=joey"]))
     fetched = bind(run.method, "method").fetch(model=run.model, cache=datastores)
-    there = moved(joey, second)
-    there = FixedLlama.of(there) if engine == "fixed" else there
-    tokens = prompt()
-    wanted = Decoder(joey, fetched.make(target=joey)).generate(torch.tensor(tokens), 12)
-    decoder = Decoder(there, fetched.make(target=there), context=256)  # one bucket of slots; others: test_fixed.py
-    with there.preparing():
-        decoder.generate(upload(tokens, second), 12)
-    found = decoder.generate(upload(tokens, second), 12)
-    assert (found.tokens, found.steps) == (wanted.tokens, wanted.steps) and not there.unprepared
+    wanted, found = (
+        Decoder(model, fetched.make(target=model)).generate(upload(prompt(), model.device), 12)
+        for model in (joey, moved(joey, second))
+    )
+    assert (found.tokens, found.steps) == (wanted.tokens, wanted.steps)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
