@@ -32,7 +32,7 @@ COLUMNS = [
     "acceptance",
 ]
 BLOCK_COLUMNS = [
-    *("level", "repeat", "block", "side", "wall_s", "client_cpu_share", "acceptance", "counted_tokens"),
+    *("level", "repeat", "block", "side", "wall_s", "client_cpu_share", "acceptance", "counted_tokens", "warmed"),
     *("tokens", "answers", "percentiles"),  # of a block whose requests were not recorded one by one
 ]
 KEYS = ["question_id", "repeat", "turn"]
@@ -50,7 +50,7 @@ def summarise(records: Records) -> dict[str, Any]:
     if engine == "llama_cpp" and requests.acceptance.notna().any():  # it is silent of an answer without a draft
         silent = (requests.side == "speculative") & (requests.status == "ok") & requests.acceptance.isna()
         requests.loc[silent, "acceptance"] = Acceptance(0, 0)
-    blocks = pd.DataFrame(records.blocks, columns=BLOCK_COLUMNS)
+    blocks = _with_counts(requests, pd.DataFrame(records.blocks, columns=BLOCK_COLUMNS))
     needed = blocks.side.nunique() if records.info.get("imported") else len(SIDES)
     verdicts = pd.DataFrame(records.verdicts, columns=["level", "repeat", "question_id", "turn", "verdict"])
     config = records.info.get("config") or {}
@@ -140,15 +140,14 @@ def _level(requests: pd.DataFrame, blocks: pd.DataFrame, verdicts: pd.DataFrame)
     # A block without a failed request on either side, or one whose tokens were told as a whole.
     sound = blocks[~_holds(blocks, requests[requests.status != "ok"]) | blocks.tokens.notna()]
     row |= _throughput(requests, sound)
-    counted = _with_counts(requests, sound)
-    row |= _acceptance(sides[0], counted[counted.side == "speculative"])
+    row |= _acceptance(sides[0], sound[sound.side == "speculative"])
     judged = verdicts[~verdicts.question_id.isin(failed)]
     counts = verdicts[verdicts.index.isin(judged.index) | (verdicts.verdict == "divergent")].verdict.value_counts()
     row |= {name: int(counts.get(name, 0)) for name in VERDICTS}
     row["unchecked"] = len(sides[0].merge(sides[1], on=KEYS)) - len(judged)
     row["client_cpu_share"] = finite(blocks.client_cpu_share.max())
     row["miscounted"] = sum(one is True for one in whole.miscounted.astype(object))
-    row["foreign_tokens"] = _foreign(counted)
+    row["foreign_tokens"] = int(sound.foreign.sum()) if sound.foreign.notna().any() else None
     if blocks.tokens.notna().all():  # imported: answers were compared by nobody here, and may be told in sum only
         row |= dict.fromkeys((*VERDICTS, "unchecked", *(() if len(requests) else ("questions", "failed", "turns"))))
     return row, rates
@@ -214,7 +213,8 @@ def _acceptance(ours: pd.DataFrame, blocks: pd.DataFrame) -> dict[str, Any]:
         *zip(told.acceptance, told.new_tokens, [1] * len(told), strict=True)
     ]
     source = "answers"
-    if not found and blocks.acceptance.notna().any():
+    anew = ~blocks.fits & (blocks.extra < 0)
+    if not found and (blocks.acceptance.notna() | anew).any():
         fits = blocks.acceptance.notna() & blocks.fits
         used, left_out = blocks[fits], int((~fits).sum())
         total = _summed([read_acceptance(said) for said in used.acceptance])
@@ -224,7 +224,7 @@ def _acceptance(ours: pd.DataFrame, blocks: pd.DataFrame) -> dict[str, Any]:
     known = table[table.steps.notna()] if len(table) else table
     row = {"cr": None, "ctar": [None] * len(CTAR_POSITIONS), "draft_acceptance": None, "acceptance_from": None,
            "acceptance_answers": 0, "silent_answers": 0, "uncounted_blocks": left_out,
-           "foreign_in_cr": source == "counters" and bool((used.extra > 0).any())}  # fmt: skip
+           "foreign_in_cr": source == "counters" and bool((used.foreign > 0).any())}  # fmt: skip
     if not len(known):
         return row
     steps = known.steps.sum()
@@ -255,36 +255,34 @@ def _summed(found: Sequence[Acceptance | None]) -> Acceptance | None:
 
 
 def _with_counts(requests: pd.DataFrame, blocks: pd.DataFrame) -> pd.DataFrame:
-    """Blocks with `counted` tokens, by their server where it says, `answers`, and the tokens that are `extra`.
+    """All blocks, in the order asked, with `counted` tokens, by their server where it says, and `answers`.
 
-    extra: counted beyond those of the answers; NaN where the server publishes no counters. fits: whether this may be so
-    of itself, as counters may lag by a step of each request under way and make up for it later. Far more: others used
-    the server; far fewer: it began to count anew.
+    extra: tokens counted beyond those of the answers; NaN where the server publishes no counters. fits: whether this
+    may be so of itself, as counters may lag by a step of each request under way and make up for it later, a warm-up's
+    steps included. foreign: those that nothing makes up for, so others used the server. Far fewer: it began anew.
     """
-    keys = [*BLOCK, "side"]
+    keys = ["level", *BLOCK, "side"]
     answered = blocks[keys].merge(requests.groupby(keys, as_index=False).new_tokens.agg(["sum", "count"]), "left", keys)
     own = answered["sum"].fillna(0).to_numpy(dtype=float)
     answers = blocks.answers.astype(float).fillna(pd.Series(answered["count"].to_numpy(dtype=float), blocks.index))
     counted = blocks.counted_tokens.astype(float)
-    step = [1 + len(said.get("deeper") or ()) if isinstance(said, dict) else 1 for said in blocks.acceptance]
     table = blocks.assign(
         answers=answers,
         counted=counted.fillna(blocks.tokens.astype(float)).fillna(pd.Series(own, blocks.index)),
         extra=counted - own,
     )
-    late = np.minimum(blocks.level.to_numpy(dtype=float), answers.fillna(0)) * step
-    fits, owed = [], dict.fromkeys(SIDES, 0.0)
-    for side, extra, share, lag in zip(table.side, table.extra, SLACK * own, late, strict=True):
-        fits.append(not (extra < -max(share, lag) or extra > max(share, owed[side])))
-        owed[side] = max(0.0, owed[side] - extra) if fits[-1] and np.isfinite(extra) else 0.0
-    return table.assign(fits=pd.Series(fits, table.index, dtype=bool))
-
-
-def _foreign(blocks: pd.DataFrame) -> int | None:
-    """Tokens that servers counted beyond those of the answers; None where neither publishes counters."""
-    counted = blocks[blocks.extra.notna() & (blocks.fits | (blocks.extra > 0))]
-    sums = counted.groupby("side").extra.sum()
-    return int(sums.clip(lower=0).sum()) if blocks.extra.notna().any() else None
+    failed = {*requests[requests.status != "ok"][keys].itertuples(index=False, name=None)}
+    fits, foreign, owed = [], [], dict.fromkeys(SIDES, 0.0)  # owed: tokens of before that may be counted yet
+    for one, tokens in zip(table.itertuples(), own, strict=True):
+        step = 1 + len(one.acceptance.get("deeper") or ()) if isinstance(one.acceptance, dict) else 1
+        told = (one.level, one.repeat, one.block, one.side) not in failed and np.isfinite(one.extra)
+        under_way = min(one.level, one.answers) if told and np.isfinite(one.answers) else one.level
+        late, share = float(under_way * step), SLACK * tokens
+        before = float(one.level * step) if one.warmed is True else owed[one.side]
+        fits.append(not (one.extra < -max(share, late) or one.extra > max(share, before)))
+        foreign.append(max(0.0, one.extra - before) if np.isfinite(one.extra) else np.nan)
+        owed[one.side] = min(late, max(0.0, before - one.extra)) if told else late
+    return table.assign(fits=pd.Series(fits, table.index, dtype=bool), foreign=pd.Series(foreign, table.index))
 
 
 def crossing(rates: dict[int, pd.DataFrame], resamples: int = RESAMPLES) -> dict[str, Any] | None:

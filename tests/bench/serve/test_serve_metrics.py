@@ -209,6 +209,9 @@ def test_a_block_whose_counters_do_not_fit_its_answers_is_in_no_cr_and_said() ->
         assert ("8 tokens beyond these answers': others used them too" in format_table(found)) is bool(foreign)
     (row,) = summarise(records(FOUR, with_counters(counters(1, tokens=9), counters(1, tokens=9))))["levels"]
     assert (row["cr"], row["acceptance_from"], row["uncounted_blocks"]) == (None, None, 2)
+    anew = none | {"counted_tokens": -9}
+    found = summarise(records(FOUR, with_counters(anew, anew)))
+    assert found["levels"][0]["cr"] is None and LEFT_OUT.replace("1 block", "2 blocks") in format_table(found)
 
 
 def test_the_plain_servers_counters_say_nothing_of_cr() -> None:
@@ -240,6 +243,43 @@ def test_a_step_that_comes_late_is_no_restart_and_made_up_for_by_nobody_else() -
     assert row["cr"] == pytest.approx((17 + 23) / (13 + 15))
     (row,) = summarise(records(FOUR, with_counters(more, late)))["levels"]
     assert row["uncounted_blocks"] == 1, "nothing was late yet"
+
+
+LATE = counters(8, tokens=25) | {"acceptance": counters(8)["acceptance"] | {"deeper": [5, 3], "drafts": 8}}
+
+
+def test_what_a_warm_up_owes_is_nobody_elses() -> None:
+    (row,) = summarise(records(FOUR, with_counters(LATE | {"warmed": True}, counters())))["levels"]
+    assert (row["cr"], row["uncounted_blocks"], row["foreign_tokens"]) == (pytest.approx(43 / 29), 0, 0)
+
+
+def test_what_one_level_owes_another_makes_up_for() -> None:
+    fewer = counters(4, tokens=19) | {"acceptance": counters(4)["acceptance"] | {"deeper": [3, 1], "drafts": 6}}
+    blocks = [*with_counters(counters(), fewer), *(one | {"level": 4} for one in with_counters(LATE, counters()))]
+    requests = [one | {"level": level} for level in (2, 4) for one in FOUR]
+    rows = summarise(records(requests, blocks, concurrency=[2, 4]))["levels"]
+    assert [(row["uncounted_blocks"], row["foreign_tokens"]) for row in rows] == [(0, 0), (0, 0)]
+
+
+def test_what_a_block_with_a_failed_request_owes_is_not_known() -> None:
+    lost = {"status": "failed", "new_tokens": None}
+    requests = [one | lost if (one["question_id"], one["side"]) == (1, SIDES[0]) else one for one in FOUR]
+    (row,) = summarise(records(requests, with_counters(counters(2, tokens=8), LATE)))["levels"]
+    assert (row["cr"], row["uncounted_blocks"], row["foreign_tokens"]) == (pytest.approx(23 / 15), 0, 0)
+
+
+def test_whose_tokens_are_in_cr() -> None:
+    """The plain server's are not, and those that a block has too many are, though a later one has too few."""
+    fewer = counters(4, tokens=19) | {"acceptance": counters(4)["acceptance"] | {"deeper": [3, 1], "drafts": 6}}
+    blocks = [one | {"counted_tokens": 522} if one["side"] == SIDES[1] else one for one in with_counters(fewer, LATE)]
+    found = summarise(records(FOUR, blocks))
+    assert found["levels"][0]["foreign_tokens"] == 1000 and "count some of theirs" not in format_table(found)
+    requests = [one | {"new_tokens": 501} for one in FOUR]
+    told = {"acceptance": counters(800)["acceptance"] | {"deeper": [200] * 4, "drafts": 200}}
+    blocks = [one | {"counted_tokens": 1002} if one["side"] == SIDES[1] else one
+              for one in with_counters(told | {"counted_tokens": 1009}, told | {"counted_tokens": 995})]  # fmt: skip
+    found = summarise(records(requests, blocks))
+    assert "7 tokens beyond these answers': others used them too, and CR and CTAR count some" in format_table(found)
 
 
 def test_some_tokens_of_others_are_in_cr_and_that_is_said() -> None:
