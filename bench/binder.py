@@ -27,6 +27,7 @@ from methods.files import Checkpoint, DataFile
 TARGET = "_target_"
 FOR_PEOPLE = ("log.csv", "*.log", "*.md", "*.pdf", "*.png", ".gitattributes")  # what is left beside weights
 OF_TRAINING = ("training.json", "training_state.pt", "states/*.npy")  # what our trainings leave for themselves
+BOOKKEEPING = {".git", ".cache", ".DS_Store"}  # of what fetched a folder, or showed it: the same draft has others
 CONTEXT = ("target", "model")  # parameters that the caller gives, not the configuration
 
 
@@ -144,7 +145,8 @@ def draft_key(node: Mapping[str, Any]) -> str | None:
 def file_hashes(path: Path, *, draft: bool = False) -> dict[str, str]:
     """SHA-256 by name: of a file; or of a checkpoint folder's weight files, index and JSON, but for its tokenizer's.
 
-    draft: of a folder every file counts but what is for people, as nobody knows what a method from outside reads.
+    draft: of a folder every file counts but what is for people or keeps its books, as nobody knows what a method from
+    outside reads.
     Raises UserError when one cannot be read.
     """
     files = [path]
@@ -156,7 +158,8 @@ def file_hashes(path: Path, *, draft: bool = False) -> dict[str, str]:
     hashes = {}
     for file in filter(Path.is_file, files):
         name = file.relative_to(path).as_posix() if file != path else file.name
-        if file == path or not (matches(name, known) or matches(file.name, FOR_PEOPLE)):
+        left_out = matches(name, known) or matches(file.name, FOR_PEOPLE) or BOOKKEEPING & {*Path(name).parts}
+        if file == path or not left_out:
             with reading(file, "part of a checkpoint"):
                 hashes[name] = sha256(file)
     return hashes

@@ -132,16 +132,25 @@ def _run(model_id: str, members: Sequence[_File], theirs: Sequence[_File], model
 
 
 def _turns(repeats: Sequence[_File]) -> tuple[list[Row], list[str]]:
-    """Whether the lengths count the prompt's pass, the questions without an error say, all files together."""
-    everything = [answer for _, answers in repeats for answer in answers if len(answer.lengths)]
-    telling = [answer for answer in everything if all(row.text != ERROR for row in answer.rows)]
-    prefill = bool(telling) and all(map(_starts_with_prefill, telling))
-    return [
-        replace(row, repeat=repeat, lengths=lengths)
-        for repeat, (_, answers) in enumerate(repeats)
+    """Whether a file's lengths count the prompt's pass, its questions without an error say, else the other files."""
+    lengths = [path for path, answers in repeats if any(len(answer.lengths) for answer in answers)]
+    told = {path: found for path, answers in repeats if (found := _counts_prefill(answers)) is not None}
+    prefill = {path: told.get(path, bool(told) and all(told.values())) for path, _ in repeats}
+    rows = [
+        replace(row, repeat=repeat, lengths=of_turn)
+        for repeat, (path, answers) in enumerate(repeats)
         for answer in answers
-        for row, lengths in zip(answer.rows, _lengths_by_turn(answer, prefill), strict=True)
-    ], [LEFT_OUT if prefill else UNTOLD] if everything else []
+        for row, of_turn in zip(answer.rows, _lengths_by_turn(answer, prefill[path]), strict=True)
+    ]
+    untold = [path for path in lengths if not prefill[path]]
+    which = f"{', '.join(map(str, untold))}: " if len(untold) < len(lengths) else ""
+    return rows, [*([LEFT_OUT] if len(untold) < len(lengths) else []), *([f"{which}{UNTOLD}"] if untold else [])]
+
+
+def _counts_prefill(answers: Sequence[_Answer]) -> bool | None:
+    """What the answers without an error say; None where there is none."""
+    telling = [one for one in answers if len(one.lengths) and all(row.text != ERROR for row in one.rows)]
+    return all(map(_starts_with_prefill, telling)) if telling else None
 
 
 def _starts_with_prefill(answer: _Answer) -> bool:

@@ -25,6 +25,7 @@ from methods.errors import UserError, reading
 UNKNOWN = "imported: machine, settings, prompts and whether answers are the plain server's are not in these files"
 SPECFORGE = ("batch_size", "steps", "topk", "num_draft_tokens", "metrics")
 VLLM = ("duration", "completed", "max_concurrency")
+ACCEPTED = "spec_decode_accepted_tokens"  # in a result of vLLM's that speculated
 VLLM_TIMES = {"ttft": "ttft_ms", "tpot": "token_ms", "itl": "gap_ms", "e2el": "wall_ms"}  # its names of times, and ours
 SPECDEC = ("engine", "concurrency", "speculative_algorithm")
 SPECDEC_TIMES = {"TTFT Time": "ttft_ms", "E2E Request Time": "wall_ms"}
@@ -167,7 +168,7 @@ def _pair(ours: Sequence[_Result], theirs: Sequence[_Result], model: str, name: 
                 where = {"level": place[0], "repeat": place[1], "block": 0, "side": side, "attempt": side}
                 requests += [{**line, **where} for line in part.requests]
                 blocks.append({**_block(part, **where), "percentiles": part.percentiles or None})
-    notes = list(first.notes)
+    notes = [*dict.fromkeys(note for result in (*ours, *theirs) for note in result.notes)]
     if compared:
         unsure = "near ties" if first.alike else "near ties, and whether answers were greedy,"
         notes.append(
@@ -206,8 +207,12 @@ def _vllm(path: Path, result: dict[str, Any]) -> _Result:
     part = _Part(_level(path, "max_concurrency", result["max_concurrency"]), result["duration"],
                  result["total_output_tokens"], result["completed"], _vllm_acceptance(result),
                  result.get("input_lens"), result.get("generated_texts"), requests, percentiles)  # fmt: skip
-    name = str(result.get("label") or "vllm bench serve")
-    return _Result(path, "vllm", str(result.get("model_id") or "unknown"), name, [part])
+    name, prompts = str(result.get("label") or "vllm bench serve"), result.get("num_prompts", 0)
+    notes, failed = [UNKNOWN], prompts - part.answers
+    if failed > 0:
+        counts = "; its counts of acceptance have them too and are in no CR" if ACCEPTED in result else ""
+        notes.append(f"{path}: {failed} of {prompts} requests failed{counts}")
+    return _Result(path, "vllm", str(result.get("model_id") or "unknown"), name, [part], notes=tuple(notes))
 
 
 def _vllm_requests(result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -227,13 +232,11 @@ def _vllm_requests(result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _vllm_acceptance(result: Mapping[str, Any]) -> Acceptance | None:
-    if "spec_decode_accepted_tokens" not in result or result["completed"] < result.get("num_prompts", 0):
+    if ACCEPTED not in result or result["completed"] < result.get("num_prompts", 0):
         return None  # its counts have the failed requests too
     drafts, rates = result["spec_decode_num_drafts"], result.get("spec_decode_per_position_acceptance_rates")
     deeper = tuple(round(rate * drafts) for rate in rates) if rates else None
-    return Acceptance(
-        result["spec_decode_accepted_tokens"], result["spec_decode_draft_tokens"], deeper=deeper, drafts=drafts
-    )
+    return Acceptance(result[ACCEPTED], result["spec_decode_draft_tokens"], deeper=deeper, drafts=drafts)
 
 
 def _specdec_bench(folder: Path, config: dict[str, Any]) -> _Result:

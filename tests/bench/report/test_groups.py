@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -87,6 +88,16 @@ def test_one_part_of_another_commit_leaves_the_others_together(tmp_path):
     (group,) = collect(tmp_path).groups
     assert sorted(entry.metrics["overall"]["questions"] for entry in group.entries) == [6, 12]
     assert "shards of kangaroo with another commit are not merged" in group.warnings
+
+
+def test_parts_that_are_whole_without_each_other_are_two_runs(tmp_path):
+    for part, commit in product(range(2), "ab"):
+        ids = tuple(range(6 * part, 6 * part + 6))
+        shard = {"config": {"shard": f"{part}/2"}, "machine": MACHINE | {"commit": commit}}
+        write_run(tmp_path, Plan(per_category=1, repeats=1, question_ids=ids, **shard))
+    (group,) = collect(tmp_path).groups
+    assert [entry.metrics["overall"]["questions"] for entry in group.entries] == [12, 12]
+    assert "are not merged" not in str(group.warnings)
 
 
 def test_what_a_report_makes_no_more_goes_and_what_others_put_there_stays(tmp_path):

@@ -118,7 +118,7 @@ def test_questions_with_an_error_do_not_say_what_lengths_are(tmp_path):
     assert summary(run)["overall"]["cr"] == 3.0 and any("prefill, is no step" in note for note in run.notes)
 
 
-def test_repeats_say_together_what_their_lengths_are(tmp_path):
+def test_a_repeat_that_does_not_tell_what_its_lengths_are_is_named_and_changes_no_other(tmp_path):
     files = [
         answer_file(tmp_path / f"{n}.jsonl", steps=[2, 4, 3], seconds=0.4 + n, prefill_counted=n == 0) for n in range(2)
     ]
@@ -126,7 +126,8 @@ def test_repeats_say_together_what_their_lengths_are(tmp_path):
         lines = [json.loads(line) | {"model_id": "kangaroo"} for line in file.read_text().splitlines()]
         file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     (run,) = import_runs(files, [])
-    assert any("does not tell whether" in note for note in run.notes)
+    assert summary(run)["overall"]["cr"] == 3.0 and any("prefill, is no step" in note for note in run.notes)
+    assert any(note.startswith(f"{files[1]}: the file does not tell whether") for note in run.notes)
 
 
 def test_plain_decoding_may_be_a_row_beside_its_own_baseline(spec_bench):

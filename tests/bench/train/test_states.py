@@ -74,6 +74,8 @@ BROKEN: dict[str, bytes | np.ndarray] = {
     "empty": b"",
     "begun": b"\x93NUMPY",
     "text": b"no array",
+    "header": b"\x93NUMPY\x01\x00\x0c\x00{'descr': (\n",
+    "endless": b"\x93NUMPY\x01\x00\x48\x00{'descr': '<f2', 'fortran_order': False, 'shape': (2, 5, 9999999999999)}",
     "zip": b"PK\x03\x04 and no archive",
     "short": np.ones((2, 4, 3), np.float16),
     "one place": np.ones((1, 5, 3), np.float16),
