@@ -278,7 +278,7 @@ def _with_counts(requests: pd.DataFrame, blocks: pd.DataFrame) -> pd.DataFrame:
         told = (one.level, one.repeat, one.block, one.side) not in failed and np.isfinite(one.extra)
         under_way = min(one.level, one.answers) if told and np.isfinite(one.answers) else one.level
         late, share = float(under_way * step), SLACK * tokens
-        before = float(one.level * step) if one.warmed is True else owed[one.side]
+        before = max(owed[one.side], float(one.level * step) if one.warmed is True else 0.0)
         fits.append(not (one.extra < -max(share, late) or one.extra > max(share, before)))
         foreign.append(max(0.0, one.extra - before) if np.isfinite(one.extra) else np.nan)
         owed[one.side] = min(late, max(0.0, before - one.extra)) if told else late

@@ -151,10 +151,12 @@ def test_as_many_requests_as_the_level_are_under_way(model: Path, tmp_path: Path
     assert ours.most == theirs.most == 3
 
 
-def test_who_goes_first_alternates(model: Path, tmp_path: Path) -> None:
+def test_who_goes_first_alternates_and_is_warm(model: Path, tmp_path: Path) -> None:
     assert serve(model, tmp_path, *pair(), concurrency=1, block=2) == 0
-    done = [(one["block"], one["side"][0]) for one in lines(folder_of(tmp_path) / "blocks.jsonl")]
-    assert done == [(0, "s"), (0, "b"), (1, "b"), (1, "s"), (2, "s"), (2, "b")]
+    done = lines(folder_of(tmp_path) / "blocks.jsonl")
+    order = [(0, "s"), (0, "b"), (1, "b"), (1, "s"), (2, "s"), (2, "b")]
+    assert [(one["block"], one["side"][0]) for one in done] == order
+    assert [one["warmed"] for one in done] == [True, True, False, False, False, False]
 
 
 def test_every_level_asks_all_questions_in_the_same_order() -> None:
