@@ -25,9 +25,9 @@ from methods.errors import UserError, nearest, reading
 from methods.files import Checkpoint, DataFile
 
 TARGET = "_target_"
-FOR_PEOPLE = ("log.csv", "*.log", "*.md", "*.pdf", "*.png", ".gitattributes")  # what is left beside weights
+FOR_PEOPLE = ("log.csv", "*.log", "*.md", "*.pdf", "*.png", ".git?*")  # what is left beside weights
 OF_TRAINING = ("training.json", "training_state.pt", "states/*.npy")  # what our trainings leave for themselves
-BOOKKEEPING = {".git", ".cache", ".DS_Store"}  # of what fetched a folder, or showed it: the same draft has others
+BOOKKEEPING = {".git", ".cache", ".DS_Store", "__pycache__"}  # of what fetched or read a folder: no two copies agree
 CONTEXT = ("target", "model")  # parameters that the caller gives, not the configuration
 
 

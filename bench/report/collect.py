@@ -274,12 +274,13 @@ def _group(machine: str, model: str, runs: list[Run], slug: str) -> Group:
         for run in members:
             alike.setdefault(json.dumps(facts(run.info), sort_keys=True, default=str), []).append(run)
         first, *others = (facts(part[0].info) for part in alike.values())
-        if others and min(map(len, alike.values())) < _shards(members[0]):
+        have = [{str(run.config.get("shard")) for run in part} for part in alike.values()]
+        if others and min(map(len, have)) < _shards(members[0]):
             keys = dict.fromkeys(key for other in others for key, _, _ in differences(first, other))
             warnings.append(f"shards of {members[0].method} with another {', '.join(keys)} are not merged")
-        for part in alike.values():
+        for part, shards in zip(alike.values(), have, strict=True):
             try:
-                merged += [merge(part)] if len({str(run.config.get("shard")) for run in part}) == len(part) else part
+                merged += [merge(part)] if len(shards) == len(part) else part
             except UserError as error:
                 warnings.append(str(error))
                 merged += part

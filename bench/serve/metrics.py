@@ -32,7 +32,7 @@ COLUMNS = [
     "acceptance",
 ]
 BLOCK_COLUMNS = [
-    *("level", "repeat", "block", "side", "wall_s", "client_cpu_share", "acceptance", "counted_tokens", "warmed"),
+    *("level", "repeat", "block", "side", "wall_s", "client_cpu_share", "acceptance", "counted_tokens", "unrecorded"),
     *("tokens", "answers", "percentiles"),  # of a block whose requests were not recorded one by one
 ]
 KEYS = ["question_id", "repeat", "turn"]
@@ -258,8 +258,8 @@ def _with_counts(requests: pd.DataFrame, blocks: pd.DataFrame) -> pd.DataFrame:
     """All blocks, in the order asked, with `counted` tokens, by their server where it says, and `answers`.
 
     extra: tokens counted beyond those of the answers; NaN where the server publishes no counters. fits: whether this
-    may be so of itself, as counters may lag by a step of each request under way and make up for it later, a warm-up's
-    steps included. foreign: those that nothing makes up for, so others used the server. Far fewer: it began anew.
+    may be so of itself, as counters may lag by a step of each request under way and make up for it later, be these in
+    the records or not. foreign: those that nothing makes up for, so others used the server. Far fewer: it began anew.
     """
     keys = ["level", *BLOCK, "side"]
     answered = blocks[keys].merge(requests.groupby(keys, as_index=False).new_tokens.agg(["sum", "count"]), "left", keys)
@@ -278,7 +278,7 @@ def _with_counts(requests: pd.DataFrame, blocks: pd.DataFrame) -> pd.DataFrame:
         told = (one.level, one.repeat, one.block, one.side) not in failed and np.isfinite(one.extra)
         under_way = min(one.level, one.answers) if told and np.isfinite(one.answers) else one.level
         late, share = float(under_way * step), SLACK * tokens
-        before = max(owed[one.side], float(one.level * step) if one.warmed is True else 0.0)
+        before = max(owed[one.side], float(one.level * step) if one.unrecorded is True else 0.0)
         fits.append(not (one.extra < -max(share, late) or one.extra > max(share, before)))
         foreign.append(max(0.0, one.extra - before) if np.isfinite(one.extra) else np.nan)
         owed[one.side] = min(late, max(0.0, before - one.extra)) if told else late

@@ -163,6 +163,7 @@ class Session:
     servers: dict[str, Server]
     directory: ServeDirectory
     warm: set[tuple[int, str]] = field(default_factory=set)
+    unrecorded: set[str] = field(default_factory=set)  # sides whose counters may owe steps that are in no record
     prompts: dict[tuple[int | str, int, int], Any] = field(default_factory=dict)
 
     async def measure(self, blocks: Sequence[Block]) -> None:
@@ -191,10 +192,12 @@ class Session:
     async def _ask(self, block: Block, side: str) -> None:
         """Put a block to a server, `level` questions at a time."""
         server = await self._server(side)
-        warmed = await self._warm_up(block, side)
+        await self._warm_up(block, side)
         for _, question, turn in block.turns():  # in the records or the cache before the clock runs
             if turn == 0 or (question.question_id, turn - 1) in self.directory.history:
                 self._prompt(question, turn, [])
+        facts: dict[str, Any] = {"unrecorded": side in self.unrecorded}
+        self.unrecorded.discard(side)
         before = await server.counters()
         with self.directory.block(block.key(side)) as writing:
             cpu_s, start = time.process_time(), time.perf_counter()
@@ -213,7 +216,7 @@ class Session:
                 raise first if isinstance(first, UserError) else self._gone(server, str(first)) from None
             wall_s, cpu_s = time.perf_counter() - start, time.process_time() - cpu_s
             await self._check(server, writing)
-            facts = {"warmed": warmed, **counted(before, await server.counters())}
+            facts |= counted(before, await server.counters())
             self.directory.finish(writing, wall_s, {"client_cpu_share": round(cpu_s / wall_s, 4), **facts})
 
     async def _check(self, server: Server, writing: Writing) -> None:
@@ -233,14 +236,12 @@ class Session:
         return UserError(f"server.{server.key}={server.launch or server.url}: {why}; blocks that are whole are "
                          "recorded, and the same command goes on behind them")  # fmt: skip
 
-    async def _warm_up(self, block: Block, side: str) -> bool:
-        """As many unrecorded requests at once as the level has, so that no recorded one pays for the first use.
-
-        Returns whether they were asked now, so that the server's counters may still owe their last steps.
-        """
+    async def _warm_up(self, block: Block, side: str) -> None:
+        """As many unrecorded requests at once as the level has, so that no recorded one pays for the first use."""
         if (block.level, side) in self.warm or not self.settings.warmup:
-            return False
+            return
         self.warm.add((block.level, side))
+        self.unrecorded.add(side)
         server, tokens = self.servers[side], min(WARM_TOKENS, self.settings.max_new_tokens)
         chosen = [block.questions[number % len(block.questions)] for number in range(block.level)]
         asked = [self._request(server, self._prompt(question, 0, []), block.repeat, tokens) for question in chosen]
@@ -250,7 +251,6 @@ class Session:
                 raise self._gone(server, str(error))
             if isinstance(error, BaseException) and not isinstance(error, Failed):
                 raise error
-        return True
 
     async def _question(self, server: Server, writing: Writing, place: Place, start: float) -> None:
         """All turns of a question, one after another; a turn that fails ends it. Raises Dead."""
@@ -331,6 +331,7 @@ class Session:
     async def _margin(self, prompt: list[int]) -> float | None:
         """How far apart the plain server's two best tokens are after a prompt; None where it does not say."""
         server = await self._server("baseline")
+        self.unrecorded.add("baseline")
         try:
             answer = await server.ready.ask(self._request(server, prompt, 0, 1, top=2))
         except Failed:

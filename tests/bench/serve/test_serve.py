@@ -156,7 +156,7 @@ def test_who_goes_first_alternates_and_is_warm(model: Path, tmp_path: Path) -> N
     done = lines(folder_of(tmp_path) / "blocks.jsonl")
     order = [(0, "s"), (0, "b"), (1, "b"), (1, "s"), (2, "s"), (2, "b")]
     assert [(one["block"], one["side"][0]) for one in done] == order
-    assert [one["warmed"] for one in done] == [True, True, False, False, False, False]
+    assert [one["unrecorded"] for one in done] == [True, True, False, False, False, False]
 
 
 def test_every_level_asks_all_questions_in_the_same_order() -> None:

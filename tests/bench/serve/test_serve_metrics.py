@@ -249,7 +249,7 @@ LATE = counters(8, tokens=25) | {"acceptance": counters(8)["acceptance"] | {"dee
 
 
 def test_what_a_warm_up_owes_is_nobody_elses() -> None:
-    (row,) = summarise(records(FOUR, with_counters(LATE | {"warmed": True}, counters())))["levels"]
+    (row,) = summarise(records(FOUR, with_counters(LATE | {"unrecorded": True}, counters())))["levels"]
     assert (row["cr"], row["uncounted_blocks"], row["foreign_tokens"]) == (pytest.approx(43 / 29), 0, 0)
 
 

@@ -308,7 +308,14 @@ def test_read_tensors_takes_exactly_what_is_named(tmp_path: Path) -> None:
 def test_file_hashes(reference: Any, tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path, reference, "bin_shards")
     training = ("training.json", "training_state.pt", "states/x/y.npy", "log.csv", "loss.png")
-    books = (".gitattributes", ".git/index", ".cache/huggingface/download/config.json.metadata", "x/.DS_Store")
+    books = (
+        ".gitattributes",
+        ".gitignore",
+        "x/__pycache__/y.pyc",
+        ".git/index",
+        ".cache/huggingface/download/config.json.metadata",
+        "x/.DS_Store",
+    )
     for beside in (*training, *books):
         (folder / beside).parent.mkdir(parents=True, exist_ok=True)
         (folder / beside).write_text("{}")
