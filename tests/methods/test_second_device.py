@@ -30,7 +30,7 @@ from tests.second_device import Generator, Second, Strayed, moved, waits
 from tests.tiny import tiny_llama
 
 PROMPT = (3, 20, 3, 20, 3, 20, 3)
-NEW_TOKENS = 12
+NEW_TOKENS = 20
 STOP_BY_CONFIDENCE = ("kangaroo",)  # as configured; they wait for every token that they draft
 STOPS_LEVELS = "kangaroo_tree"  # waits for every level, the first included, and for nothing else
 Here = Callable[[str, float], tuple[Make, Generation, list[int]]]

@@ -304,6 +304,14 @@ def test_a_first_difference_is_judged_by_the_plain_servers_two_best_tokens(
     assert found == (verdict, 4, "token") and status == (verdict == "divergent")
 
 
+def test_what_a_near_tie_asks_of_the_plain_server_is_in_no_record_and_told(model: Path, tmp_path: Path) -> None:
+    ours, theirs = pair(other_from=4)
+    theirs.margin = 0.01
+    assert serve(model, tmp_path, ours, theirs, concurrency=1, block=1, limit=2) == 0
+    done = [(one["side"], one["unrecorded"]) for one in lines(folder_of(tmp_path) / "blocks.jsonl")]
+    assert len(done) > 2 and {*done[2:]} == {("baseline", True), ("speculative", False)}
+
+
 def test_without_token_ids_a_difference_is_divergent(model: Path, tmp_path: Path) -> None:
     ours, theirs = pair("openai", other_from=4)
     theirs.margin = 0.0

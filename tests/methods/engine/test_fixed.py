@@ -61,8 +61,8 @@ def test_every_method_decodes_as_on_the_eager_engine(
     name: str, temperature: float, model: Llama, tmp_path: Path
 ) -> None:
     make, fixed = maker(name, tmp_path), FixedLlama.of(model)
-    wanted = generated(model, make, PROMPT, 24, temperature)
-    assert generated(fixed, make, PROMPT, 24, temperature) == wanted
+    wanted = generated(model, make, PROMPT, 40, temperature)
+    assert generated(fixed, make, PROMPT, 40, temperature) == wanted
 
 
 REPLAYS: dict[str, Callable[[Any, int], int]] = {  # of a step, besides the target's, by the method and what it drafted
@@ -89,7 +89,7 @@ def test_joeys_drafts_are_the_eager_engines(name: str, joey: Llama, datastores: 
     prompt = Tokenizer.from_file(str(JOEY / "tokenizer.json")).encode("Dear Walter: Greetings from Corrin, where").ids
     # One bucket of slots: from one to the next go the drafts of a test below.
     wanted, found = (
-        generated(engine, lambda target: fetched.make(target=target), prompt, 20, context=256)
+        generated(engine, lambda target: fetched.make(target=target), prompt, 48, context=256)
         for engine in (joey, FixedLlama.of(joey))
     )
     assert found == wanted
